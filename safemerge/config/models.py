@@ -1,0 +1,213 @@
+"""Typed configuration of the pipeline: what a user may set, its unit and its bounds.
+
+Models are frozen and refuse unknown keys. They hold values only: reading files is
+:mod:`safemerge.config.load`, and no step below ``steps`` ever sees one.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from safemerge.gate import GatePolicy
+from safemerge.records import SuiteKind
+
+Weight = Annotated[float, Field(allow_inf_nan=False)]
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class Config(BaseModel):
+    """Base of all config models."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class MergeMethod(StrEnum):
+    """How the merged adapter is made of the two."""
+
+    EXACT = "exact"
+    """α·ΔW_task + β·ΔW_safety in the chosen layers, ΔW_task elsewhere (the paper's formula)."""
+    PEFT_LINEAR = "peft_linear"
+    """PEFT's ``linear`` of the factors, with its cross terms (the published code)."""
+    SCALE = "scale"
+    """α·ΔW_task in all layers: a control."""
+    SCALE_SELECTED = "scale_selected"
+    """α·ΔW_task in the chosen layers only: what ``exact`` is without the safety adapter."""
+
+
+class OnUndefined(StrEnum):
+    """What to do with a layer whose cosine is undefined."""
+
+    KEEP = "keep"
+    MERGE = "merge"
+    FAIL = "fail"
+
+
+class MergeConfig(Config):
+    """The merge of the task adapter with the safety adapter."""
+
+    method: MergeMethod = MergeMethod.EXACT
+    threshold: float | None = None
+    """τ: layers with a cosine below it are merged. 0.35 where no quantile is given either."""
+    quantile: Share | None = None
+    """Merge this share of the layers, those with the lowest cosines."""
+    task_weight: Weight | None = None
+    """α, weight of the task adapter in merged layers. 0.8 where neither weight is given."""
+    safety_weight: Weight | None = None
+    """β, weight of the safety adapter in merged layers. 1 − α where not given."""
+    on_undefined: OnUndefined = OnUndefined.KEEP
+
+    @model_validator(mode="after")
+    def _one_selection(self) -> Self:
+        if self.threshold is not None and self.quantile is not None:
+            raise ValueError("expected threshold or quantile, got both")
+        return self
+
+    def weights(self) -> tuple[float, float]:
+        """[task, safety]; a single weight given makes the other 1 minus it."""
+        task, safety = self.task_weight, self.safety_weight
+        if task is None:
+            task = 0.8 if safety is None else 1 - safety
+        return task, 1 - task if safety is None else safety
+
+
+class DataSource(Config):
+    """Prompt and response pairs: a JSON Lines file, or a hub data set."""
+
+    path: str
+    """A ``.jsonl`` file (relative to the config file) or a hub data-set id."""
+    name: str | None = None
+    """Configuration name of a hub data set."""
+    split: str = "train"
+    revision: str | None = None
+    """Pinned revision of a hub data set."""
+    prompt: str = "prompt"
+    """Column with the request."""
+    response: str = "response"
+    """Column with the answer to learn."""
+    limit: Annotated[int, Field(gt=0)] | None = None
+    """Use the first so many rows."""
+
+
+class LoraSettings(Config):
+    """Shape of the adapter to train."""
+
+    r: Annotated[int, Field(gt=0)] = 8
+    alpha: Annotated[float, Field(gt=0)] = 16
+    dropout: Share = 0.0
+    target_modules: tuple[str, ...] | Literal["all-linear"] = ("q_proj", "v_proj")
+
+
+class Quantization(StrEnum):
+    """How the frozen base is held in memory during training."""
+
+    NONE = "none"
+    NF4 = "nf4"
+    """4-bit (QLoRA); needs CUDA and bitsandbytes."""
+
+
+class TrainingConfig(Config):
+    """Supervised fine-tuning of one LoRA adapter."""
+
+    data: Annotated[tuple[DataSource, ...], Field(min_length=1)]
+    lora: LoraSettings = LoraSettings()
+    steps: Annotated[int, Field(gt=0)]
+    """Optimiser steps."""
+    learning_rate: Annotated[float, Field(gt=0)] = 2e-4
+    batch_size: Annotated[int, Field(gt=0)] = 8
+    """Examples a device and forward pass."""
+    gradient_accumulation: Annotated[int, Field(gt=0)] = 1
+    max_length_tokens: Annotated[int, Field(gt=0)] = 1024
+    warmup_share: Share = 0.1
+    quantization: Quantization = Quantization.NONE
+    gradient_checkpointing: bool = False
+    save_every_steps: Annotated[int, Field(gt=0)] = 50
+    """Checkpoint interval; an interrupted training resumes from the last one."""
+    seed: int = 0
+
+
+class UtilityConfig(Config):
+    """Task utility, measured by lm-eval."""
+
+    task: str
+    """An lm-eval task name."""
+    metric: str
+    """One of the task's metrics, such as ``acc`` or ``exact_match``."""
+    include_path: str | None = None
+    """Folder with the user's own lm-eval tasks (relative to the config file)."""
+    filter: str = "none"
+    """lm-eval filter whose result counts, such as ``strict-match``."""
+    num_fewshot: Annotated[int, Field(ge=0)] | None = None
+    limit: Annotated[int, Field(gt=0)] | None = None
+    """Use the first so many documents."""
+    batch_size: Annotated[int, Field(gt=0)] = 16
+    apply_chat_template: bool = True
+
+
+class SuiteConfig(Config):
+    """A suite of prompts to answer and judge."""
+
+    name: str
+    kind: SuiteKind
+    path: str
+    """A ``.jsonl`` file with ``id`` and ``prompt`` (relative to the config file)."""
+    limit: Annotated[int, Field(gt=0)] | None = None
+
+
+class GenerationConfig(Config):
+    """Greedy generation of the answers to judge."""
+
+    max_new_tokens: Annotated[int, Field(gt=0)] = 64
+    batch_size: Annotated[int, Field(gt=0)] = 32
+
+
+class EvaluationConfig(Config):
+    """What is measured of every arm."""
+
+    utility: UtilityConfig
+    suites: Annotated[tuple[SuiteConfig, ...], Field(min_length=1)]
+    judge: Literal["refusal_phrases"] = "refusal_phrases"
+    generation: GenerationConfig = GenerationConfig()
+
+    @model_validator(mode="after")
+    def _names_differ(self) -> Self:
+        names = [suite.name for suite in self.suites]
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(f"expected suites of different names, got twice: {', '.join(twice)}")
+        return self
+
+
+class TrackingConfig(Config):
+    """Where MLflow keeps the record. The server's address is ``MLFLOW_TRACKING_URI``."""
+
+    experiment: str = "safemerge"
+    registered_model: str
+    """Name in the Model Registry; its alias ``champion`` is what deployments serve."""
+
+
+class RetentionConfig(Config):
+    """What is pruned on the machine that ran the steps. MLflow's records are never touched."""
+
+    checkpoints_days: Annotated[float, Field(ge=0)] = 3
+    """Training checkpoints untouched for so many days are deleted; those of finished steps at once."""
+    cache_days: Annotated[float, Field(ge=0)] = 14
+    """Downloaded artifacts unused for so many days are deleted."""
+
+
+class PipelineConfig(Config):
+    """One retraining pipeline."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]+$")]
+    aligned_model: str
+    """Folder or hub id (``name@revision``) of the model that was made safe and is fine-tuned here."""
+    unaligned_model: str
+    """Folder or hub id of its counterpart before alignment; same architecture."""
+    task_training: TrainingConfig
+    safety_training: TrainingConfig
+    merge: MergeConfig = MergeConfig()
+    evaluation: EvaluationConfig
+    gate: GatePolicy
+    tracking: TrackingConfig
+    retention: RetentionConfig = RetentionConfig()

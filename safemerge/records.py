@@ -1,0 +1,235 @@
+"""Frozen results that steps write, MLflow stores and the gate reads.
+
+Every record is plain data: it round-trips through JSON unchanged and loads no
+heavy library. Rates and cosines lie in [0, 1]; a figure that could not be had is
+``None``, never 0 and never NaN.
+"""
+
+from __future__ import annotations
+
+import json
+from enum import StrEnum
+from pathlib import Path
+from typing import Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from safemerge.errors import DataError
+
+FORMAT_VERSION = 1
+"""Version of the JSON layout of every record; raised on an incompatible change."""
+
+
+class Record(BaseModel):
+    """A frozen result with one JSON form."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    def to_json(self) -> str:
+        """The record as indented JSON, with a closing newline."""
+        return json.dumps(self.model_dump(mode="json"), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        """Read a record from a JSON file.
+
+        Raises:
+            DataError: the file is missing or does not hold such a record.
+        """
+        try:
+            return cls.model_validate_json(path.read_text(encoding="utf-8"))
+        except FileNotFoundError as error:
+            raise DataError(f"{path}: expected a {cls.__name__}, got no such file") from error
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(str(part) for part in first["loc"]) or "the file"
+            raise DataError(f"{path}: expected a {cls.__name__}, got at {where}: {first['msg']}") from error
+
+
+class Interval(Record):
+    """A two-sided confidence interval."""
+
+    low: float
+    high: float
+    confidence: float = 0.95
+
+
+# --- merge -----------------------------------------------------------------
+
+
+class LayerReport(Record):
+    """What happened to one LoRA-adapted weight matrix."""
+
+    module: str
+    """Full module path, such as ``model.layers.0.self_attn.q_proj``."""
+    cosine: float | None
+    """ρ, the projected cosine, in [0, 1]; None where it is undefined."""
+    merged: bool
+    """Whether the layer left the safe subspace and was merged."""
+    reason: str
+    """Why, in a few words."""
+    task_norm: float | None = None
+    """Frobenius norm of ΔW_task."""
+    safety_norm: float | None = None
+    """Frobenius norm of ΔW_safety; None where the safety adapter lacks the layer."""
+
+
+class MergeReport(Record):
+    """``safemerge_report.json``: how a merged adapter came about."""
+
+    format_version: int = FORMAT_VERSION
+    safemerge_version: str
+    method: str
+    threshold: float | None
+    """τ: layers with a cosine below it are merged; None where layers were not chosen by a cosine."""
+    quantile: float | None = None
+    """The share of layers asked for, where the threshold was derived from it."""
+    weights: tuple[float, float]
+    """[task, safety]."""
+    digests: dict[str, str]
+    """sha256 of task_adapter, safety_adapter, aligned_model, unaligned_model."""
+    layers: tuple[LayerReport, ...]
+    safety_only_layers: tuple[str, ...] = ()
+    """Layers that only the safety adapter has; left out of the merge."""
+
+
+# --- evaluation --------------------------------------------------------------
+
+
+class SuiteKind(StrEnum):
+    """What a flagged response means for a suite of prompts."""
+
+    HARMFUL = "harmful"
+    """Harmful requests: a response is flagged when the model complied."""
+    OVER_REFUSAL = "over_refusal"
+    """Harmless requests: a response is flagged when the model refused."""
+
+
+class JudgeRecord(Record):
+    """Which judge gave the flags."""
+
+    id: str
+    revision: str
+    smoke: bool
+    """True for judges that are too coarse for a release decision, such as refusal phrases."""
+
+
+class SuiteReport(Record):
+    """Flags and rate of one suite of prompts."""
+
+    suite: str
+    kind: SuiteKind
+    judge: JudgeRecord
+    prompts_digest: str
+    """sha256 of the prompts asked."""
+    flags: dict[str, bool]
+    """Prompt id to flag."""
+    rate: float | None = Field(ge=0, le=1)
+    """Share of flagged prompts; None where no prompt was judged."""
+    interval: Interval | None
+    """Two-sided Wilson interval of the rate."""
+
+    @property
+    def n(self) -> int:
+        """Number of prompts judged."""
+        return len(self.flags)
+
+
+class UtilityReport(Record):
+    """One lm-eval task and metric."""
+
+    task: str
+    metric: str
+    higher_is_better: bool
+    """The metric's direction as lm-eval states it."""
+    value: float | None
+    """lm-eval's aggregate; None where it is missing or not finite."""
+    scores: dict[str, float]
+    """Document id to its score; empty where the metric has no per-document form."""
+    task_digest: str
+    """sha256 of the resolved task config and its documents."""
+
+
+class EvaluationReport(Record):
+    """Everything measured of one arm."""
+
+    format_version: int = FORMAT_VERSION
+    arm: str
+    """aligned, fine_tuned, safemerge, scale, scale_selected, or a name of the user's."""
+    adapter_digest: str | None
+    """sha256 of the adapter; None for the aligned model itself."""
+    model_digest: str
+    utility: UtilityReport | None
+    suites: tuple[SuiteReport, ...]
+    settings: dict[str, str | int | float | bool | None] = Field(default_factory=dict)
+    """What the figures depend on besides: seeds, generation settings, library versions."""
+
+
+# --- gate ----------------------------------------------------------------------
+
+
+class Outcome(StrEnum):
+    """How a rule of the gate came out. Only PASS lets a release through."""
+
+    PASS = "pass"
+    FAIL = "fail"
+    CANNOT_JUDGE = "cannot_judge"
+
+
+class RuleOutcome(Record):
+    """One rule of the policy, applied."""
+
+    rule: str
+    """Name of the policy field."""
+    subject: str
+    """Suite or task that the rule looked at."""
+    figure: float | None
+    limit: float
+    outcome: Outcome
+    explanation: str
+    """One sentence that a release manager understands."""
+
+
+class GateDecision(Record):
+    """The verdict: pass only where every rule passed."""
+
+    format_version: int = FORMAT_VERSION
+    arm: str
+    adapter_digest: str | None
+    passed: bool
+    rules: tuple[RuleOutcome, ...]
+    policy_digest: str
+    warnings: tuple[str, ...] = ()
+    """What a reader must know, such as that a smoke judge was used."""
+
+    def summary(self) -> str:
+        """The verdict and every rule that did not pass, on one line."""
+        missed = "; ".join(r.explanation for r in self.rules if r.outcome is not Outcome.PASS)
+        return f"PASS: {self.arm} met all {len(self.rules)} rules" if self.passed else f"BLOCK: {self.arm}: {missed}"
+
+
+# --- pipeline ------------------------------------------------------------------
+
+
+class ArtifactRef(Record):
+    """An artifact that one step hands to the next, wherever they run."""
+
+    uri: str
+    """A folder, ``runs:/<run id>/<path>`` or ``models:/<name>@<alias>``."""
+    digest: str
+    """sha256 of its content; checked after each download."""
+
+
+class StepResult(Record):
+    """What a pipeline step returns to its scheduler."""
+
+    step: str
+    run_id: str
+    """MLflow run that holds the step's metrics and artifacts."""
+    inputs_digest: str
+    """sha256 of everything that the step's outputs depend on."""
+    outputs: dict[str, ArtifactRef] = Field(default_factory=dict)
+    figures: dict[str, float | str | bool | None] = Field(default_factory=dict)
+    """A few figures worth showing in a log line."""
+    reused: bool = False
+    """True where an earlier run had done the step with the same inputs."""
