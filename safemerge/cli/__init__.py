@@ -1,1 +1,1 @@
-"""."""
+"""The command line: a typer app and one module per command."""

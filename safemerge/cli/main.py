@@ -1,0 +1,96 @@
+"""The command line: the same steps as the pipeline, with no Airflow.
+
+Every command lives in a module of this package that offers ``register(app)``; adding
+one means writing that module and naming it in ``_COMMANDS``. No module here imports
+torch, transformers, mlflow or plotly at its head: commands import what they need
+when they run, so that ``safemerge --help`` answers at once.
+
+Exit codes: 0 done, 1 and 3 verdicts of the gate, 2 wrong usage, 4 an error that
+safemerge names on one line, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import errno
+import sys
+import traceback
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from safemerge import __version__
+from safemerge.cli import merge
+from safemerge.errors import EXIT_ERROR, SafemergeError
+
+EXIT_INTERRUPTED = 130
+"""Exit code after Ctrl-C, as shells expect it (128 + SIGINT)."""
+
+_COMMANDS = (merge,)
+"""Modules whose ``register(app)`` adds commands, in the order of the help page."""
+
+
+class CleanErrors(TyperGroup):
+    """Turns expected failures of every command into one line on stderr and an exit code."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the chosen command.
+
+        Raises:
+            typer.Exit: with ``EXIT_ERROR`` after an expected failure, 130 after Ctrl-C.
+        """
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            typer.echo("interrupted", err=True)
+            raise typer.Exit(EXIT_INTERRUPTED) from None
+        except (SafemergeError, OSError) as error:
+            if isinstance(error, OSError) and error.errno == errno.EPIPE:
+                raise  # the reader of our output left, as `head` does: no fault of ours
+            if ctx.params.get("debug"):
+                traceback.print_exception(error)
+            else:
+                typer.echo(f"error: {' '.join(str(error).split())}", err=True)
+            raise typer.Exit(EXIT_ERROR) from error
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"safemerge {__version__}")
+        raise typer.Exit
+
+
+app = typer.Typer(
+    name="safemerge",
+    cls=CleanErrors,
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_show_locals=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="Each command explains itself, with examples: [bold]safemerge merge --help[/bold]",
+)
+
+
+@app.callback()
+def _root(
+    debug: Annotated[
+        bool,
+        typer.Option("--debug", envvar="SAFEMERGE_DEBUG", help="Show the traceback of an error."),
+    ] = False,
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Print the version and leave."
+        ),
+    ] = False,
+) -> None:
+    """Repair what fine-tuning does to a language model's safety, and gate what is not repaired."""
+
+
+for _module in _COMMANDS:
+    _module.register(app)
+
+
+def main() -> None:
+    """Entry point of ``safemerge`` and ``python -m safemerge``."""
+    sys.exit(app(prog_name="safemerge"))
