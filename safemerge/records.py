@@ -7,17 +7,24 @@ heavy library. Rates and cosines lie in [0, 1]; a figure that could not be had i
 
 from __future__ import annotations
 
+import hashlib
 import json
 from enum import StrEnum
 from pathlib import Path
 from typing import Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
 from safemerge.errors import DataError
 
 FORMAT_VERSION = 1
 """Version of the JSON layout of every record; raised on an incompatible change."""
+
+
+def json_digest(data: object) -> str:
+    """Sha256 of plain data in canonical JSON: sorted keys, no spaces, no NaN."""
+    text = json.dumps(data, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 class Record(BaseModel):
@@ -52,6 +59,16 @@ class Interval(Record):
     low: float
     high: float
     confidence: float = 0.95
+
+
+class Estimate(Record):
+    """A figure with its interval, such as a difference between two arms."""
+
+    value: float | None
+    """None where the figure cannot be judged, such as a share of a gain that may be zero."""
+    interval: Interval | None
+    n: int
+    """Number of prompts or documents."""
 
 
 # --- merge -----------------------------------------------------------------
@@ -171,7 +188,7 @@ class EvaluationReport(Record):
 class Outcome(StrEnum):
     """How a rule of the gate came out. Only PASS lets a release through."""
 
-    PASS = "pass"
+    PASS = "pass"  # noqa: S105 (no password)
     FAIL = "fail"
     CANNOT_JUDGE = "cannot_judge"
 
@@ -184,7 +201,8 @@ class RuleOutcome(Record):
     subject: str
     """Suite or task that the rule looked at."""
     figure: float | None
-    limit: float
+    limit: float | None
+    """None where the rule compares no figure, such as that two reports belong together."""
     outcome: Outcome
     explanation: str
     """One sentence that a release manager understands."""
@@ -205,7 +223,44 @@ class GateDecision(Record):
     def summary(self) -> str:
         """The verdict and every rule that did not pass, on one line."""
         missed = "; ".join(r.explanation for r in self.rules if r.outcome is not Outcome.PASS)
-        return f"PASS: {self.arm} met all {len(self.rules)} rules" if self.passed else f"BLOCK: {self.arm}: {missed}"
+        return (
+            f"PASS: {self.arm} met all {len(self.rules)} rules"
+            if self.passed
+            else f"BLOCK: {self.arm}: {missed}"
+        )
+
+
+# --- training ----------------------------------------------------------------
+
+
+class TrainingReport(Record):
+    """``safemerge_training.json``: how an adapter was fine-tuned."""
+
+    format_version: int = FORMAT_VERSION
+    model: str
+    """The model that was fine-tuned, as the adapter's config names it."""
+    data_digest: str
+    """sha256 of the examples in their order."""
+    examples: int
+    """Examples that were trained on."""
+    truncated_examples: int
+    """Examples cut to the largest length; those with no answer left were dropped."""
+    settings: dict[str, JsonValue]
+    """The training settings as asked for."""
+    batch_size: int
+    """Examples a device and forward pass; smaller than asked for where memory ran out."""
+    gradient_accumulation: int
+    steps: int
+    resumed_from_step: int | None
+    """Step of the checkpoint that training went on from; None where it began at zero."""
+    device: str
+    dtype: str
+    """Number format of the computation."""
+    trainable_parameters: int
+    final_loss: float
+    """Mean loss a token of the answers over the last logging interval, in nats."""
+    wall_s: float
+    """Seconds this call spent training."""
 
 
 # --- pipeline ------------------------------------------------------------------
