@@ -1,0 +1,230 @@
+"""Pictures of a merge, each a self-contained HTML page that needs no network.
+
+Pure: report in, page out. Files are written by the callers.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from html import escape
+from math import ceil
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from safemerge.records import LayerReport, MergeReport
+
+if TYPE_CHECKING:
+    from plotly.graph_objects import Figure
+
+ROW_HEIGHT_PX = 150
+ROW_GAP_PX = 38
+MARGIN_PX = {"l": 60, "r": 30, "t": 70, "b": 60}
+"""Around the rows: legend above, the lowest axis below."""
+MOST_TICKS = 40
+"""Layer numbers that fit beside each other."""
+
+
+_PAGE = """<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<title>SafeMERGE: {headline}</title>
+<style>
+body {{ font-family: system-ui, sans-serif; color: #2a3f5f; margin: 1.5rem; }}
+h1 {{ font-size: 1.3rem; margin: 0; }}
+p {{ margin: 0.3rem 0 0; }}
+</style>
+</head>
+<body>
+<h1>{headline}</h1>
+<p>{details}</p>
+{body}
+</body>
+</html>
+"""
+
+
+class _State(NamedTuple):
+    """How a layer came out, as the legend names it."""
+
+    name: str
+    colour: str
+    """From the Okabe-Ito palette: told apart by colour-blind readers too."""
+
+
+_MERGED = _State("merged", "#D55E00")
+_KEPT = _State("kept as fine-tuned", "#0072B2")
+_UNDEFINED_MERGED = _State("merged, cosine undefined", "#CC79A7")
+_UNDEFINED_KEPT = _State("kept, cosine undefined", "#777777")
+_STATES = (_MERGED, _KEPT, _UNDEFINED_MERGED, _UNDEFINED_KEPT)
+
+
+def layer_plot_html(report: MergeReport) -> str:
+    """Projected cosine of every layer as a page: one row a kind of module, one bar a layer.
+
+    Bars are coloured by what became of the layer; a cross on the axis stands for a
+    cosine that is undefined. The dashed line is the threshold.
+    """
+    from plotly.subplots import make_subplots
+
+    kinds = _module_kinds([layer.module for layer in report.layers])
+    rows = list(dict.fromkeys(kinds.values())) or ["no layers"]
+    plot_px = ROW_HEIGHT_PX * len(rows)
+    figure = make_subplots(
+        rows=len(rows),
+        shared_xaxes=True,
+        vertical_spacing=ROW_GAP_PX / plot_px,
+        subplot_titles=[f"<b>{escape(row)}</b>" for row in rows],
+    )
+    figure.update_annotations(x=0, xanchor="left", font_size=13)
+    positions = sorted({_position(layer.module) for layer in report.layers}, key=_natural)
+    bar_width = min(0.75, len(positions) / 16)
+    named: set[_State] = set()
+    for number, row in enumerate(rows, start=1):
+        layers = [layer for layer in report.layers if kinds[layer.module] == row]
+        for state in _STATES:
+            if chosen := [layer for layer in layers if _state(layer) is state]:
+                trace = _trace(chosen, state, bar_width, in_legend=state not in named)
+                figure.add_trace(trace, row=number, col=1)
+                named.add(state)
+        if report.threshold is not None:
+            figure.add_hline(
+                report.threshold, row=number, col=1, line={"dash": "dash", "width": 1.5, "color": "#222222"}
+            )
+    figure.update_xaxes(
+        type="category",
+        categoryorder="array",
+        categoryarray=positions,
+        range=[-0.7, len(positions) - 0.3],
+        dtick=ceil(len(positions) / MOST_TICKS) or 1,
+        tickangle=0,
+    )
+    figure.update_xaxes(title_text="layer", ticks="outside", ticklen=6, row=len(rows), col=1)
+    figure.update_yaxes(range=[0, _top(report)], nticks=5)
+    figure.update_layout(barmode="overlay")
+    return _page(figure, plot_px, report, "cosine of each update with its safety projection")
+
+
+def cosine_histogram_html(report: MergeReport) -> str:
+    """Distribution of the projected cosines as a page, with the threshold."""
+    from plotly import graph_objects
+
+    figure = graph_objects.Figure()
+    bin_width = 0.02
+    start = (report.threshold or 0) % bin_width - bin_width  # no bin straddles the threshold
+    for state in (_MERGED, _KEPT):
+        if chosen := [layer.cosine for layer in report.layers if _state(layer) is state]:
+            figure.add_trace(
+                graph_objects.Histogram(
+                    x=chosen,
+                    name=f"{state.name} ({len(chosen)})",
+                    marker_color=state.colour,
+                    xbins={"start": start, "end": 1 + bin_width, "size": bin_width},
+                )
+            )
+    if report.threshold is not None and 0 <= report.threshold <= 1:
+        figure.add_vline(report.threshold, line={"dash": "dash", "width": 1.5, "color": "#222222"})
+    figure.update_xaxes(title_text="cosine", range=[0, _top(report)])
+    figure.update_yaxes(title_text="layers")
+    figure.update_layout(barmode="stack")
+    return _page(figure, 300, report, "distribution of the projected cosines")
+
+
+def _state(layer: LayerReport) -> _State:
+    if layer.cosine is None:
+        return _UNDEFINED_MERGED if layer.merged else _UNDEFINED_KEPT
+    return _MERGED if layer.merged else _KEPT
+
+
+def _trace(layers: Sequence[LayerReport], state: _State, bar_width: float, *, in_legend: bool) -> Any:
+    """Bars of one state in one row; crosses on the axis where the cosine is undefined."""
+    from plotly import graph_objects
+
+    common = {
+        "x": [_position(layer.module) for layer in layers],
+        "name": state.name,
+        "legendgroup": state.name,
+        "legendrank": _STATES.index(state),
+        "showlegend": in_legend,
+        "hovertext": [_hover(layer) for layer in layers],
+        "hoverinfo": "text",
+    }
+    if layers[0].cosine is None:
+        marker = {"symbol": "x", "size": 9, "color": state.colour}
+        return graph_objects.Scatter(
+            y=[0] * len(layers), mode="markers", marker=marker, cliponaxis=False, **common
+        )
+    cosines = [layer.cosine for layer in layers]
+    return graph_objects.Bar(y=cosines, width=bar_width, marker_color=state.colour, **common)
+
+
+def _hover(layer: LayerReport) -> str:
+    lines = [
+        f"<b>{escape(layer.module)}</b>",
+        "cosine undefined" if layer.cosine is None else f"cosine {layer.cosine:.4f}",
+        f"{'merged' if layer.merged else 'kept'}: {escape(layer.reason)}",
+    ]
+    for name, norm in (("task", layer.task_norm), ("safety", layer.safety_norm)):
+        lines.append(f"‖ΔW<sub>{name}</sub>‖ {'absent' if norm is None else f'{norm:.4g}'}")
+    return "<br>".join(lines)
+
+
+def _module_kinds(modules: Sequence[str]) -> dict[str, str]:
+    """What a module is, without where: the shortest name that tells the kinds apart.
+
+    ``model.layers.0.self_attn.q_proj`` is a ``q_proj``, unless another part of the
+    model has one too: then it is a ``self_attn.q_proj``.
+    """
+    paths = {module: tuple(part for part in module.split(".") if not part.isdecimal()) for module in modules}
+    distinct = set(paths.values())
+
+    def shortest(path: tuple[str, ...]) -> str:
+        for length in range(1, len(path)):
+            if sum(other[-length:] == path[-length:] for other in distinct) == 1:
+                return ".".join(path[-length:])
+        return ".".join(path)
+
+    names = {path: shortest(path) for path in distinct}
+    return {module: names[path] for module, path in paths.items()}
+
+
+def _position(module: str) -> str:
+    """Where a module sits: its layer number, or numbers (``3.7``: expert 7 of layer 3)."""
+    return ".".join(part for part in module.split(".") if part.isdecimal()) or "–"
+
+
+def _natural(position: str) -> list[int]:
+    return [int(number) for number in re.findall(r"\d+", position)]
+
+
+def _top(report: MergeReport) -> float:
+    """Upper end of the cosine axis: a little above the largest cosine and a threshold that can be seen."""
+    figures = [layer.cosine for layer in report.layers if layer.cosine is not None]
+    if report.threshold is not None and report.threshold <= 1:
+        figures.append(report.threshold)
+    return 1.12 * (max(figures, default=0) or 1)
+
+
+def _page(figure: Figure, plot_px: int, report: MergeReport, what: str) -> str:
+    """The figure below a headline with the figures of the merge, as one HTML page."""
+    merged = sum(layer.merged for layer in report.layers)
+    threshold = "no threshold" if report.threshold is None else f"threshold {report.threshold:.4g}"
+    if report.quantile is not None:
+        threshold += f" (quantile {report.quantile:g})"
+    task, safety = report.weights
+    figure.update_layout(
+        template="plotly_white",
+        height=plot_px + MARGIN_PX["t"] + MARGIN_PX["b"],
+        margin=MARGIN_PX,
+        legend={"orientation": "h", "x": 0, "y": 1 + 26 / plot_px, "yanchor": "bottom"},
+        showlegend=True,
+        font={"family": "system-ui, sans-serif"},
+    )
+    page = {
+        "headline": f"{merged} of {len(report.layers)} layers merged",
+        "details": f"{what} · {threshold} · method {report.method} · weights {task:g} and {safety:g}",
+    }
+    body = figure.to_html(
+        full_html=False, include_plotlyjs=True, config={"displaylogo": False, "responsive": True}
+    )
+    return _PAGE.format(body=body, **{key: escape(text) for key, text in page.items()})
