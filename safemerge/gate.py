@@ -14,7 +14,6 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from safemerge.errors import DataError
 from safemerge.records import (
-    Estimate,
     EvaluationReport,
     GateDecision,
     Interval,
@@ -25,7 +24,7 @@ from safemerge.records import (
     UtilityReport,
     json_digest,
 )
-from safemerge.stats import gain_kept, mean_difference, wilson_interval
+from safemerge.stats import GainKept, gain_kept, wilson_interval
 
 Rate = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
@@ -182,8 +181,8 @@ def _gain_rule(
     except DataError as error:
         yield _cannot_judge(rule, task, limit, f"gain kept on {task}: {error}")
         return
-    if kept.value is None or kept.interval is None or gain.interval is None:
-        span = "unknown" if gain.interval is None else f"{gain.interval.low:.3g} to {gain.interval.high:.3g}"
+    if kept is None:
+        span = f"{gain.interval.low:.3g} to {gain.interval.high:.3g}"
         yield _cannot_judge(
             rule, task, limit, f"gain kept on {task}: fine-tuning showed no clear gain (95 % interval {span})"
         )
@@ -217,7 +216,7 @@ def _comparable_rule(candidate: EvaluationReport, name: str, other: EvaluationRe
 
 def utility_gain(
     candidate: EvaluationReport, aligned: EvaluationReport | None, fine_tuned: EvaluationReport | None
-) -> tuple[Estimate, Estimate]:
+) -> GainKept:
     """What fine-tuning gained, and the share of it that the candidate keeps.
 
     Args:
@@ -226,8 +225,7 @@ def utility_gain(
         fine_tuned: the fine-tuned adapter on the same task and documents.
 
     Returns:
-        The gain, positive where fine-tuning helped whatever the metric's direction, and the
-        share kept, whose value is None where the gain's interval does not lie above zero.
+        The gain and the share kept, as :func:`safemerge.stats.gain_kept` gives them.
 
     Raises:
         DataError: a report, its utility or its scores are missing, not finite or not comparable.
@@ -238,9 +236,7 @@ def utility_gain(
     )
     if not _same_task(arm, base) or not _same_task(arm, tuned):
         raise DataError("the reports measure different tasks, metrics or documents")
-    better, worse = (tuned, base) if arm.higher_is_better else (base, tuned)
-    kept = gain_kept(arm.scores, base.scores, tuned.scores, higher_is_better=arm.higher_is_better)
-    return mean_difference(better.scores, worse.scores), kept
+    return gain_kept(arm.scores, base.scores, tuned.scores, higher_is_better=arm.higher_is_better)
 
 
 def _utility(name: str, report: EvaluationReport | None) -> UtilityReport:

@@ -64,9 +64,8 @@ class Interval(Record):
 class Estimate(Record):
     """A figure with its interval, such as a difference between two arms."""
 
-    value: float | None
-    """None where the figure cannot be judged, such as a share of a gain that may be zero."""
-    interval: Interval | None
+    value: float
+    interval: Interval
     n: int
     """Number of prompts or documents."""
 

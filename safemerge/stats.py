@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from itertools import product
 from statistics import NormalDist
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from safemerge.errors import DataError
 from safemerge.records import Estimate, Interval
@@ -20,10 +21,18 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 RESAMPLES = 10_000
-"""Bootstrap resamples: the Monte Carlo error of an interval's end is then near 2 % of its width."""
+"""Draws behind an interval: the Monte Carlo error of its ends is then near 2 % of its width."""
 
 _CHUNK_CELLS = 4_000_000
-"""Resampled indices held at once, so that memory stays bounded for any number of documents."""
+"""Weights held at once, so that memory stays bounded for any number of documents."""
+
+
+class GainKept(NamedTuple):
+    """What fine-tuning gained, and the share of it that an arm keeps."""
+
+    gain: Estimate
+    share: Estimate | None
+    """None where it cannot be judged, because the gain may be zero or worse."""
 
 
 def wilson_interval(count: int, n: int, confidence: float = 0.95) -> Interval:
@@ -59,7 +68,7 @@ def rate_difference(arm: Mapping[str, bool], other: Mapping[str, bool], confiden
 
     Newcombe's square-and-add interval for paired data (his method 10): it combines the two
     Wilson intervals, corrected for the correlation between the arms, and so keeps its
-    coverage for few prompts and for rates near 0 and 1, where a bootstrap collapses.
+    coverage for few prompts and for rates near 0 and 1.
 
     Args:
         arm: prompt id to flag.
@@ -90,8 +99,7 @@ def mean_difference(
 ) -> Estimate:
     """Mean score of ``arm`` minus mean score of ``other`` over the same documents.
 
-    The interval is the percentile bootstrap of the documents' differences. Not BCa: its
-    acceleration is 0/0 where all differences are equal, which scores of 0 and 1 can well be.
+    The interval is a percentile interval of :func:`_drawn_means`.
 
     Args:
         arm: document id to score, finite.
@@ -100,16 +108,11 @@ def mean_difference(
         seed: of the resampling.
 
     Raises:
-        DataError: there are no documents, the ids differ, or a score is not finite.
+        DataError: there are fewer than two documents, the ids differ, or a score is not finite.
     """
-    import numpy as np
-
-    ids = _same_ids(arm, other)
-    difference = _column(arm, ids) - _column(other, ids)
-    means = _resampled_means(difference[:, None], seed)[:, 0]
-    low, high = np.quantile(means, _tails(confidence))
-    interval = Interval(low=float(low), high=float(high), confidence=confidence)
-    return Estimate(value=float(difference.mean()), interval=interval, n=len(ids))
+    scores = _table(arm, other)
+    draws = _drawn_means(scores, seed)
+    return _difference(scores.mean(axis=0), draws[:, 0] - draws[:, 1], len(scores), confidence)
 
 
 def gain_kept(
@@ -120,13 +123,13 @@ def gain_kept(
     *,
     higher_is_better: bool = True,
     seed: int = 0,
-) -> Estimate:
+) -> GainKept:
     """Share of what fine-tuning gained that ``arm`` keeps: (arm − aligned) / (fine_tuned − aligned).
 
-    The same documents are resampled for all three. A resample in which fine-tuning gained
+    The same documents are drawn for all three arms. A draw in which fine-tuning gained
     nothing bounds the share neither way, so it counts as −∞ at the low end and +∞ at the
     high end. Hence the share has an interval exactly where the interval of the gain lies
-    above zero; elsewhere value and interval are None.
+    above zero; elsewhere it cannot be judged and is None.
 
     Args:
         arm: document id to score, finite.
@@ -136,26 +139,32 @@ def gain_kept(
         higher_is_better: the metric's direction.
         seed: of the resampling.
 
+    Returns:
+        The gain, positive where fine-tuning helped whatever the metric's direction, and the share.
+
     Raises:
-        DataError: there are no documents, the ids differ, or a score is not finite.
+        DataError: there are fewer than two documents, the ids differ, or a score is not finite.
     """
     import numpy as np
 
-    ids = _same_ids(arm, aligned, fine_tuned)
-    sign = 1.0 if higher_is_better else -1.0
-    base = _column(aligned, ids)
-    parts = sign * np.stack([_column(arm, ids) - base, _column(fine_tuned, ids) - base], axis=1)
-    kept, gain = _resampled_means(parts, seed).T
-    low_tail, high_tail = _tails(confidence)
-    positive = gain > 0
-    if np.mean(~positive) >= low_tail:
-        return Estimate(value=None, interval=None, n=len(ids))
-    share = np.divide(kept, gain, out=np.zeros_like(kept), where=positive)
-    low = np.quantile(np.where(positive, share, -np.inf), low_tail, method="lower")
-    high = np.quantile(np.where(positive, share, np.inf), high_tail, method="higher")
-    numerator, denominator = parts.mean(axis=0)
-    interval = Interval(low=float(low), high=float(high), confidence=confidence)
-    return Estimate(value=float(numerator / denominator), interval=interval, n=len(ids))
+    scores = _table(fine_tuned, aligned, arm)
+    n, sign = len(scores), 1.0 if higher_is_better else -1.0
+    tuned, base, kept = sign * _drawn_means(scores, seed).T
+    gain = _difference(sign * scores.mean(axis=0), tuned - base, n, confidence)
+    if gain.interval.low <= 0:
+        return GainKept(gain, None)
+    positive = tuned > base
+    share = np.divide(kept - base, tuned - base, out=np.zeros(RESAMPLES), where=positive)
+    low, high = _tails(confidence)
+    # These order statistics are finite: fewer draws than a tail holds gained nothing.
+    interval = Interval(
+        low=float(np.quantile(np.where(positive, share, -np.inf), low, method="higher")),
+        high=float(np.quantile(np.where(positive, share, np.inf), high, method="lower")),
+        confidence=confidence,
+    )
+    mean_tuned, mean_base, mean_kept = scores.mean(axis=0)
+    value = float((mean_kept - mean_base) / (mean_tuned - mean_base))
+    return GainKept(gain, Estimate(value=value, interval=interval, n=n))
 
 
 def share_won_back(
@@ -165,11 +174,11 @@ def share_won_back(
     confidence: float = 0.95,
     *,
     seed: int = 0,
-) -> Estimate:
+) -> Estimate | None:
     """Share of the drift that ``arm`` undoes: (fine_tuned − arm) / (fine_tuned − aligned).
 
-    Rates of flagged prompts, resampled as in :func:`gain_kept`. Value and interval are None
-    where the interval of the drift does not lie above zero: there is nothing to win back.
+    Rates of flagged prompts, judged as in :func:`gain_kept`. None where the interval of the
+    drift does not lie above zero: there is nothing to win back.
 
     Args:
         arm: prompt id to flag.
@@ -179,9 +188,11 @@ def share_won_back(
         seed: of the resampling.
 
     Raises:
-        DataError: there are no prompts, or the ids differ.
+        DataError: there are fewer than two prompts, or the ids differ.
     """
-    return gain_kept(arm, fine_tuned, aligned, confidence, higher_is_better=False, seed=seed)
+    # The way back is a gain that starts from the fine-tuned adapter and ends at the aligned model.
+    back = gain_kept(arm, fine_tuned, aligned, confidence, higher_is_better=False, seed=seed)
+    return back.share
 
 
 def _z(confidence: float) -> float:
@@ -205,25 +216,57 @@ def _same_ids(first: Mapping[str, float], *others: Mapping[str, float]) -> list[
     return sorted(first)
 
 
-def _column(scores: Mapping[str, float], ids: list[str]) -> NDArray[np.float64]:
+def _listed(ids: list[str]) -> str:
+    return ", ".join(ids[:5]) + (f" and {len(ids) - 5} more" if len(ids) > 5 else "")
+
+
+def _table(*arms: Mapping[str, float]) -> NDArray[np.float64]:
+    """Scores of the arms over the documents they share: (documents, arms), all finite."""
     import numpy as np
 
-    column = np.array([scores[i] for i in ids], dtype=np.float64)
-    if not np.isfinite(column).all():
-        worst = ids[int(np.flatnonzero(~np.isfinite(column))[0])]
-        raise DataError(f"document {worst}: expected a finite score, got {scores[worst]}")
-    return column
+    ids = _same_ids(*arms)
+    if len(ids) < 2:
+        raise DataError("paired comparison: expected at least two documents, got one")
+    table = np.array([[arm[i] for arm in arms] for i in ids], dtype=np.float64)
+    if bad := [ids[row] for row in np.flatnonzero(~np.isfinite(table).all(axis=1))]:
+        raise DataError(f"paired comparison: expected finite scores, got others for {_listed(bad)}")
+    return table
 
 
-def _resampled_means(values: NDArray[np.float64], seed: int) -> NDArray[np.float64]:
-    """Column means of ``values`` (n, k) over RESAMPLES resamples of its rows: (RESAMPLES, k)."""
+def _drawn_means(scores: NDArray[np.float64], seed: int) -> NDArray[np.float64]:
+    """Column means under RESAMPLES draws of document weights: (RESAMPLES, arms).
+
+    The Bayesian bootstrap: weights from a Dirichlet distribution, 1 for each document. Where
+    all scores are 0 or 1, documents are counted by their pattern over the arms and every
+    pattern, seen or not, gets a share of two extra documents, as Agresti and Min add for
+    paired rates; without these an interval collapses where an arm is always or never right.
+
+    Source: D. B. Rubin, Annals of Statistics 9 (1981) 130; A. Agresti and Y. Min,
+    Statistics in Medicine 24 (2005) 729.
+    """
     import numpy as np
 
+    rows, concentration = scores, np.ones(len(scores))
+    if np.isin(scores, (0, 1)).all():
+        rows = np.array(list(product((0.0, 1.0), repeat=scores.shape[1])))
+        seen = (scores[:, None, :] == rows).all(axis=2).sum(axis=0)
+        concentration = seen + 2 / len(rows)
     rng = np.random.default_rng(seed)
-    n = len(values)
-    rows = max(1, _CHUNK_CELLS // n)
-    sizes = [min(rows, RESAMPLES - start) for start in range(0, RESAMPLES, rows)]
-    return np.concatenate([values[rng.integers(n, size=(size, n))].mean(axis=1) for size in sizes])
+    chunk = max(1, _CHUNK_CELLS // len(rows))
+    sizes = [min(chunk, RESAMPLES - start) for start in range(0, RESAMPLES, chunk)]
+    weights = (rng.standard_gamma(concentration, size=(size, len(rows))) for size in sizes)
+    return np.concatenate([w @ rows / w.sum(axis=1, keepdims=True) for w in weights])
+
+
+def _difference(
+    means: NDArray[np.float64], draws: NDArray[np.float64], n: int, confidence: float
+) -> Estimate:
+    """First mean minus second, with the percentile interval of the drawn differences."""
+    import numpy as np
+
+    low, high = np.quantile(draws, np.array(_tails(confidence)))
+    interval = Interval(low=float(low), high=float(high), confidence=confidence)
+    return Estimate(value=float(means[0] - means[1]), interval=interval, n=n)
 
 
 def _phi(both: int, one: int, two: int, n: int) -> float:
