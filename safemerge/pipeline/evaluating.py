@@ -1,0 +1,83 @@
+"""Measure one arm: task utility, harmfulness and over-refusal."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from safemerge.errors import ConfigError
+from safemerge.pipeline.context import StepContext, already_done, inputs_digest, local_adapter, local_model
+from safemerge.pipeline.request import StepRequest
+from safemerge.records import EvaluationReport, StepResult
+
+LIBRARIES = ("torch", "transformers", "peft", "lm_eval")
+
+
+def evaluate(context: StepContext, request: StepRequest) -> StepResult:
+    """Evaluate the aligned model, or an adapter on it.
+
+    The figures of an adapter are kept by its digest: whatever an arm is called, it is
+    measured once.
+
+    Options:
+        arm: name of the arm; ``aligned`` takes no adapter.
+
+    Inputs:
+        adapter: the adapter to measure. An arm that has none in this run gives no outputs.
+
+    Outputs:
+        report: the figures as JSON.
+    """
+    arm = request.options.get("arm")
+    if not isinstance(arm, str) or not arm:
+        raise ConfigError(f"option arm: expected a name, got {arm!r}")
+    run = context.ledger.pipeline_run(request.run_id or "")
+    adapter = request.inputs.get("adapter")
+    if adapter is None and arm != "aligned":
+        return StepResult(
+            step="evaluate",
+            run_id=run.run_id,
+            inputs_digest=run.plan.inputs_digest,
+            figures={"note": f"this run has no adapter for the arm {arm}"},
+        )
+    settings = run.config.evaluation
+    label = f"evaluate_{arm}"
+
+    from safemerge.evaluation.suites import load_suite
+
+    suites = [(suite, load_suite(Path(suite.path), suite.limit)) for suite in settings.suites]
+    digest = inputs_digest(
+        "evaluate",
+        LIBRARIES,
+        model=run.plan.model_digests["aligned_model"],
+        adapter=adapter and adapter.digest,
+        suites={suite.name: [suite.kind, prompts.digest] for suite, prompts in suites},
+        settings=settings.model_dump(mode="json", exclude={"suites"}),
+    )
+    if done := already_done(context, run, "evaluate", digest, label):
+        return done
+    model = local_model(context, run, "aligned_model")
+    folder = local_adapter(context, adapter) if adapter else None
+
+    with context.ledger.step_run(run, "evaluate", digest, label) as step_run:
+        step_run.log_params({"arm": arm, **settings.model_dump(mode="json", exclude={"suites"})})
+        for suite, prompts in suites:
+            step_run.log_dataset(suite.name, prompts.digest, suite.path)
+        evaluation = evaluate_arm(model, folder, arm, settings, model_digest="", adapter_digest="")
+        figures = headline_figures(evaluation.report)
+        step_run.log_metrics(figures)
+        step_run.log_table(evaluation.rows, "responses.json")
+        report = step_run.log_text(evaluation.report.to_json(), "report.json")
+        return step_run.finish({"report": report}, figures)
+
+
+def headline_figures(report: EvaluationReport) -> dict[str, float | None]:
+    """The figures of a report by the names that MLflow charts them under."""
+    figures: dict[str, float | None] = {}
+    for suite in report.suites:
+        figures[f"{suite.kind}_rate.{suite.suite}"] = suite.rate
+        if suite.interval:
+            figures[f"{suite.kind}_rate_low.{suite.suite}"] = suite.interval.low
+            figures[f"{suite.kind}_rate_high.{suite.suite}"] = suite.interval.high
+    if report.utility:
+        figures[f"utility.{report.utility.task}.{report.utility.metric}"] = report.utility.value
+    return figures

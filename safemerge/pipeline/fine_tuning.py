@@ -1,0 +1,67 @@
+"""Train the task adapter or the safety adapter on the aligned model."""
+
+from __future__ import annotations
+
+from safemerge.errors import ConfigError
+from safemerge.pipeline.context import StepContext, already_done, inputs_digest, local_model
+from safemerge.pipeline.request import StepRequest
+from safemerge.records import StepResult
+
+LIBRARIES = ("torch", "transformers", "peft", "trl")
+
+
+def train(context: StepContext, request: StepRequest) -> StepResult:
+    """Fine-tune one LoRA adapter, resuming from the last checkpoint of a killed attempt.
+
+    Options:
+        role: ``task`` or ``safety``.
+
+    Outputs:
+        adapter: the trained adapter. Where the run judges an adapter that was given,
+        nothing is trained: ``task`` hands on the unrepaired adapter, if it is known.
+    """
+    role = request.options.get("role")
+    if role not in ("task", "safety"):
+        raise ConfigError(f"option role: expected task or safety, got {role!r}")
+    run = context.ledger.pipeline_run(request.run_id or "")
+    if run.plan.adapter is not None:
+        given = run.plan.fine_tuned_adapter if role == "task" else None
+        return StepResult(
+            step="train",
+            run_id=run.run_id,
+            inputs_digest=run.plan.inputs_digest,
+            outputs={"adapter": given} if given else {},
+            figures={"note": "an adapter was given: nothing is trained"},
+            reused=True,
+        )
+    from safemerge.training.data import data_digest, load_examples
+
+    settings = run.config.task_training if role == "task" else run.config.safety_training
+    examples = load_examples(settings.data)
+    data = data_digest(examples)
+    digest = inputs_digest(
+        "train",
+        LIBRARIES,
+        model=run.plan.model_digests["aligned_model"],
+        data=data,
+        settings=settings.model_dump(mode="json", exclude={"data", "save_every_steps"}),
+    )
+    label = f"train_{role}_adapter"
+    if done := already_done(context, run, "train", digest, label):
+        return done
+    base = local_model(context, run, "aligned_model")
+    work = context.workspace.work(label, digest)
+
+    from safemerge.steps.training import train_from_config
+    from safemerge.storage.digests import adapter_digest
+
+    with context.ledger.step_run(run, "train", digest, label) as step_run:
+        step_run.log_params({"role": role, **settings.model_dump(mode="json", exclude={"data"})})
+        for source in settings.data:
+            step_run.log_dataset(f"{role}_training", data, source.path)
+        output = work / "adapter"
+        report = train_from_config(base, examples, settings, output=output, work=work, on_log=step_run.log_metrics)
+        adapter = step_run.log_folder(output, "adapter", adapter_digest(output))
+        result = step_run.finish({"adapter": adapter}, {"train_loss": report.final_loss, "seconds": report.seconds})
+    context.workspace.discard(work)
+    return result

@@ -1,0 +1,59 @@
+"""Let the gate decide, and keep its verdict where people and deployments look."""
+
+from __future__ import annotations
+
+from safemerge.gate import decide
+from safemerge.pipeline.context import StepContext, already_done, inputs_digest
+from safemerge.pipeline.request import StepRequest
+from safemerge.records import ArtifactRef, EvaluationReport, StepResult
+from safemerge.tracking import tags
+
+
+def gate(context: StepContext, request: StepRequest) -> StepResult:
+    """Judge the candidate's report by the pipeline's policy.
+
+    A report that is missing is not an error here: the rules that need it cannot be
+    judged, and that blocks.
+
+    Inputs:
+        candidate: report of the adapter that may be released.
+        aligned, fine_tuned: reports that utility is compared with.
+        adapter: the candidate itself.
+
+    Outputs:
+        decision: the verdict as JSON.
+    """
+    run = context.ledger.pipeline_run(request.run_id or "")
+    reports = {"candidate": request.input("candidate")} | {
+        name: request.inputs[name] for name in ("aligned", "fine_tuned") if name in request.inputs
+    }
+    adapter = request.input("adapter")
+    digest = inputs_digest(
+        "gate",
+        ("statsmodels", "scipy"),
+        policy=run.config.gate.model_dump(mode="json"),
+        adapter=adapter.digest,
+        reports={name: ref.digest for name, ref in reports.items()},
+    )
+    if done := already_done(context, run, "gate", digest, "gate"):
+        return done
+    loaded = {name: _read_report(context, ref, name) for name, ref in reports.items()}
+    decision = decide(loaded["candidate"], loaded.get("aligned"), loaded.get("fine_tuned"), run.config.gate)
+    with context.ledger.step_run(run, "gate", digest) as step_run:
+        step_run.log_params(run.config.gate.model_dump(mode="json"))
+        step_run.log_table([rule.model_dump(mode="json") for rule in decision.rules], "rules.json")
+        step_run.log_metrics({f"{rule.rule}.{rule.subject}": rule.figure for rule in decision.rules})
+        verdict = "pass" if decision.passed else "block"
+        step_run.set_tags({tags.VERDICT: verdict, tags.VERDICT_SUMMARY: decision.summary()})
+        stored = step_run.log_text(decision.to_json(), "decision.json")
+        figures = {"passed": decision.passed, "summary": decision.summary()}
+        result = step_run.finish({"decision": stored}, figures)
+    if not decision.passed:
+        context.ledger.close_pipeline_run(run, passed=False, summary=decision.summary(), gate_run_id=result.run_id)
+    return result
+
+
+def _read_report(context: StepContext, ref: ArtifactRef, arm: str) -> EvaluationReport:
+    """A report under the name it has in this run; reused figures may come from a run that named it otherwise."""
+    report = EvaluationReport.read(context.ledger.fetch(ref.uri, context.workspace.cache))
+    return report.model_copy(update={"arm": report.arm if arm == "candidate" else arm})

@@ -1,0 +1,141 @@
+"""Open a pipeline run: everything cheap that can be wrong is found here, before hours of training."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from safemerge.config.load import load_pipeline
+from safemerge.config.models import PipelineConfig
+from safemerge.errors import ConfigError
+from safemerge.pipeline.context import StepContext
+from safemerge.pipeline.request import StepRequest
+from safemerge.records import ArtifactRef, MergeReport, StepResult, json_digest
+from safemerge.tracking.ledger import PipelinePlan
+
+if TYPE_CHECKING:
+    from safemerge.tracking.ledger import Ledger
+
+logger = logging.getLogger(__name__)
+
+
+def open_run(context: StepContext, request: StepRequest) -> StepResult:
+    """Check the config and all that it names, and open the pipeline's run in MLflow.
+
+    Options:
+        config: path of the pipeline's YAML file.
+        run_key: what the scheduler calls this run.
+        overrides: dotted config key to value, such as ``{"merge.quantile": 0.5}``.
+        adapter: URI of an adapter to evaluate and gate again instead of training one.
+        fine_tuned_adapter: URI of the unrepaired adapter it came from, where it is not on record.
+
+    Raises:
+        SafemergeError: whatever is wrong with the config, the models, the data or the adapter.
+    """
+    options = request.options
+    if not options.get("config"):
+        raise ConfigError("option config: expected the path of a pipeline's YAML file, got nothing")
+    config = load_pipeline(Path(options["config"]), overrides=options.get("overrides") or {})
+    model_digests = check_models(context, config)
+    data = check_data(config)
+    check_evaluation(config)
+    adapter, fine_tuned = _given_adapters(
+        context, config, options.get("adapter"), options.get("fine_tuned_adapter")
+    )
+    settings = config.model_dump(mode="json", exclude={"retention"})
+    plan = PipelinePlan(
+        pipeline=config.name,
+        inputs_digest=json_digest(
+            {
+                "config": settings,
+                "models": model_digests,
+                "data": data,
+                "adapter": adapter and adapter.digest,
+                "fine_tuned_adapter": fine_tuned and fine_tuned.digest,
+            }
+        ),
+        model_digests=model_digests,
+        adapter=adapter,
+        fine_tuned_adapter=fine_tuned,
+    )
+    run = context.ledger.open_pipeline_run(config, plan, options.get("run_key") or plan.inputs_digest[:12])
+    outputs = {"adapter": adapter, "fine_tuned_adapter": fine_tuned}
+    return StepResult(
+        step="open",
+        run_id=run.run_id,
+        inputs_digest=plan.inputs_digest,
+        outputs={name: ref for name, ref in outputs.items() if ref is not None},
+        figures={"pipeline": config.name, "experiment_id": run.experiment_id},
+    )
+
+
+def check_models(context: StepContext, config: PipelineConfig) -> dict[str, str]:
+    """The digest of both models, once they are known to be there and of one architecture."""
+    from safemerge.storage.checkpoints import check_same_architecture
+    from safemerge.storage.digests import checkpoint_digest
+    from safemerge.storage.hub import resolve
+
+    folders = {role: resolve(getattr(config, role)) for role in ("aligned_model", "unaligned_model")}
+    check_same_architecture(folders["aligned_model"], folders["unaligned_model"])
+    return {role: checkpoint_digest(folder, context.workspace.cache) for role, folder in folders.items()}
+
+
+def check_data(config: PipelineConfig) -> dict[str, str]:
+    """The digest of every data set and suite, once all rows are known to be well formed."""
+    from safemerge.evaluation.suites import load_suite
+    from safemerge.training.data import data_digest, load_examples
+
+    digests = {
+        "task_training": data_digest(load_examples(config.task_training.data)),
+        "safety_training": data_digest(load_examples(config.safety_training.data)),
+    }
+    for suite in config.evaluation.suites:
+        digests[f"suite {suite.name}"] = load_suite(Path(suite.path), suite.limit).digest
+    return digests
+
+
+def check_evaluation(config: PipelineConfig) -> None:
+    """Fail now, not after training, where lm-eval does not know the task or its metric."""
+    from safemerge.evaluation.utility import check_task
+
+    utility = config.evaluation.utility
+    check_task(utility.task, utility.metric, utility.include_path)
+
+
+def _given_adapters(
+    context: StepContext, config: PipelineConfig, adapter: str | None, fine_tuned: str | None
+) -> tuple[ArtifactRef | None, ArtifactRef | None]:
+    """The adapter to judge again, and the unrepaired one it came from.
+
+    The second is found by digest: a merged adapter's report names its task adapter, and
+    an adapter that a training step wrote is itself unrepaired.
+    """
+    if not adapter:
+        if fine_tuned:
+            raise ConfigError("option fine_tuned_adapter: expected an option adapter beside it, got none")
+        return None, None
+    given = _reference(context, adapter)
+    if fine_tuned:
+        return given, _reference(context, fine_tuned)
+    folder = context.ledger.fetch(given.uri, context.workspace.cache)
+    report = folder / "safemerge_report.json"
+    origin = MergeReport.read(report).digests["task_adapter"] if report.exists() else given.digest
+    trained = _trained_adapter(context.ledger, config, origin)
+    if trained is None:
+        logger.warning("no training of the unrepaired adapter %s is on record: gain kept cannot be judged", origin[:12])
+    return given, trained
+
+
+def _reference(context: StepContext, uri: str) -> ArtifactRef:
+    from safemerge.storage.adapters import read_adapter
+    from safemerge.storage.digests import adapter_digest
+
+    pinned = context.ledger.pin(uri)
+    folder = context.ledger.fetch(pinned, context.workspace.cache)
+    read_adapter(folder)
+    return ArtifactRef(uri=pinned, digest=adapter_digest(folder))
+
+
+def _trained_adapter(ledger: Ledger, config: PipelineConfig, digest: str) -> ArtifactRef | None:
+    return ledger.find_output(config.tracking.experiment, "train", "adapter", digest)

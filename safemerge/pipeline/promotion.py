@@ -1,0 +1,65 @@
+"""Make an adapter that passed the gate the champion."""
+
+from __future__ import annotations
+
+import logging
+
+from safemerge.errors import MismatchError
+from safemerge.pipeline.context import StepContext, already_done, inputs_digest, local_adapter
+from safemerge.pipeline.request import StepRequest
+from safemerge.records import ArtifactRef, GateDecision, StepResult
+
+logger = logging.getLogger(__name__)
+
+
+def promote(context: StepContext, request: StepRequest) -> StepResult:
+    """Register the adapter as a new model version and move the alias ``champion`` to it.
+
+    Inputs:
+        adapter: the candidate that the gate judged.
+        decision: the gate's verdict; read here again, so that no scheduler can promote
+            what did not pass.
+
+    Outputs:
+        model_version: ``models:/<name>/<version>``.
+
+    Raises:
+        MismatchError: the verdict is not a pass, or is about another adapter.
+    """
+    run = context.ledger.pipeline_run(request.run_id or "")
+    adapter, decision_ref = request.input("adapter"), request.input("decision")
+    decision = GateDecision.read(context.ledger.fetch(decision_ref.uri, context.workspace.cache))
+    if not decision.passed or decision.adapter_digest != adapter.digest:
+        raise MismatchError(
+            f"promotion of adapter {adapter.digest[:12]}: expected a passing verdict about it, got "
+            f"{'a pass' if decision.passed else 'a block'} about {str(decision.adapter_digest)[:12]}"
+        )
+    name = run.config.tracking.registered_model
+    digest = inputs_digest("promote", name=name, adapter=adapter.digest, decision=decision_ref.digest, run=run.run_id)
+    if done := already_done(context, run, "promote", digest, "promote"):
+        return done
+    folder = local_adapter(context, adapter)
+    with context.ledger.step_run(run, "promote", digest) as step_run:
+        version = context.ledger.champions.register(
+            name,
+            folder,
+            adapter_digest=adapter.digest,
+            pipeline_run_id=run.run_id,
+            source_run_id=step_run.run_id,
+            experiment_id=run.experiment_id,
+            summary=decision.summary(),
+        )
+        uri = f"models:/{name}/{version}"
+        step_run.set_tags({"safemerge.model_version": uri})
+        result = step_run.finish(
+            {"model_version": ArtifactRef(uri=uri, digest=adapter.digest)}, {"version": version, "alias": "champion"}
+        )
+    context.ledger.close_pipeline_run(
+        run, passed=True, summary=decision.summary(), gate_run_id=_run_id_of(decision_ref)
+    )
+    logger.info("%s is the champion of %s", uri, name)
+    return result
+
+
+def _run_id_of(ref: ArtifactRef) -> str:
+    return ref.uri.removeprefix("runs:/").partition("/")[0]

@@ -1,0 +1,31 @@
+"""What a scheduler asks of a step, as JSON."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import Field
+
+from safemerge.errors import ConfigError
+from safemerge.records import ArtifactRef, Record
+
+
+class StepRequest(Record):
+    """One step to run: in which pipeline run, on which inputs."""
+
+    run_id: str | None = None
+    """MLflow run of the pipeline; None for ``open``, which makes it."""
+    inputs: dict[str, ArtifactRef] = Field(default_factory=dict)
+    """Outputs of earlier steps."""
+    options: dict[str, Any] = Field(default_factory=dict)
+    """Plain values that the step needs besides."""
+
+    def input(self, name: str) -> ArtifactRef:
+        """An input that the step cannot do without.
+
+        Raises:
+            ConfigError: it is not there.
+        """
+        if name not in self.inputs:
+            raise ConfigError(f"step input {name!r}: expected an artifact, got {sorted(self.inputs) or 'no inputs'}")
+        return self.inputs[name]

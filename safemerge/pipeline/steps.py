@@ -1,0 +1,52 @@
+"""The steps by name, for schedulers that run each in a process of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from difflib import get_close_matches
+
+from pydantic import ValidationError
+
+from safemerge.errors import ConfigError
+from safemerge.pipeline.context import StepContext
+from safemerge.pipeline.evaluating import evaluate
+from safemerge.pipeline.fine_tuning import train
+from safemerge.pipeline.gating import gate
+from safemerge.pipeline.merging import merge
+from safemerge.pipeline.opening import open_run
+from safemerge.pipeline.promotion import promote
+from safemerge.pipeline.pruning import prune
+from safemerge.pipeline.request import StepRequest
+from safemerge.pipeline.workspace import Workspace
+from safemerge.records import StepResult
+from safemerge.tracking.ledger import Ledger
+
+STEPS: dict[str, Callable[[StepContext, StepRequest], StepResult]] = {
+    "open": open_run,
+    "train": train,
+    "merge": merge,
+    "evaluate": evaluate,
+    "gate": gate,
+    "promote": promote,
+    "prune": prune,
+}
+
+
+def run_step(name: str, request_json: str) -> StepResult:
+    """Run one step against the MLflow server of ``MLFLOW_TRACKING_URI``.
+
+    Raises:
+        ConfigError: no such step, or not a request.
+        SafemergeError: what the step raises.
+    """
+    if name not in STEPS:
+        near = get_close_matches(name, STEPS, n=1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise ConfigError(f"step: expected one of {', '.join(STEPS)}, got {name!r}{hint}")
+    try:
+        request = StepRequest.model_validate_json(request_json)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "request"
+        raise ConfigError(f"step {name}: expected a request as JSON, got at {where}: {first['msg']}") from error
+    return STEPS[name](StepContext(Ledger(), Workspace()), request)

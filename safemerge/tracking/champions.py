@@ -1,0 +1,105 @@
+"""The Model Registry: adapter-only model versions and the alias ``champion``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from safemerge.tracking import tags
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities.model_registry import ModelVersion
+
+ALIAS = "champion"
+"""The alias that deployments follow."""
+
+
+class Champions:
+    """Registers adapters, and says which one is the champion."""
+
+    def __init__(self, client: MlflowClient) -> None:
+        self.client = client
+
+    def register(
+        self,
+        name: str,
+        folder: Path,
+        *,
+        adapter_digest: str,
+        pipeline_run_id: str,
+        source_run_id: str,
+        experiment_id: str,
+        summary: str,
+    ) -> str:
+        """Make the adapter a version of the registered model and the champion.
+
+        The version holds the adapter's own files and nothing else, so that it loads back
+        bit for bit beside any copy of its base model. Called again after a crash, it
+        finds the version that was made and only moves the alias.
+
+        Args:
+            name: the registered model; made where it does not exist.
+            folder: the adapter's files.
+            adapter_digest: sha256 of the adapter.
+            pipeline_run_id: MLflow run of the pipeline.
+            source_run_id: MLflow run of the promotion.
+            experiment_id: their experiment.
+            summary: the gate's verdict.
+
+        Returns:
+            The version's number.
+        """
+        self._ensure_model(name)
+        version = self._find(name, adapter_digest, pipeline_run_id)
+        if version is None:
+            labels = {
+                tags.ADAPTER_DIGEST: adapter_digest,
+                tags.PIPELINE_RUN: pipeline_run_id,
+                tags.VERDICT: "pass",
+                tags.VERDICT_SUMMARY: summary[:5000],
+            }
+            model = self.client.create_logged_model(
+                experiment_id, name=name, source_run_id=source_run_id, tags=labels, model_type="peft-adapter"
+            )
+            self.client.log_model_artifacts(model.model_id, str(folder))
+            self.client.finalize_logged_model(model.model_id, "READY")
+            version = self.client.create_model_version(
+                name,
+                source=f"models:/{model.model_id}",
+                run_id=source_run_id,
+                tags=labels,
+                description=summary[:5000],
+                model_id=model.model_id,
+            )
+        number = str(version.version)
+        self.client.set_registered_model_alias(name, ALIAS, number)
+        return number
+
+    def current(self, name: str) -> ModelVersion | None:
+        """The champion of a registered model; None where there is none yet."""
+        from mlflow.exceptions import MlflowException
+
+        try:
+            return self.client.get_model_version_by_alias(name, ALIAS)
+        except MlflowException as error:
+            if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+                return None
+            raise
+
+    def _ensure_model(self, name: str) -> None:
+        from mlflow.exceptions import MlflowException
+
+        try:
+            self.client.create_registered_model(name)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
+
+    def _find(self, name: str, adapter_digest: str, pipeline_run_id: str) -> ModelVersion | None:
+        versions = self.client.search_model_versions(f"name = '{name}'")
+        for version in versions:
+            labels = version.tags
+            if (labels.get(tags.ADAPTER_DIGEST), labels.get(tags.PIPELINE_RUN)) == (adapter_digest, pipeline_run_id):
+                return version
+        return None

@@ -1,0 +1,304 @@
+"""Pipeline runs and steps as MLflow runs, found again rather than doubled.
+
+Never computes anything about models: it records, finds and fetches.
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from safemerge.config.models import PipelineConfig
+from safemerge.errors import TrackingError
+from safemerge.records import ArtifactRef, Record, StepResult
+from safemerge.tracking import tags
+from safemerge.tracking.champions import Champions
+from safemerge.tracking.step_run import StepRun
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Run
+
+logger = logging.getLogger(__name__)
+
+CONFIG_FILE = "pipeline.json"
+PLAN_FILE = "plan.json"
+
+
+class PipelinePlan(Record):
+    """What a pipeline run was opened with; every step reads it from MLflow."""
+
+    pipeline: str
+    inputs_digest: str
+    """sha256 of the config, both models, all data, and the adapter given."""
+    model_digests: dict[str, str]
+    """aligned_model and unaligned_model to the sha256 of their files."""
+    adapter: ArtifactRef | None = None
+    """An adapter to evaluate and gate again instead of training one."""
+    fine_tuned_adapter: ArtifactRef | None = None
+    """The unrepaired adapter that ``adapter`` came from, where it is known."""
+
+
+class PipelineRun(Record):
+    """An open pipeline run: its MLflow run, its config and its plan."""
+
+    run_id: str
+    experiment_id: str
+    config: PipelineConfig
+    plan: PipelinePlan
+
+
+class Ledger:
+    """Records and finds pipeline runs, steps and artifacts in one MLflow server.
+
+    Args:
+        tracking_uri: MLflow's address; None takes ``MLFLOW_TRACKING_URI``, as MLflow does.
+    """
+
+    def __init__(self, tracking_uri: str | None = None) -> None:
+        # MLflow logs at INFO to stderr, which schedulers show as errors.
+        logging.getLogger("mlflow").setLevel(logging.WARNING)
+        from mlflow import MlflowClient
+
+        self.client: MlflowClient = MlflowClient(tracking_uri)
+        self.tracking_uri: str = self.client.tracking_uri
+        self.champions = Champions(self.client)
+
+    # --- pipeline runs -------------------------------------------------------
+
+    def open_pipeline_run(self, config: PipelineConfig, plan: PipelinePlan, run_key: str) -> PipelineRun:
+        """Find the pipeline run of this key, or adopt an unfinished one of the same inputs, or make one.
+
+        A scheduler may lose its own run and start another (``airflow dags test`` deletes
+        and recreates it under a new id), so a run without a verdict whose inputs are the
+        same is taken over: the work goes on where it stopped.
+        """
+        experiment_id = self._experiment(config.tracking.experiment)
+        kind = f"tags.`{tags.KIND}` = 'pipeline' and tags.`{tags.INPUTS_DIGEST}` = '{plan.inputs_digest}'"
+        found = self._newest(experiment_id, f"{kind} and tags.`{tags.RUN_KEY}` = '{run_key}'")
+        if found is None:
+            unfinished = self.client.search_runs([experiment_id], kind, order_by=["attributes.start_time DESC"])
+            found = next((run for run in unfinished if tags.VERDICT not in run.data.tags), None)
+        if found is None:
+            found = self.client.create_run(
+                experiment_id,
+                run_name=f"{config.name} {run_key.rpartition('/')[2]}",
+                tags={
+                    tags.KIND: "pipeline",
+                    tags.PIPELINE: config.name,
+                    tags.RUN_KEY: run_key,
+                    tags.INPUTS_DIGEST: plan.inputs_digest,
+                },
+            )
+            logger.info("opened MLflow run %s for %s", found.info.run_id, run_key)
+        else:
+            logger.info("going on with MLflow run %s for %s", found.info.run_id, run_key)
+        run_id = found.info.run_id
+        self.client.set_tag(run_id, tags.RUN_KEY, run_key)
+        self.client.log_text(run_id, config.model_dump_json(indent=2), CONFIG_FILE)
+        self.client.log_text(run_id, plan.to_json(), PLAN_FILE)
+        self.client.update_run(run_id, status="RUNNING")
+        return PipelineRun(run_id=run_id, experiment_id=experiment_id, config=config, plan=plan)
+
+    def pipeline_run(self, run_id: str) -> PipelineRun:
+        """Read an open pipeline run back, from any machine.
+
+        Raises:
+            TrackingError: there is no such run, or it was not opened by safemerge.
+        """
+        from mlflow.exceptions import MlflowException
+
+        try:
+            run = self.client.get_run(run_id)
+            config = PipelineConfig.model_validate_json(self._text(run_id, CONFIG_FILE))
+            plan = PipelinePlan.model_validate_json(self._text(run_id, PLAN_FILE))
+        except (MlflowException, OSError) as error:
+            raise TrackingError(
+                f"MLflow run {run_id} at {self.tracking_uri}: expected an open pipeline run, got: {error}"
+            ) from error
+        return PipelineRun(run_id=run_id, experiment_id=run.info.experiment_id, config=config, plan=plan)
+
+    def close_pipeline_run(self, run: PipelineRun, passed: bool, summary: str, gate_run_id: str) -> None:
+        """Write the verdict on the pipeline run and end it."""
+        self.client.set_tag(run.run_id, tags.VERDICT_SUMMARY, summary[:5000])
+        self.client.set_tag(run.run_id, tags.GATE_RUN, gate_run_id)
+        self.client.set_tag(run.run_id, tags.VERDICT, "pass" if passed else "block")
+        self.client.set_terminated(run.run_id, "FINISHED")
+
+    # --- steps ---------------------------------------------------------------
+
+    def find_done(self, run: PipelineRun, step: str, inputs_digest: str, label: str | None = None) -> StepResult | None:
+        """The result of a finished step with the same inputs, of this pipeline run or an earlier one.
+
+        A step whose artifacts are gone from the store does not count as done. Work that was
+        done elsewhere is noted on this pipeline run under ``label`` (default: the step's name).
+        """
+        done = self.client.search_runs(
+            [run.experiment_id],
+            f"tags.`{tags.STEP}` = '{step}' and tags.`{tags.INPUTS_DIGEST}` = '{inputs_digest}'"
+            " and attributes.status = 'FINISHED'",
+            order_by=["attributes.start_time DESC"],
+        )
+        for candidate in done:
+            if tags.RESULT not in candidate.data.tags:
+                continue
+            result = StepResult.model_validate_json(candidate.data.tags[tags.RESULT])
+            if all(self._exists(ref) for ref in result.outputs.values()):
+                here = candidate.data.tags.get("mlflow.parentRunId") == run.run_id
+                if not here or candidate.data.tags.get(tags.LABEL) != (label or step):
+                    self.client.set_tag(run.run_id, tags.REUSED + (label or step), candidate.info.run_id)
+                return result.model_copy(update={"reused": True})
+        return None
+
+    def find_output(self, experiment: str, step: str, output: str, digest: str) -> ArtifactRef | None:
+        """The newest output of this name and digest that a step of this kind has written."""
+        runs = self.client.search_runs(
+            [self._experiment(experiment)],
+            f"tags.`{tags.STEP}` = '{step}' and attributes.status = 'FINISHED'",
+            order_by=["attributes.start_time DESC"],
+        )
+        for run in runs:
+            if tags.RESULT in run.data.tags:
+                ref = StepResult.model_validate_json(run.data.tags[tags.RESULT]).outputs.get(output)
+                if ref is not None and ref.digest == digest and self._exists(ref):
+                    return ref
+        return None
+
+    @contextmanager
+    def step_run(self, run: PipelineRun, step: str, inputs_digest: str, label: str | None = None) -> Iterator[StepRun]:
+        """The child run of a step: the one that a killed attempt left, or a new one.
+
+        It ends FAILED when the block raises, and FINISHED once :meth:`StepRun.finish` was called.
+        """
+        left = self._newest(
+            run.experiment_id,
+            f"tags.`mlflow.parentRunId` = '{run.run_id}' and tags.`{tags.STEP}` = '{step}'"
+            f" and tags.`{tags.INPUTS_DIGEST}` = '{inputs_digest}'",
+        )
+        if left is None:
+            left = self.client.create_run(
+                run.experiment_id,
+                run_name=(label or step).replace("_", " "),
+                tags={
+                    "mlflow.parentRunId": run.run_id,
+                    tags.KIND: "step",
+                    tags.PIPELINE: run.config.name,
+                    tags.STEP: step,
+                    tags.LABEL: label or step,
+                    tags.INPUTS_DIGEST: inputs_digest,
+                },
+            )
+        else:
+            self.client.update_run(left.info.run_id, status="RUNNING")
+        step_run = StepRun(self.client, left.info.run_id, step, inputs_digest)
+        try:
+            yield step_run
+        except BaseException:
+            self.client.set_terminated(left.info.run_id, "FAILED")
+            raise
+
+    def results(self, run_id: str) -> dict[str, StepResult]:
+        """Every finished step of a pipeline run by its label, those reused from earlier runs included."""
+        parent = self.client.get_run(run_id)
+        children = self.client.search_runs(
+            [parent.info.experiment_id], f"tags.`mlflow.parentRunId` = '{run_id}'", order_by=["attributes.start_time"]
+        )
+        runs = {child.data.tags[tags.LABEL]: child for child in children if tags.LABEL in child.data.tags}
+        for tag, reused_id in parent.data.tags.items():
+            if tag.startswith(tags.REUSED):
+                runs[tag.removeprefix(tags.REUSED)] = self.client.get_run(reused_id)
+        return {
+            label: StepResult.model_validate_json(child.data.tags[tags.RESULT])
+            for label, child in runs.items()
+            if tags.RESULT in child.data.tags
+        }
+
+    # --- artifacts -------------------------------------------------------------
+
+    def fetch(self, uri: str, cache: Path) -> Path:
+        """A local copy of an artifact folder or file.
+
+        Args:
+            uri: a local path, ``runs:/…``, ``models:/…`` or another artifact URI.
+            cache: folder for the copies; one per ``runs:/`` or versioned ``models:/`` URI is kept.
+
+        Raises:
+            TrackingError: nothing is there.
+        """
+        import hashlib
+
+        import mlflow.artifacts
+        from mlflow.exceptions import MlflowException
+
+        if ":/" not in uri:
+            return Path(uri)
+        uri = self.pin(uri)
+        target = cache / hashlib.sha256(f"{self.tracking_uri} {uri}".encode()).hexdigest()[:24]
+        if not target.exists():
+            partial = target.with_suffix(".partial")
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir(parents=True)
+            try:
+                got = mlflow.artifacts.download_artifacts(
+                    artifact_uri=uri, dst_path=str(partial), tracking_uri=self.tracking_uri
+                )
+            except (MlflowException, OSError) as error:
+                raise TrackingError(f"{uri} at {self.tracking_uri}: could not be fetched: {error}") from error
+            (partial / "name").write_text(Path(got).relative_to(partial).as_posix(), encoding="utf-8")
+            partial.rename(target)
+        target.touch()
+        return target / (target / "name").read_text(encoding="utf-8")
+
+    def pin(self, uri: str) -> str:
+        """A ``models:/`` URI with its alias replaced by the version it points to now."""
+        from mlflow.exceptions import MlflowException
+
+        if not uri.startswith("models:/") or "@" not in uri:
+            return uri
+        name, _, alias = uri.removeprefix("models:/").rpartition("@")
+        try:
+            version = self.client.get_model_version_by_alias(name, alias)
+        except MlflowException as error:
+            raise TrackingError(f"{uri} at {self.tracking_uri}: expected a model version, got: {error}") from error
+        return f"models:/{name}/{version.version}"
+
+    # --- inside ----------------------------------------------------------------
+
+    def _experiment(self, name: str) -> str:
+        experiment = self.client.get_experiment_by_name(name)
+        if experiment is None:
+            return str(self.client.create_experiment(name, artifact_location=self._artifact_location()))
+        if experiment.lifecycle_stage != "active":
+            raise TrackingError(f"experiment {name!r} at {self.tracking_uri}: expected it active, got deleted")
+        return str(experiment.experiment_id)
+
+    def _artifact_location(self) -> str | None:
+        """Beside the SQLite file where there is no server: MLflow's default is the working directory's ``mlruns``."""
+        if not self.tracking_uri.startswith("sqlite:///"):
+            return None
+        return (Path(self.tracking_uri.removeprefix("sqlite:///")).resolve().parent / "artifacts").as_uri()
+
+    def _newest(self, experiment_id: str, filter_string: str) -> Run | None:
+        runs = self.client.search_runs(
+            [experiment_id], filter_string, max_results=1, order_by=["attributes.start_time DESC"]
+        )
+        return runs[0] if runs else None
+
+    def _exists(self, ref: ArtifactRef) -> bool:
+        if not ref.uri.startswith("runs:/"):
+            return ":/" in ref.uri or Path(ref.uri).exists()
+        run_id, _, path = ref.uri.removeprefix("runs:/").partition("/")
+        folder, _, name = path.rpartition("/")
+        return any(Path(info.path).name == name for info in self.client.list_artifacts(run_id, folder or None))
+
+    def _text(self, run_id: str, path: str) -> str:
+        import tempfile
+
+        with tempfile.TemporaryDirectory() as folder:
+            got = self.client.download_artifacts(run_id, path, folder)
+            return Path(got).read_text(encoding="utf-8")
+
