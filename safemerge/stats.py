@@ -209,10 +209,7 @@ def _same_ids(first: Mapping[str, float], *others: Mapping[str, float]) -> list[
         raise DataError("paired comparison: expected at least one document, got none")
     for other in others:
         if odd := sorted(first.keys() ^ other.keys()):
-            shown = ", ".join(odd[:5]) + (", …" if len(odd) > 5 else "")
-            raise DataError(
-                f"paired comparison: expected the same documents, got {len(odd)} unpaired: {shown}"
-            )
+            raise DataError(f"paired comparison: expected the same documents, got unpaired {_listed(odd)}")
     return sorted(first)
 
 
