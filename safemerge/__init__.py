@@ -1,3 +1,29 @@
 """safemerge: repair what fine-tuning does to a language model's safety, and gate what is not repaired."""
 
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from safemerge.core.lora import LoraPair
+    from safemerge.core.merge import MergeResult, safemerge
+    from safemerge.steps.merging import merge_adapters
+
 __version__ = "0.1.0"
+
+__all__ = ["LoraPair", "MergeResult", "merge_adapters", "safemerge"]
+
+_HOMES = {
+    "LoraPair": "safemerge.core.lora",
+    "MergeResult": "safemerge.core.merge",
+    "merge_adapters": "safemerge.steps.merging",
+    "safemerge": "safemerge.core.merge",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Load public names on first use, so that ``import safemerge`` loads no torch."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)

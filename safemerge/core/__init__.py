@@ -1,1 +1,1 @@
-"""."""
+"""Pure tensor mathematics of SafeMERGE: no files, environment, logging, clock or global random state."""

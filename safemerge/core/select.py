@@ -1,0 +1,64 @@
+"""From cosines to the layers that are merged."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from safemerge.errors import ConfigError
+
+
+class Selection(NamedTuple):
+    """Layers that left the safe subspace, and the threshold that tells them apart."""
+
+    chosen: frozenset[str]
+    """Module paths of the layers to merge."""
+    threshold: float
+    """τ."""
+
+
+def select_by_threshold(cosines: Mapping[str, float], threshold: float) -> Selection:
+    """Choose the layers with ρ < τ, strictly, as the paper does.
+
+    Args:
+        cosines: Module path to ρ, in [0, 1].
+        threshold: τ. At 0 or below it chooses nothing, above 1 everything.
+
+    Raises:
+        ConfigError: the threshold is not finite.
+    """
+    if not math.isfinite(threshold):
+        raise ConfigError(f"threshold: expected a finite number, got {threshold}")
+    return Selection(
+        frozenset(module for module, rho in cosines.items() if rho < threshold), float(threshold)
+    )
+
+
+def select_by_quantile(cosines: Mapping[str, float], quantile: float) -> Selection:
+    """Choose the given share of the layers, those with the lowest cosines.
+
+    Of n layers, ``floor(quantile · n + 1/2)`` are chosen. Equal cosines are taken in the
+    order of their module paths, so that the count holds and the choice does not depend on
+    the order of the mapping.
+
+    Args:
+        cosines: Module path to ρ, in [0, 1].
+        quantile: Share to choose, in [0, 1].
+
+    Returns:
+        The layers, and as threshold the lowest cosine that was not chosen (just above the
+        highest where all are chosen): without ties, ρ < τ makes the same choice.
+
+    Raises:
+        ConfigError: the quantile lies outside [0, 1].
+    """
+    if not 0 <= quantile <= 1:
+        raise ConfigError(f"quantile: expected a share in [0, 1], got {quantile}")
+    ranked = sorted(cosines, key=lambda module: (cosines[module], module))
+    count = math.floor(quantile * len(ranked) + 0.5)
+    if count < len(ranked):
+        threshold = cosines[ranked[count]]
+    else:
+        threshold = math.nextafter(cosines[ranked[-1]], math.inf) if ranked else 0.0
+    return Selection(frozenset(ranked[:count]), threshold)

@@ -1,0 +1,260 @@
+"""The merge step: two adapter folders and two checkpoints in, a merged adapter folder and its report out.
+
+Scoring reads the checkpoints and is the costly half; any number of merges can be
+written from one scoring.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+import safemerge
+from safemerge.config.models import MergeConfig
+from safemerge.core.merge import (
+    LayerScore,
+    Method,
+    OnUndefined,
+    Progress,
+    check_options,
+    check_shapes,
+    merge_scored,
+    resolve_weights,
+    score_layers,
+)
+from safemerge.errors import ConfigError
+from safemerge.records import LayerReport, MergeReport
+from safemerge.storage.adapters import Adapter, adapter_digest, copy_adapter, read_adapter, write_adapter
+from safemerge.storage.alignment_reader import AlignmentReader
+from safemerge.storage.atomic import atomic_folder, check_absent
+from safemerge.storage.checkpoints import Checkpoint
+from safemerge.storage.hub import resolve
+
+REPORT_FILE = "safemerge_report.json"
+PLOT_FILE = "safemerge_layers.html"
+
+
+@dataclass(frozen=True)
+class ScoredAdapters:
+    """Two adapters whose layers have been scored against an alignment."""
+
+    task: Adapter
+    safety: Adapter
+    scores: dict[str, LayerScore]
+    digests: dict[str, str]
+    """sha256 of task_adapter, safety_adapter, aligned_model, unaligned_model."""
+
+
+def merge_adapters(
+    task_adapter: str | Path,
+    safety_adapter: str | Path,
+    aligned_model: str | Path,
+    unaligned_model: str | Path,
+    *,
+    output: Path,
+    method: Method = "exact",
+    threshold: float | None = None,
+    quantile: float | None = None,
+    task_weight: float | None = None,
+    safety_weight: float | None = None,
+    on_undefined: OnUndefined = "keep",
+    density: float | None = None,
+    seed: int = 0,
+    hash_files: bool = False,
+    progress: Progress | None = None,
+) -> MergeReport:
+    """Merge two adapter folders into a new one.
+
+    Args:
+        task_adapter: Folder or hub id of the adapter to repair.
+        safety_adapter: Folder or hub id of the adapter that carries safety.
+        aligned_model: Folder or hub id of the model that both were trained on.
+        unaligned_model: Folder or hub id of its counterpart before alignment.
+        output: Folder to make; it must not exist.
+        method: See :func:`safemerge.core.merge.safemerge`, as for the options down to ``density``.
+        threshold: τ; 0.35 where no quantile is given either.
+        quantile: Merge this share of the layers instead.
+        task_weight: α; 0.8 where no weight is given.
+        safety_weight: β; 1 − α where not given.
+        on_undefined: What to do with layers whose cosine is undefined.
+        density: ``dare_linear`` only: share of factor entries kept.
+        seed: ``dare_linear`` only: seed of its random draws.
+        hash_files: Let the models' digests cover whole files instead of header and tensors read.
+        progress: Called after each scored layer.
+
+    Returns:
+        The report, which is also in the folder.
+
+    Raises:
+        SafemergeError: options, files or tensors are wrong; the output is then not made.
+    """
+    check_absent(output)
+    _check(method, threshold, quantile, task_weight, safety_weight, on_undefined, density, seed)
+    scored = score_adapters(
+        task_adapter, safety_adapter, aligned_model, unaligned_model, hash_files=hash_files, progress=progress
+    )
+    return write_merge(
+        scored,
+        output=output,
+        method=method,
+        threshold=threshold,
+        quantile=quantile,
+        task_weight=task_weight,
+        safety_weight=safety_weight,
+        on_undefined=on_undefined,
+        density=density,
+        seed=seed,
+    )
+
+
+def merge_arms(
+    task_adapter: str | Path,
+    safety_adapter: str | Path,
+    aligned_model: str | Path,
+    unaligned_model: str | Path,
+    *,
+    output: Path,
+    arms: Mapping[str, MergeConfig],
+    hash_files: bool = False,
+    progress: Progress | None = None,
+) -> dict[str, MergeReport]:
+    """Score once and write several merges, each into a sub-folder of ``output`` named as its arm.
+
+    All sub-folders appear together, or none does.
+
+    Raises:
+        SafemergeError: options, files or tensors are wrong.
+    """
+    check_absent(output)
+    for arm, config in arms.items():
+        if Path(arm).name != arm or arm.startswith("."):
+            raise ConfigError(f"arms: expected a plain name, got {arm!r}")
+        _check(
+            config.method.value,
+            config.threshold,
+            config.quantile,
+            config.task_weight,
+            config.safety_weight,
+            config.on_undefined.value,
+        )
+    scored = score_adapters(
+        task_adapter, safety_adapter, aligned_model, unaligned_model, hash_files=hash_files, progress=progress
+    )
+    with atomic_folder(output) as folder:
+        return {
+            arm: write_merge(
+                scored,
+                output=folder / arm,
+                method=config.method.value,
+                threshold=config.threshold,
+                quantile=config.quantile,
+                task_weight=config.task_weight,
+                safety_weight=config.safety_weight,
+                on_undefined=config.on_undefined.value,
+            )
+            for arm, config in arms.items()
+        }
+
+
+def score_adapters(
+    task_adapter: str | Path,
+    safety_adapter: str | Path,
+    aligned_model: str | Path,
+    unaligned_model: str | Path,
+    *,
+    hash_files: bool = False,
+    progress: Progress | None = None,
+) -> ScoredAdapters:
+    """Read both adapters and score every layer of the task adapter.
+
+    Checks go from cheap to dear: configs, then headers, then shapes, and only then weights.
+
+    Raises:
+        SafemergeError: files or tensors are wrong.
+    """
+    task, safety = (read_adapter(resolve(source, "adapter")) for source in (task_adapter, safety_adapter))
+    aligned, unaligned = (Checkpoint.open(resolve(source)) for source in (aligned_model, unaligned_model))
+    check_shapes(task.pairs, safety.pairs)
+    with AlignmentReader(aligned, unaligned, task.pairs) as weights_of:
+        scores = score_layers(task.pairs, safety.pairs, weights_of, progress=progress)
+        read = weights_of.read_digests()
+    models = (aligned.files_digest(), unaligned.files_digest()) if hash_files else read
+    digests = {
+        "task_adapter": adapter_digest(task.folder),
+        "safety_adapter": adapter_digest(safety.folder),
+        "aligned_model": models[0],
+        "unaligned_model": models[1],
+    }
+    return ScoredAdapters(task, safety, scores, digests)
+
+
+def write_merge(
+    scored: ScoredAdapters,
+    *,
+    output: Path,
+    method: Method = "exact",
+    threshold: float | None = None,
+    quantile: float | None = None,
+    task_weight: float | None = None,
+    safety_weight: float | None = None,
+    on_undefined: OnUndefined = "keep",
+    density: float | None = None,
+    seed: int = 0,
+) -> MergeReport:
+    """Merge scored adapters and write adapter, report and plot into a new folder.
+
+    Raises:
+        SafemergeError: options are wrong, or the output exists.
+    """
+    from safemerge.plots import layer_plot_html
+
+    result = merge_scored(
+        scored.task.pairs,
+        scored.safety.pairs,
+        scored.scores,
+        method=method,
+        threshold=threshold,
+        quantile=quantile,
+        task_weight=task_weight,
+        safety_weight=safety_weight,
+        on_undefined=on_undefined,
+        density=density,
+        generator=None if density is None else torch.Generator().manual_seed(seed),
+    )
+    report = MergeReport(
+        safemerge_version=safemerge.__version__,
+        method=method,
+        threshold=result.threshold,
+        quantile=None if result.threshold is None else quantile,
+        weights=resolve_weights(task_weight, safety_weight),
+        digests=scored.digests,
+        layers=tuple(LayerReport(**decision._asdict()) for decision in result.decisions),
+        safety_only_layers=result.safety_only,
+    )
+    with atomic_folder(output) as folder:
+        if result.unchanged:
+            copy_adapter(scored.task.folder, folder)
+        else:
+            write_adapter(folder, result.layers, scored.task.config)
+        (folder / REPORT_FILE).write_text(report.to_json(), encoding="utf-8")
+        (folder / PLOT_FILE).write_text(layer_plot_html(report), encoding="utf-8")
+    return report
+
+
+def _check(
+    method: str,
+    threshold: float | None,
+    quantile: float | None,
+    task_weight: float | None,
+    safety_weight: float | None,
+    on_undefined: str,
+    density: float | None = None,
+    seed: int = 0,
+) -> None:
+    """Refuse wrong options before any file is read."""
+    generator = None if density is None else torch.Generator().manual_seed(seed)
+    check_options(method, threshold, quantile, on_undefined, density, generator)
+    resolve_weights(task_weight, safety_weight)

@@ -1,0 +1,102 @@
+"""Outputs that appear whole or not at all: written beside under a hidden name, flushed to disk, renamed."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from safemerge.errors import OutputExistsError
+
+
+def check_absent(output: Path) -> None:
+    """Refuse an output that exists, be it a file, a folder or a dangling link.
+
+    Raises:
+        OutputExistsError: it exists.
+    """
+    if output.exists() or output.is_symlink():
+        raise OutputExistsError(f"{output}: expected a path that does not exist yet, got an existing one")
+
+
+@contextmanager
+def atomic_folder(output: Path) -> Iterator[Path]:
+    """A folder to fill that takes the name ``output`` only when the block ends well.
+
+    On an error it is removed; after a crash only a hidden ``.<name>.partial-…`` folder
+    is left beside, never anything under the final name.
+
+    Args:
+        output: Folder to make. Its parent folders are made where they are missing.
+
+    Yields:
+        The folder to write into.
+
+    Raises:
+        OutputExistsError: ``output`` exists, at the beginning or by the end.
+    """
+    check_absent(output)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(dir=output.parent, prefix=f".{output.name}.partial-"))
+    try:
+        yield partial
+        partial.chmod(0o777 & ~_umask())
+        for path in (*partial.rglob("*"), partial):
+            _flush(path)
+        check_absent(output)  # a rename would replace an empty folder silently
+        partial.rename(output)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    _flush(output.parent)
+
+
+@contextmanager
+def atomic_file(output: Path, *, replace: bool = False) -> Iterator[Path]:
+    """A file to write that takes the name ``output`` only when the block ends well.
+
+    Args:
+        output: File to make. Its parent folders are made where they are missing.
+        replace: Whether an existing file may be replaced.
+
+    Yields:
+        The path to write to.
+
+    Raises:
+        OutputExistsError: ``output`` exists and may not be replaced.
+    """
+    if not replace:
+        check_absent(output)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=output.parent, prefix=f".{output.name}.partial-")
+    os.close(handle)
+    partial = Path(name)
+    try:
+        yield partial
+        partial.chmod(0o666 & ~_umask())
+        _flush(partial)
+        if not replace:
+            check_absent(output)
+        partial.rename(output)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+    _flush(output.parent)
+
+
+def _flush(path: Path) -> None:
+    """Make the content of a file, or the names in a folder, survive a power cut."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

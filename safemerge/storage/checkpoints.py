@@ -1,0 +1,232 @@
+"""Model checkpoints in safetensors form, read one tensor at a time and found by name.
+
+No model is ever instantiated. Each read opens its shard anew and maps only that tensor;
+when the tensor is dropped its pages go too, so resident memory stays at a few weights.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple, Self
+
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from safemerge.errors import CheckpointError, MismatchError
+from safemerge.storage.digests import file_digest, json_digest
+
+SINGLE_FILE = "model.safetensors"
+INDEX_FILE = "model.safetensors.index.json"
+
+ARCHITECTURE_KEYS = (
+    "model_type",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+)
+"""Settings of config.json in which aligned and unaligned model must agree."""
+
+_FLOAT_DTYPES = frozenset({"F64", "F32", "F16", "BF16"})
+
+
+class TensorEntry(NamedTuple):
+    """Where a tensor is, and what its header says of it."""
+
+    file: Path
+    dtype: str
+    """In the words of safetensors, such as ``BF16``."""
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint folder whose headers have been read."""
+
+    folder: Path
+    config: dict[str, Any]
+    tensors: dict[str, TensorEntry]
+
+    @classmethod
+    def open(cls, folder: Path) -> Self:
+        """Read config.json and the headers of all shards.
+
+        Raises:
+            CheckpointError: a file is missing, truncated or not what its name says; the
+                weights are pickled or quantised.
+        """
+        config = read_json(folder / "config.json")
+        quantization = config.get("quantization_config")
+        if quantization:
+            method = (
+                quantization.get("quant_method", "unknown")
+                if isinstance(quantization, dict)
+                else quantization
+            )
+            raise CheckpointError(
+                f"{folder}: expected weights in 16 or 32 bits, got quantised ones ({method})"
+            )
+        tensors: dict[str, TensorEntry] = {}
+        for file, names in _shards(folder).items():
+            entries = _header(file)
+            if names is not None and (missing := sorted(names - entries.keys())):
+                raise CheckpointError(
+                    f"{file}: expected the tensors that {INDEX_FILE} lists, got no {_listed(missing)}"
+                )
+            tensors.update(entries)
+        return cls(folder, config, tensors)
+
+    def locate(self, modules: Iterable[str]) -> dict[str, str]:
+        """Name of each module's weight in this checkpoint.
+
+        The name is the module path with ``.weight``; where that is missing, the path with a
+        leading ``model.`` added or taken away (checkpoints saved without the language-model
+        head lack it), or for a tied ``lm_head`` the input embedding.
+
+        Raises:
+            MismatchError: no module at all is there: the adapter has another base model.
+            CheckpointError: some modules are missing; all are named.
+        """
+        modules = list(modules)
+        found = {module: name for module in modules if (name := self._name(module)) is not None}
+        missing = sorted(set(modules) - found.keys())
+        if missing and not found:
+            raise MismatchError(
+                f"{self.folder}: expected the base model of the adapter, got one without any of its "
+                f"{len(missing)} modules: {_listed(missing)}"
+            )
+        if missing:
+            raise CheckpointError(
+                f"{self.folder}: expected a weight for every module of the adapter, "
+                f"got none for {_listed(missing)}"
+            )
+        quantised = sorted(name for name in found.values() if self.tensors[name].dtype not in _FLOAT_DTYPES)
+        if quantised:
+            kinds = sorted({self.tensors[name].dtype for name in quantised})
+            raise CheckpointError(
+                f"{self.folder}: expected weights in 16 or 32 bits, "
+                f"got {', '.join(kinds)} in {_listed(quantised)}"
+            )
+        return found
+
+    def _name(self, module: str) -> str | None:
+        other = module.removeprefix("model.") if module.startswith("model.") else f"model.{module}"
+        candidates = [f"{module}.weight", f"{other}.weight"]
+        if module == "lm_head" and self.config.get("tie_word_embeddings"):
+            candidates += ["model.embed_tokens.weight", "embed_tokens.weight"]
+        return next((name for name in candidates if name in self.tensors), None)
+
+    def read(self, name: str) -> Tensor:
+        """Map one tensor, (d_out, d_in) in the dtype it is stored in.
+
+        Raises:
+            CheckpointError: its file cannot be read any more.
+        """
+        file = self.tensors[name].file
+        try:
+            with safe_open(file, framework="pt") as shard:
+                tensor: Tensor = shard.get_tensor(name)
+                return tensor
+        except (SafetensorError, OSError) as error:
+            raise CheckpointError(f"{file}: expected the tensor {name}, got {error}") from error
+
+    def header_digest(self) -> str:
+        """sha256 of every tensor's name, dtype and shape, however they are spread over shards."""
+        return json_digest({name: [entry.dtype, list(entry.shape)] for name, entry in self.tensors.items()})
+
+    def files_digest(self) -> str:
+        """sha256 over config.json and the bytes of every shard."""
+        files = sorted({entry.file for entry in self.tensors.values()} | {self.folder / "config.json"})
+        return json_digest({file.name: file_digest(file) for file in files})
+
+
+def check_same_architecture(aligned: Checkpoint, unaligned: Checkpoint) -> None:
+    """Check that two checkpoints are weights of the same network.
+
+    Vocabulary sizes may differ: alignment often adds tokens, and no LoRA layer sees them.
+
+    Raises:
+        MismatchError: a setting differs; all are named.
+    """
+    first, second = _architecture(aligned.config), _architecture(unaligned.config)
+    wrong = [
+        f"{key} (aligned {first[key]}, unaligned {second[key]})"
+        for key in ARCHITECTURE_KEYS
+        if first[key] != second[key]
+    ]
+    if wrong:
+        raise MismatchError(
+            f"{unaligned.folder}: expected the architecture of {aligned.folder}, "
+            f"got another {', '.join(wrong)}"
+        )
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object.
+
+    Raises:
+        CheckpointError: the file is missing or holds something else.
+    """
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{path}: expected the file of a checkpoint, got no such file") from error
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path}: expected JSON, got {error}") from error
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{path}: expected a JSON object, got {type(value).__name__}")
+    return value
+
+
+def _architecture(config: dict[str, Any]) -> dict[str, Any]:
+    """The settings to compare; those of the language model where it is part of a larger one."""
+    text = config.get("text_config")
+    inner = text if isinstance(text, dict) else {}
+    return {key: config.get(key, inner.get(key)) for key in ARCHITECTURE_KEYS}
+
+
+def _shards(folder: Path) -> dict[Path, set[str] | None]:
+    """Weight files, each with the tensors that the index expects there (None: no index)."""
+    if (folder / SINGLE_FILE).exists():
+        return {folder / SINGLE_FILE: None}
+    if not (folder / INDEX_FILE).exists():
+        pickled = sorted(path.name for path in folder.glob("*.bin"))
+        got = f"pickled weights ({', '.join(pickled)}), which are refused" if pickled else "neither"
+        raise CheckpointError(f"{folder}: expected {SINGLE_FILE} or {INDEX_FILE}, got {got}")
+    weight_map = read_json(folder / INDEX_FILE).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise CheckpointError(f"{folder / INDEX_FILE}: expected a weight_map of tensor to file, got none")
+    shards: dict[Path, set[str] | None] = {}
+    for name, file in weight_map.items():
+        if not isinstance(file, str) or Path(file).name != file:
+            raise CheckpointError(f"{folder / INDEX_FILE}: expected a file name for {name}, got {file!r}")
+        names = shards.setdefault(folder / file, set())
+        if names is not None:
+            names.add(name)
+    return shards
+
+
+def _header(file: Path) -> dict[str, TensorEntry]:
+    try:
+        with safe_open(file, framework="pt") as shard:
+            slices = {name: shard.get_slice(name) for name in shard.keys()}  # noqa: SIM118 (no mapping)
+            return {
+                name: TensorEntry(file, str(part.get_dtype()), tuple(part.get_shape()))
+                for name, part in slices.items()
+            }
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{file}: expected a shard of the checkpoint, got no such file") from error
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(
+            f"{file}: expected a whole safetensors file, got a damaged one ({error})"
+        ) from error
+
+
+def _listed(names: list[str], limit: int = 20) -> str:
+    shown = ", ".join(names[:limit])
+    return shown if len(names) <= limit else f"{shown} and {len(names) - limit} more"

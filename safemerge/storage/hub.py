@@ -1,0 +1,65 @@
+"""From what a user writes (a folder, or a hub id) to a folder on this machine."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Literal
+
+from safemerge.errors import AdapterError, CheckpointError
+
+Kind = Literal["adapter", "model"]
+
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[\w./-]+)?")
+# No *.bin and no *.pt: pickled weights are never fetched.
+_PATTERNS = {
+    "adapter": ["adapter_config.json", "adapter_model.safetensors"],
+    "model": ["*.safetensors", "*.json", "*.model", "*.jinja", "merges.txt", "vocab.txt"],
+}
+
+
+def resolve(source: str | Path, kind: Kind = "model") -> Path:
+    """The local folder of an adapter or a model; a hub id is downloaded once and cached.
+
+    Args:
+        source: A folder, or a hub id ``org/name``, with ``@revision`` where a commit, tag or
+            branch is meant.
+        kind: What is expected there: decides which files are fetched and how errors are named.
+
+    Returns:
+        The folder.
+
+    Raises:
+        CheckpointError: no such folder, or the hub does not give the model.
+        AdapterError: the same of an adapter.
+    """
+    error_class = AdapterError if kind == "adapter" else CheckpointError
+    folder = Path(source).expanduser()
+    if folder.is_dir():
+        return folder
+    if folder.exists():
+        raise error_class(f"{source}: expected the folder of a {kind}, got a file")
+    if not isinstance(source, str) or not _HUB_ID.fullmatch(source):
+        raise error_class(f"{source}: expected a folder or a hub id such as org/name@revision, got neither")
+    name, _, revision = source.partition("@")
+    return _download(name, revision or None, kind, error_class)
+
+
+def _download(
+    name: str, revision: str | None, kind: Kind, error_class: type[AdapterError] | type[CheckpointError]
+) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    wanted = f"{name} at revision {revision}" if revision else name
+    try:
+        return Path(snapshot_download(name, revision=revision, allow_patterns=_PATTERNS[kind]))
+    except LocalEntryNotFoundError as error:
+        raise error_class(
+            f"{wanted}: no such folder here, and the hub cannot be reached to look for a {kind} of that name"
+        ) from error
+    except (HfHubHTTPError, OSError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise error_class(
+            f"{wanted}: no such folder here, and the hub does not give that {kind}: {reason}"
+        ) from error
