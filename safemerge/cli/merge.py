@@ -269,6 +269,6 @@ def threshold_warning(report: MergeReport) -> str | None:
         return None
     return (
         f"threshold {threshold:g} merged {'no layer' if below == 0 else 'every layer'}: the cosines of these "
-        f"models lie between {cosines[0]:.3g} and {cosines[-1]:.3g}. Cosines differ from pair to pair of models; "
+        f"models lie between {cosines[0]:.3g} and {cosines[-1]:.3g}. Cosines differ from pair to pair; "
         f"--quantile 0.5 merges the half with the lowest: here, a threshold of {median(cosines):.3g}"
     )

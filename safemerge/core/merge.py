@@ -327,15 +327,16 @@ def _merge_layer(
     generator: torch.Generator | None,
 ) -> LoraPair:
     """The pair of one layer; what is not chosen keeps its update."""
-    spread = method in ("peft_linear", "dare_linear")
+    if method == "dare_linear" and safety is not None and density is not None and generator is not None:
+        # The published script prunes the layers it keeps too: there it merges with weights 1 and 0.
+        used = weights if chosen else (1.0, 0.0)
+        return combine.dare_linear(task, safety, *used, density=density, generator=generator)
     if not chosen:
-        return combine.peft_linear(task) if spread else combine.scaled(task)
+        return combine.peft_linear(task) if method == "peft_linear" else combine.scaled(task)
     if method in ("scale", "scale_selected") or safety is None:
         return combine.scaled(task, weights[0])
     if method == "peft_linear":
         return combine.peft_linear(task, safety, *weights)
-    if method == "dare_linear" and density is not None and generator is not None:
-        return combine.dare_linear(task, safety, *weights, density=density, generator=generator)
     return combine.exact(task, safety, *weights)
 
 
