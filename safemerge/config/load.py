@@ -1,0 +1,279 @@
+"""Read configs from YAML: strictly, and with messages that say what to change.
+
+A key that is unknown or written twice is refused. All that is wrong with a file is said
+at once, each problem with its line, its full key, what was expected and what was got.
+Relative paths count from the folder of the file that names them.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+from collections.abc import Iterator, Mapping
+from copy import copy
+from pathlib import Path
+from typing import Any, TypeVar, get_args
+
+import yaml
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+
+from safemerge.config.models import DataSource, PipelineConfig, SuiteConfig, UtilityConfig
+from safemerge.errors import ConfigError
+from safemerge.gate import GatePolicy
+from safemerge.records import json_digest
+
+Model = TypeVar("Model", bound=BaseModel)
+Key = tuple[str | int, ...]
+
+_FILE_SUFFIXES = (".jsonl", ".json")
+
+
+def load_pipeline(path: Path, overrides: Mapping[str, Any] | None = None) -> PipelineConfig:
+    """Read a pipeline's YAML file.
+
+    Args:
+        path: the file.
+        overrides: dotted key to value, such as ``{"merge.quantile": 0.5}``; list items by
+            number, such as ``evaluation.suites.0.limit``.
+
+    Returns:
+        The config. Paths of data, suites and lm-eval tasks are absolute, and those of models
+        where they start with ``./`` or ``../`` or name a folder beside the file.
+
+    Raises:
+        ConfigError: the file cannot be read or used; lists every problem.
+    """
+    data, lines = _read_yaml(path)
+    for key, value in (overrides or {}).items():
+        _override(data, key, value)
+    config = _validated(PipelineConfig, data, path, lines)
+    folder = path.resolve().parent
+    moved: PipelineConfig = _with_paths_from(config, folder)
+    models = {
+        role: _model_source(getattr(config, role), folder) for role in ("aligned_model", "unaligned_model")
+    }
+    return moved.model_copy(update=models)
+
+
+def load_policy(path: Path) -> GatePolicy:
+    """Read the gate's policy: a YAML file of its own, or the ``gate`` section of a pipeline's.
+
+    Raises:
+        ConfigError: the file cannot be read or used; lists every problem.
+    """
+    data, lines = _read_yaml(path)
+    prefix: Key = ()
+    if "gate" in data:
+        data, prefix = data["gate"], ("gate",)
+    return _validated(GatePolicy, data, path, lines, prefix)
+
+
+def dump_pipeline(config: PipelineConfig) -> str:
+    """The config as canonical JSON (sorted keys, every default written out), with a closing newline."""
+    return json.dumps(config.model_dump(mode="json"), indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+
+
+def config_digest(config: BaseModel) -> str:
+    """Sha256 of a config's canonical JSON."""
+    return json_digest(config.model_dump(mode="json"))
+
+
+def pipeline_json_schema() -> dict[str, Any]:
+    """JSON Schema of a pipeline's YAML file, for editors that complete and check it."""
+    return PipelineConfig.model_json_schema()
+
+
+# --- YAML ------------------------------------------------------------------------
+
+
+def _read_yaml(path: Path) -> tuple[dict[str, Any], dict[Key, int]]:
+    """The mapping that the file holds, and the line of every key in it."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = "no such file" if isinstance(error, FileNotFoundError) else str(error)
+        raise ConfigError(f"{path}: expected a YAML file, got {reason}") from error
+    try:
+        loader = yaml.SafeLoader(text)
+        node = loader.get_single_node()
+        data = None if node is None else loader.construct_document(node)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f"line {mark.line + 1}: " if mark else ""
+        raise ConfigError(f"{path}: {where}not valid YAML: {getattr(error, 'problem', error)}") from error
+    if node is None or not isinstance(data, dict):
+        raise ConfigError(f"{path}: expected keys and values, got {_shown(data)}")
+    lines: dict[Key, int] = {}
+    for key, line in _keys(node, (), set()):
+        if key in lines:
+            again = f"expected the key once, got it again after line {lines[key]}"
+            raise ConfigError(f"{path}: line {line}, {_dotted(key)}: {again}")
+        lines[key] = line
+    return data, lines
+
+
+def _keys(node: yaml.Node, at: Key, seen: set[int]) -> Iterator[tuple[Key, int]]:
+    """Every key below a YAML node with its line; nodes that an alias repeats only once."""
+    if id(node) in seen:
+        return
+    seen.add(id(node))
+    if isinstance(node, yaml.MappingNode):
+        children: list[tuple[str | int, yaml.Node, yaml.Node]] = [(k.value, k, v) for k, v in node.value]
+    elif isinstance(node, yaml.SequenceNode):
+        children = [(number, item, item) for number, item in enumerate(node.value)]
+    else:
+        return
+    for name, named, value in children:
+        yield (*at, name), named.start_mark.line + 1
+        yield from _keys(value, (*at, name), seen)
+
+
+def _override(data: dict[str, Any], dotted: str, value: Any) -> None:
+    """Set one key in raw data; sections that are missing are made."""
+    place: Any = data
+    *sections, last = dotted.split(".")
+    for section in sections:
+        slot = _slot(place, section, dotted)
+        # A copy on the way down: an alias may have put the same section elsewhere too.
+        held = place.get(slot) if isinstance(place, dict) else place[slot]
+        place[slot] = {} if held is None else copy(held)
+        place = place[slot]
+    place[_slot(place, last, dotted)] = value
+
+
+def _slot(place: Any, name: str, dotted: str) -> str | int:
+    """What to index a section with, by one part of a dotted key."""
+    if isinstance(place, dict):
+        return name
+    if isinstance(place, list) and name.isdecimal() and int(name) < len(place):
+        return int(name)
+    raise ConfigError(f"override {dotted}: expected a key of the config, got none at {name}")
+
+
+# --- validation --------------------------------------------------------------------
+
+
+def _validated(
+    model: type[Model], data: Any, path: Path, lines: Mapping[Key, int], prefix: Key = ()
+) -> Model:
+    try:
+        return model.model_validate(data)
+    except ValidationError as error:
+        problems = _problems(model, data, error)
+    said = []
+    for key, problem in problems.items():
+        full = prefix + key
+        line = next((lines[full[:size]] for size in range(len(full), 0, -1) if full[:size] in lines), None)
+        place = ", ".join(part for part in (line and f"line {line}", _dotted(full)) if part)
+        said.append(f"{place}: {problem}" if place else problem)
+    count = "" if len(said) == 1 else f"{len(said)} problems: "
+    raise ConfigError(f"{path}: {count}{'; '.join(said)}")
+
+
+def _problems(model: type[BaseModel], data: Any, error: ValidationError) -> dict[Key, str]:
+    """One problem a key. Of a union's members, the ones that looked deepest into the data count."""
+    found: dict[Key, list[ErrorDetails]] = {}
+    for detail in error.errors():
+        found.setdefault(_key_in(data, detail), []).append(detail)
+    deepest = {
+        key: details
+        for key, details in found.items()
+        if not any(other != key and other[: len(key)] == key for other in found)
+    }
+    return {key: _problem(model, key, details) for key, details in deepest.items()}
+
+
+def _key_in(data: Any, detail: ErrorDetails) -> Key:
+    """The error's place as a key of the data: without the names of union members that pydantic adds."""
+    key: list[str | int] = []
+    for part in detail["loc"]:
+        in_dict = isinstance(data, dict) and part in data
+        in_list = isinstance(data, list) and isinstance(part, int) and part < len(data)
+        if in_dict or in_list:
+            data = data[part]
+            key.append(part)
+    if detail["type"] == "missing":
+        key.append(detail["loc"][-1])
+    return tuple(key)
+
+
+def _problem(model: type[BaseModel], key: Key, details: list[ErrorDetails]) -> str:
+    kind = details[0]["type"]
+    if kind == "extra_forbidden":
+        names = sorted(_model_at(model, key[:-1]).model_fields)
+        near = difflib.get_close_matches(str(key[-1]), names, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"expected one of {', '.join(names)}"
+        return f"unknown key; {hint}"
+    if kind == "missing":
+        return "expected a value, got nothing"
+    expected = " or ".join(dict.fromkeys(_expectation(detail["msg"]) for detail in details))
+    got = "" if kind == "value_error" else f", got {_shown(details[0]['input'])}"
+    return f"expected {expected}{got}"
+
+
+def _expectation(message: str) -> str:
+    """Pydantic's message without its beginning, so that it can follow the word *expected*."""
+    message = message.replace("String should match pattern", "a text that matches")
+    message = re.sub(r"^(Value error, expected|\w+ should (be|have)) ", "", message)
+    return re.sub(r" after validation, not \d+|, unable to parse .*", "", message)
+
+
+def _model_at(model: type[BaseModel], key: Key) -> type[BaseModel]:
+    """The config model that a key leads to."""
+    for part in key:
+        if isinstance(part, str):
+            model = next(_models_in(model.model_fields[part].annotation))
+    return model
+
+
+def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for argument in get_args(annotation):
+        yield from _models_in(argument)
+
+
+def _dotted(key: Key) -> str:
+    return ".".join(str(part) for part in key)
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:59]}…"
+
+
+# --- paths -----------------------------------------------------------------------------
+
+
+def _with_paths_from(value: Any, folder: Path) -> Any:
+    """The same config with the paths of files made absolute."""
+    if isinstance(value, tuple):
+        return tuple(_with_paths_from(item, folder) for item in value)
+    if not isinstance(value, BaseModel):
+        return value
+    changes = {name: _with_paths_from(getattr(value, name), folder) for name in type(value).model_fields}
+    if isinstance(value, DataSource):
+        changes["path"] = _data_source(value.path, folder)
+    elif isinstance(value, SuiteConfig):
+        changes["path"] = _absolute(value.path, folder)
+    elif isinstance(value, UtilityConfig) and value.include_path is not None:
+        changes["include_path"] = _absolute(value.include_path, folder)
+    return value.model_copy(update=changes)
+
+
+def _absolute(path: str, folder: Path) -> str:
+    return str((folder / Path(path).expanduser()).resolve())
+
+
+def _data_source(source: str, folder: Path) -> str:
+    """A file's absolute path; a hub id stays what it is."""
+    is_file = source.endswith(_FILE_SUFFIXES) or (folder / source).is_file()
+    return _absolute(source, folder) if is_file else source
+
+
+def _model_source(source: str, folder: Path) -> str:
+    """A folder's absolute path; a hub id stays what it is."""
+    is_folder = source.startswith(("./", "../", "~", "/")) or (folder / source).is_dir()
+    return _absolute(source, folder) if is_folder else source
