@@ -7,6 +7,9 @@ from torch import Tensor
 
 from safemerge.errors import MismatchError
 
+_BLOCK_ELEMENTS = 2**18
+"""Rows are widened in blocks of 1 MB, which stay in a core's cache: several times faster than all at once."""
+
 
 def alignment_difference(aligned: Tensor, unaligned: Tensor) -> Tensor:
     """V = W_aligned − W_unaligned, subtracted in fp32 or better.
@@ -34,6 +37,10 @@ def alignment_difference(aligned: Tensor, unaligned: Tensor) -> Tensor:
             f"expected float weights, got {aligned.dtype} in the aligned "
             f"and {unaligned.dtype} in the unaligned model"
         )
-    if torch.float64 in (aligned.dtype, unaligned.dtype):
-        return (aligned.double() - unaligned.double()).float()
-    return aligned.to(torch.float32, copy=True).sub_(unaligned)
+    wide = torch.promote_types(torch.promote_types(aligned.dtype, unaligned.dtype), torch.float32)
+    difference = torch.empty(aligned.shape, dtype=torch.float32, device=aligned.device)
+    rows = max(1, _BLOCK_ELEMENTS // max(1, aligned.shape[1]))
+    for top in range(0, aligned.shape[0], rows):
+        block = slice(top, top + rows)
+        difference[block] = aligned[block].to(wide) - unaligned[block].to(wide)
+    return difference

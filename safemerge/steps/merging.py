@@ -6,7 +6,8 @@ written from one scoring.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -178,7 +179,7 @@ def score_adapters(
     task, safety = (read_adapter(resolve(source, "adapter")) for source in (task_adapter, safety_adapter))
     aligned, unaligned = (Checkpoint.open(resolve(source)) for source in (aligned_model, unaligned_model))
     check_shapes(task.pairs, safety.pairs)
-    with AlignmentReader(aligned, unaligned, task.pairs) as weights_of:
+    with _one_torch_thread(), AlignmentReader(aligned, unaligned, task.pairs) as weights_of:
         scores = score_layers(task.pairs, safety.pairs, weights_of, progress=progress)
         read = weights_of.read_digests()
     models = (aligned.files_digest(), unaligned.files_digest()) if hash_files else read
@@ -242,6 +243,21 @@ def write_merge(
         (folder / REPORT_FILE).write_text(report.to_json(), encoding="utf-8")
         (folder / PLOT_FILE).write_text(layer_plot_html(report), encoding="utf-8")
     return report
+
+
+@contextmanager
+def _one_torch_thread() -> Iterator[None]:
+    """Let torch compute on one thread, beside those that hash.
+
+    Scoring is many short operations: on a busy machine, threads that wait for each other
+    after every one of them made it ten times slower, and on an idle one they gain nothing.
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _check(

@@ -16,12 +16,15 @@ from safemerge.errors import MismatchError
 from safemerge.storage.checkpoints import Checkpoint, check_same_architecture
 from safemerge.storage.digests import json_digest, tensor_digest
 
+_MOST_WAITING = 4
+"""Tensors that may wait to be hashed: bounds the memory held."""
+
 
 class AlignmentReader:
-    """Gives (aligned, unaligned) weights of one module at a time, and hashes them on a thread of its own.
+    """Gives (aligned, unaligned) weights of one module at a time, and hashes them on threads of their own.
 
     Hashing takes about as long as scoring and leaves the interpreter lock alone, so the two
-    overlap; at most two modules wait to be hashed, which bounds the memory held.
+    overlap.
 
     Use as a context manager.
 
@@ -42,7 +45,7 @@ class AlignmentReader:
         self._check_shapes(pairs)
         self._digests: tuple[dict[str, str], dict[str, str]] = ({}, {})
         self._waiting: deque[Future[None]] = deque()
-        self._hasher = ThreadPoolExecutor(max_workers=1, thread_name_prefix="sha256")
+        self._hasher = ThreadPoolExecutor(max_workers=2, thread_name_prefix="sha256")
 
     def __enter__(self) -> Self:
         return self
@@ -54,13 +57,14 @@ class AlignmentReader:
 
     def __call__(self, module: str) -> tuple[Tensor, Tensor]:
         """(aligned, unaligned) weight of a module, each (d_out, d_in), mapped from its file."""
-        while len(self._waiting) > 2:
+        while len(self._waiting) > _MOST_WAITING:
             self._waiting.popleft().result()
         aligned, unaligned = (
             checkpoint.read(names[module])
             for checkpoint, names in zip(self._checkpoints, self._names, strict=True)
         )
-        self._waiting.append(self._hasher.submit(self._hash, module, (aligned, unaligned)))
+        for names, digests, weight in zip(self._names, self._digests, (aligned, unaligned), strict=True):
+            self._waiting.append(self._hasher.submit(_store_digest, digests, names[module], weight))
         return aligned, unaligned
 
     def read_digests(self) -> tuple[str, str]:
@@ -72,10 +76,6 @@ class AlignmentReader:
             for checkpoint, digests in zip(self._checkpoints, self._digests, strict=True)
         )
         return aligned, unaligned
-
-    def _hash(self, module: str, weights: tuple[Tensor, Tensor]) -> None:
-        for names, digests, weight in zip(self._names, self._digests, weights, strict=True):
-            digests[names[module]] = tensor_digest(weight)
 
     def _check_shapes(self, pairs: Mapping[str, LoraPair]) -> None:
         wrong = []
@@ -91,3 +91,7 @@ class AlignmentReader:
                 )
         if wrong:
             raise MismatchError(f"the adapter does not fit the models' weights: {'; '.join(wrong)}")
+
+
+def _store_digest(digests: dict[str, str], name: str, tensor: Tensor) -> None:
+    digests[name] = tensor_digest(tensor)
