@@ -5,16 +5,18 @@ Pure: report in, page out. Files are written by the callers.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Sequence
 from html import escape
 from math import ceil
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from safemerge.records import LayerReport, MergeReport
 
-if TYPE_CHECKING:
-    from plotly.graph_objects import Figure
+Json = dict[str, Any]
+"""A part of a figure in plotly's JSON form. Built by hand: plotly's own figure classes take
+longer to load than a merge of a small model takes."""
 
 ROW_HEIGHT_PX = 150
 ROW_GAP_PX = 38
@@ -38,7 +40,9 @@ p {{ margin: 0.3rem 0 0; }}
 <body>
 <h1>{headline}</h1>
 <p>{details}</p>
-{body}
+<div id="figure"></div>
+<script>{library}</script>
+<script>Plotly.newPlot("figure", ...{figure});</script>
 </body>
 </html>
 """
@@ -65,69 +69,73 @@ def layer_plot_html(report: MergeReport) -> str:
     Bars are coloured by what became of the layer; a cross on the axis stands for a
     cosine that is undefined. The dashed line is the threshold.
     """
-    from plotly.subplots import make_subplots
-
     kinds = _module_kinds([layer.module for layer in report.layers])
     rows = list(dict.fromkeys(kinds.values())) or ["no layers"]
-    plot_px = ROW_HEIGHT_PX * len(rows)
-    figure = make_subplots(
-        rows=len(rows),
-        shared_xaxes=True,
-        vertical_spacing=ROW_GAP_PX / plot_px,
-        subplot_titles=[f"<b>{escape(row)}</b>" for row in rows],
-    )
-    figure.update_annotations(x=0, xanchor="left", font_size=13)
     positions = sorted({_position(layer.module) for layer in report.layers}, key=_natural)
     bar_width = min(0.75, len(positions) / 16)
+    plot_px = ROW_HEIGHT_PX * len(rows)
+    traces: list[Json] = []
+    axes: Json = {}
+    titles: list[Json] = []
+    lines: list[Json] = []
     named: set[_State] = set()
-    for number, row in enumerate(rows, start=1):
+    for number, row in enumerate(rows):
+        axis = f"y{number + 1}"
+        top, bottom = (len(rows) - number) / len(rows), (len(rows) - number - 1) / len(rows)
+        axes[f"yaxis{number + 1}"] = _axis(
+            domain=[bottom, top - ROW_GAP_PX / plot_px], range=[0, _top(report)], nticks=5, rangemode="tozero"
+        )
+        titles.append(_row_title(row, top))
+        if report.threshold is not None:
+            lines.append(_line(x0=0, x1=1, xref="paper", y0=report.threshold, y1=report.threshold, yref=axis))
         layers = [layer for layer in report.layers if kinds[layer.module] == row]
         for state in _STATES:
             if chosen := [layer for layer in layers if _state(layer) is state]:
-                trace = _trace(chosen, state, bar_width, in_legend=state not in named)
-                figure.add_trace(trace, row=number, col=1)
+                trace = _trace(chosen, state, bar_width)
+                traces.append(trace | {"yaxis": axis, "showlegend": state not in named})
                 named.add(state)
-        if report.threshold is not None:
-            figure.add_hline(
-                report.threshold, row=number, col=1, line={"dash": "dash", "width": 1.5, "color": "#222222"}
-            )
-    figure.update_xaxes(
+    axes["xaxis"] = _axis(
+        title={"text": "layer"},
         type="category",
         categoryorder="array",
         categoryarray=positions,
         range=[-0.7, len(positions) - 0.3],
         dtick=ceil(len(positions) / MOST_TICKS) or 1,
         tickangle=0,
+        ticks="outside",
+        ticklen=6,
+        showgrid=False,
+        anchor=f"y{len(rows)}",
     )
-    figure.update_xaxes(title_text="layer", ticks="outside", ticklen=6, row=len(rows), col=1)
-    figure.update_yaxes(range=[0, _top(report)], nticks=5)
-    figure.update_layout(barmode="overlay")
-    return _page(figure, plot_px, report, "cosine of each update with its safety projection")
+    layout = axes | {"annotations": titles, "shapes": lines, "barmode": "overlay"}
+    return _page(traces, layout, plot_px, report, "cosine of each update with its safety projection")
 
 
 def cosine_histogram_html(report: MergeReport) -> str:
     """Distribution of the projected cosines as a page, with the threshold."""
-    from plotly import graph_objects
-
-    figure = graph_objects.Figure()
     bin_width = 0.02
     start = (report.threshold or 0) % bin_width - bin_width  # no bin straddles the threshold
+    traces: list[Json] = []
     for state in (_MERGED, _KEPT):
         if chosen := [layer.cosine for layer in report.layers if _state(layer) is state]:
-            figure.add_trace(
-                graph_objects.Histogram(
-                    x=chosen,
-                    name=f"{state.name} ({len(chosen)})",
-                    marker_color=state.colour,
-                    xbins={"start": start, "end": 1 + bin_width, "size": bin_width},
-                )
+            traces.append(
+                {
+                    "type": "histogram",
+                    "x": chosen,
+                    "name": f"{state.name} ({len(chosen)})",
+                    "marker": {"color": state.colour},
+                    "xbins": {"start": start, "end": 1 + bin_width, "size": bin_width},
+                }
             )
+    layout: Json = {
+        "xaxis": _axis(title={"text": "cosine"}, range=[0, _top(report)]),
+        "yaxis": _axis(title={"text": "layers"}),
+        "barmode": "stack",
+    }
     if report.threshold is not None and 0 <= report.threshold <= 1:
-        figure.add_vline(report.threshold, line={"dash": "dash", "width": 1.5, "color": "#222222"})
-    figure.update_xaxes(title_text="cosine", range=[0, _top(report)])
-    figure.update_yaxes(title_text="layers")
-    figure.update_layout(barmode="stack")
-    return _page(figure, 300, report, "distribution of the projected cosines")
+        at = report.threshold
+        layout["shapes"] = [_line(x0=at, x1=at, xref="x", y0=0, y1=1, yref="paper")]
+    return _page(traces, layout, 300, report, "distribution of the projected cosines")
 
 
 def _state(layer: LayerReport) -> _State:
@@ -136,26 +144,51 @@ def _state(layer: LayerReport) -> _State:
     return _MERGED if layer.merged else _KEPT
 
 
-def _trace(layers: Sequence[LayerReport], state: _State, bar_width: float, *, in_legend: bool) -> Any:
+def _trace(layers: Sequence[LayerReport], state: _State, bar_width: float) -> Json:
     """Bars of one state in one row; crosses on the axis where the cosine is undefined."""
-    from plotly import graph_objects
-
-    common = {
+    trace: Json = {
         "x": [_position(layer.module) for layer in layers],
         "name": state.name,
         "legendgroup": state.name,
         "legendrank": _STATES.index(state),
-        "showlegend": in_legend,
         "hovertext": [_hover(layer) for layer in layers],
         "hoverinfo": "text",
     }
     if layers[0].cosine is None:
         marker = {"symbol": "x", "size": 9, "color": state.colour}
-        return graph_objects.Scatter(
-            y=[0] * len(layers), mode="markers", marker=marker, cliponaxis=False, **common
-        )
+        return trace | {
+            "type": "scatter",
+            "mode": "markers",
+            "y": [0] * len(layers),
+            "marker": marker,
+            "cliponaxis": False,
+        }
     cosines = [layer.cosine for layer in layers]
-    return graph_objects.Bar(y=cosines, width=bar_width, marker_color=state.colour, **common)
+    return trace | {"type": "bar", "y": cosines, "width": bar_width, "marker": {"color": state.colour}}
+
+
+def _axis(**settings: Any) -> Json:
+    return {"gridcolor": "#ebf0f8", "linecolor": "#c8d4e3", "zeroline": False, "showline": True} | settings
+
+
+def _row_title(kind: str, top: float) -> Json:
+    """The name of a row, in the gap above it."""
+    return {
+        "text": f"<b>{escape(kind)}</b>",
+        "font": {"size": 13},
+        "showarrow": False,
+        "x": 0,
+        "xref": "paper",
+        "xanchor": "left",
+        "y": top,
+        "yref": "paper",
+        "yanchor": "top",
+        "yshift": -ROW_GAP_PX / 3,
+    }
+
+
+def _line(**ends: Any) -> Json:
+    return {"type": "line", "line": {"dash": "dash", "width": 1.5, "color": "#222222"}} | ends
 
 
 def _hover(layer: LayerReport) -> str:
@@ -205,26 +238,32 @@ def _top(report: MergeReport) -> float:
     return 1.12 * (max(figures, default=0) or 1)
 
 
-def _page(figure: Figure, plot_px: int, report: MergeReport, what: str) -> str:
+def _page(traces: Sequence[Json], layout: Json, plot_px: int, report: MergeReport, what: str) -> str:
     """The figure below a headline with the figures of the merge, as one HTML page."""
+    from plotly.offline import get_plotlyjs
+
     merged = sum(layer.merged for layer in report.layers)
     threshold = "no threshold" if report.threshold is None else f"threshold {report.threshold:.4g}"
     if report.quantile is not None:
         threshold += f" (quantile {report.quantile:g})"
     task, safety = report.weights
-    figure.update_layout(
-        template="plotly_white",
-        height=plot_px + MARGIN_PX["t"] + MARGIN_PX["b"],
-        margin=MARGIN_PX,
-        legend={"orientation": "h", "x": 0, "y": 1 + 26 / plot_px, "yanchor": "bottom"},
-        showlegend=True,
-        font={"family": "system-ui, sans-serif"},
-    )
-    page = {
-        "headline": f"{merged} of {len(report.layers)} layers merged",
-        "details": f"{what} · {threshold} · method {report.method} · weights {task:g} and {safety:g}",
+    layout = layout | {
+        "height": plot_px + MARGIN_PX["t"] + MARGIN_PX["b"],
+        "margin": MARGIN_PX,
+        "legend": {"orientation": "h", "x": 0, "y": 1 + 16 / plot_px, "yanchor": "bottom"},
+        "showlegend": True,
+        "font": {"family": "system-ui, sans-serif", "color": "#2a3f5f"},
+        "hoverlabel": {"align": "left"},
     }
-    body = figure.to_html(
-        full_html=False, include_plotlyjs=True, config={"displaylogo": False, "responsive": True}
+    details = f"{what} · {threshold} · method {report.method} · weights {task:g} and {safety:g}"
+    return _PAGE.format(
+        headline=f"{merged} of {len(report.layers)} layers merged",
+        details=escape(details),
+        library=get_plotlyjs(),
+        figure=_script_json([traces, layout, {"displaylogo": False, "responsive": True}]),
     )
-    return _PAGE.format(body=body, **{key: escape(text) for key, text in page.items()})
+
+
+def _script_json(value: Any) -> str:
+    """JSON that cannot end the script element it stands in."""
+    return json.dumps(value, allow_nan=False).replace("<", "\\u003c")

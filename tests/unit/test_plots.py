@@ -13,6 +13,8 @@ import pytest
 from safemerge.plots import cosine_histogram_html, layer_plot_html
 from safemerge.records import LayerReport, MergeReport
 
+CALL = 'Plotly.newPlot("figure", ...'
+
 
 def _report(
     layers: Sequence[LayerReport], threshold: float | None = 0.35, quantile: float | None = None
@@ -36,10 +38,8 @@ def _layer(module: str, cosine: float | None, merged: bool, reason: str = "becau
 
 def _figure(page: str) -> tuple[list[dict], dict]:
     """Traces and layout, as the page hands them to plotly."""
-    decoder = json.JSONDecoder()
-    call = page.rindex("Plotly.newPlot(")
-    traces, end = decoder.raw_decode(page, page.index("[", call))
-    layout, _ = decoder.raw_decode(page, page.index("{", end))
+    figure = page[page.rindex(CALL) + len(CALL) :]
+    traces, layout, _ = json.JSONDecoder().raw_decode(figure)[0]
     return traces, layout
 
 
@@ -89,13 +89,13 @@ def test_the_threshold_is_a_line_in_each_row_and_left_out_where_there_is_none() 
     _, layout = _figure(layer_plot_html(_mixed()))
     assert [shape["y0"] for shape in layout["shapes"]] == [0.35, 0.35]
     page = layer_plot_html(_report(_mixed().layers, threshold=None))
-    assert "shapes" not in _figure(page)[1]
+    assert _figure(page)[1]["shapes"] == []
     assert "no threshold" in page
 
 
 def test_a_threshold_above_one_does_not_squeeze_the_bars() -> None:
     _, layout = _figure(layer_plot_html(_report(_mixed().layers, threshold=50.0)))
-    assert layout["yaxis"]["range"][1] == pytest.approx(0.5 * 1.12)
+    assert layout["yaxis1"]["range"][1] == pytest.approx(0.5 * 1.12)
 
 
 def test_hover_tells_module_cosine_reason_and_norms() -> None:
@@ -111,7 +111,7 @@ def test_names_cannot_leave_the_page_or_become_markup() -> None:
     evil = "</script><img src=x onerror=alert(1)>"
     page = layer_plot_html(_report([_layer(f"model.layers.0.{evil}", 0.2, True, reason=evil)]))
     assert evil not in page
-    assert "<img" not in page[page.rindex("Plotly.newPlot(") :]
+    assert "<img" not in page[page.rindex(CALL) :]
 
 
 @pytest.mark.parametrize("draw", [layer_plot_html, cosine_histogram_html])
