@@ -1,46 +1,143 @@
-"""The demo: a real model, retrained, repaired, measured, judged and recorded, on one machine."""
+"""The demo: a real model is fine-tuned, repaired, measured, judged and recorded, on one machine."""
 
 from __future__ import annotations
 
 import json
-import os
-import re
-import subprocess
-import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import yaml
 from rich.console import Console
 
+from safemerge.config.load import load_pipeline
+from safemerge.demo.dag_view import DagView
+from safemerge.demo.models import prepare_models
+from safemerge.demo.screen import last_screen
 from safemerge.demo.services import DemoHome, prepare_airflow, running_mlflow
 from safemerge.errors import StepError
-from safemerge.records import EvaluationReport, GateDecision
+from safemerge.records import EvaluationReport, GateDecision, StepResult
 from safemerge.storage.atomic import atomic_file
+from safemerge.tracking.ledger import Ledger
 
 DAG_ID = "safemerge_pipeline"
-PRESET = Path(__file__).parent / "pipeline.yaml"
-ARM_LABEL = "evaluate_"
+FOLDER = Path(__file__).resolve().parent
+PRESET = FOLDER / "pipeline.yaml"
 
 
-def run_demo(home: DemoHome, console: Console, mlflow_port: int = 5000) -> None:
+def run_demo(home: DemoHome, console: Console, *, seed: int | None = None, mlflow_port: int = 5000) -> None:
     """Prepare the models, run the DAG twice, and show the last screen.
 
     The second run judges the unrepaired adapter of the first, which must be blocked.
+
+    Args:
+        home: the demo's folder.
+        console: where progress and the last screen go.
+        seed: of the task adapter's training, where it is not to be the preset's.
+        mlflow_port: where MLflow listens, if that port is free.
 
     Raises:
         StepError: Airflow ended before a verdict; the message names its log.
         SafemergeError: what the preparation or a step raised.
     """
     started_s = time.monotonic()
-    prepare_models(home, console)
-    write_pipeline(home)
+    prepare_models(home.models, console)
+    write_pipeline(home, seed)
     with running_mlflow(home, mlflow_port) as mlflow_url:
-        console.print(f"[bold]MLflow[/] answers at {mlflow_url} while the demo runs")
+        console.print(f"MLflow answers at {mlflow_url} while the demo runs.")
         environment = home.environment(mlflow_url)
         prepare_airflow(home, environment)
-        os.environ.update({key: environment[key] for key in ("MLFLOW_TRACKING_URI", "SAFEMERGE_HOME")})
-        first = run_dag(home, console, environment, "demo", {})
-        unrepaired = ledger_output(first, "train_task_adapter", "adapter")
-        second = run_dag(home, console, environment, "demo-unrepaired", {"adapter": unrepaired})
-        show(home, console, first, second, time.monotonic() - started_s)
+        ledger = Ledger(mlflow_url)
+        console.rule("The pipeline: fine-tune, repair, evaluate, gate")
+        repaired = run_dag(home, console, ledger, environment, {})
+        console.rule("The same gate on the unrepaired adapter")
+        adapter = repaired["train_task_adapter"].outputs["adapter"].uri
+        unrepaired = run_dag(home, console, ledger, environment, {"adapter": adapter})
+        reports = {
+            label.removeprefix("evaluate_"): EvaluationReport.read(_fetch(home, ledger, result, "report"))
+            for label, result in repaired.items()
+            if label.startswith("evaluate_")
+        }
+        verdicts = {
+            "SafeMERGE": GateDecision.read(_fetch(home, ledger, repaired["gate"], "decision")),
+            "unrepaired adapter": GateDecision.read(_fetch(home, ledger, unrepaired["gate"], "decision")),
+        }
+    console.rule("Result")
+    console.print(last_screen(reports, verdicts, outlook(home, verdicts["SafeMERGE"])))
+    console.print(f"The demo took {(time.monotonic() - started_s) / 60:.1f} minutes.")
+
+
+def write_pipeline(home: DemoHome, seed: int | None) -> None:
+    """Write the demo's pipeline file: the preset with the models' folders and absolute paths."""
+    preset: dict[str, Any] = yaml.safe_load(PRESET.read_text(encoding="utf-8"))
+    preset["aligned_model"] = str(home.models / "aligned")
+    preset["unaligned_model"] = str(home.models / "unaligned")
+    for training in (preset["task_training"], preset["safety_training"]):
+        for source in training["data"]:
+            source["path"] = str(FOLDER / source["path"])
+    for suite in preset["evaluation"]["suites"]:
+        suite["path"] = str(FOLDER / suite["path"])
+    preset["evaluation"]["utility"]["include_path"] = str(
+        FOLDER / preset["evaluation"]["utility"]["include_path"]
+    )
+    if seed is not None:
+        preset["task_training"]["seed"] = seed
+    with atomic_file(home.pipeline, replace=True) as partial:
+        partial.write_text(yaml.safe_dump(preset, sort_keys=False, allow_unicode=True), encoding="utf-8")
+    load_pipeline(home.pipeline)
+
+
+def run_dag(
+    home: DemoHome,
+    console: Console,
+    ledger: Ledger,
+    environment: Mapping[str, str],
+    params: Mapping[str, Any],
+) -> dict[str, StepResult]:
+    """Run the DAG by ``airflow dags test`` to its verdict, and return its steps by label.
+
+    Raises:
+        StepError: it ended without a verdict.
+    """
+    run_key = f"demo/{time.strftime('%Y-%m-%d %H:%M:%S')}"
+    conf = json.dumps({**params, "run_key": run_key})
+    log_file = home.logs / "dag.log"
+    view = DagView(console, log_file)
+    view.follow(["airflow", "dags", "test", DAG_ID, "--conf", conf], environment)
+    config = load_pipeline(home.pipeline)
+    run_id = ledger.find_pipeline_run(config.tracking.experiment, run_key)
+    steps = ledger.results(run_id) if run_id else {}
+    if "gate" not in steps:
+        raise StepError(
+            f"the DAG ended without a verdict: {view.error or 'see the log'}; its log: {log_file}"
+        )
+    return steps
+
+
+def outlook(home: DemoHome, decision: GateDecision) -> list[str]:
+    """What to open and type next."""
+    shipped = (
+        "The repaired adapter is now version and champion in MLflow's Model Registry."
+        if decision.passed
+        else "Nothing was promoted: what the gate blocks does not ship."
+    )
+    return [
+        shipped,
+        "",
+        "Look around:   make up     Airflow at http://127.0.0.1:8080, MLflow at http://127.0.0.1:5000",
+        "Stop it:       make down",
+        "Train anew:    make demo SEED=1     (keeps the aligned model and the safety adapter)",
+        f"Its config:    {_relative(home.pipeline)}     logs: {_relative(home.logs)}",
+    ]
+
+
+def _fetch(home: DemoHome, ledger: Ledger, result: StepResult, output: str) -> Path:
+    return ledger.fetch(result.outputs[output].uri, home.root / "workspace" / "cache")
+
+
+def _relative(path: Path) -> str:
+    try:
+        return str(path.relative_to(Path.cwd()))
+    except ValueError:
+        return str(path)

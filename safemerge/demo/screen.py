@@ -54,9 +54,8 @@ def repair_lines(reports: Mapping[str, EvaluationReport]) -> Iterator[str]:
         if suite.kind is not SuiteKind.HARMFUL:
             continue
         before, after = suite.flags, _flags(fine_tuned, suite.suite)
-        yield (
-            f"Fine-tuning moved the harmful rate on {suite.suite} by {_points(rate_difference(after, before))} points."
-        )
+        rise = _points(rate_difference(after, before))
+        yield f"Fine-tuning moved the harmful rate on {suite.suite} by {rise} points."
         if repaired is None:
             continue
         merged = _flags(repaired, suite.suite)
@@ -102,7 +101,10 @@ def last_screen(
     parts += [Text(line) for line in repair_lines(reports)]
     if any(suite.judge.smoke for report in reports.values() for suite in report.suites):
         parts.append(
-            Text("Judged by refusal phrases, a smoke judge: enough for a demo, not for a release.", style="yellow")
+            Text(
+                "Judged by refusal phrases, a smoke judge: enough for a demo, not for a release.",
+                style="yellow",
+            )
         )
     parts.append(Text(""))
     parts += [verdict_panel(decision, title) for title, decision in verdicts.items()]
@@ -124,7 +126,13 @@ def _gain(arm: str, reports: Mapping[str, EvaluationReport]) -> str:
         return {"aligned": "0 %", "fine_tuned": "100 %"}[arm]
     utilities = [report and report.utility for report in (reports[arm], aligned, fine_tuned)]
     mine, base, top = utilities
-    if not (mine and base and top and mine.scores and mine.scores.keys() == base.scores.keys() == top.scores.keys()):
+    if not (
+        mine
+        and base
+        and top
+        and mine.scores
+        and mine.scores.keys() == base.scores.keys() == top.scores.keys()
+    ):
         return "–"
     kept = gain_kept(mine.scores, base.scores, top.scores, higher_is_better=mine.higher_is_better)
     return "cannot be judged" if kept.share is None else _share(kept.share, brackets=True)

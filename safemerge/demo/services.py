@@ -40,7 +40,9 @@ class DemoHome:
         self.root = root.resolve()
         self.checkout = checkout or Path(__file__).resolve().parents[2]
         if not (self.checkout / "dags").is_dir():
-            raise ConfigError(f"{self.checkout}: expected a checkout with dags/ and plugins/, got no dags/ there")
+            raise ConfigError(
+                f"{self.checkout}: expected a checkout with dags/ and plugins/, got no dags/ there"
+            )
         self.logs = self.root / "logs"
         self.logs.mkdir(parents=True, exist_ok=True)
         self.pipeline = self.root / "pipeline.yaml"
@@ -70,7 +72,11 @@ class DemoHome:
             "TOKENIZERS_PARALLELISM": "false",
             "PYTHONUNBUFFERED": "1",
         }
-        return {**os.environ, **settings, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+        return {
+            **os.environ,
+            **settings,
+            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        }
 
     @property
     def airflow_database(self) -> Path:
@@ -107,7 +113,12 @@ class Service:
         """
         with self.log_file.open("ab") as log:
             process = subprocess.Popen(
-                command, env=environment, stdout=log, stderr=log, stdin=subprocess.DEVNULL, start_new_session=True
+                command,
+                env=environment,
+                stdout=log,
+                stderr=log,
+                stdin=subprocess.DEVNULL,
+                start_new_session=True,
             )
         url = f"http://{HOST}:{port}"
         with atomic_file(self.state_file) as partial:
@@ -121,7 +132,9 @@ class Service:
                 return url
             time.sleep(0.5)
         self.stop()
-        raise StepError(f"{self.name} did not answer at {url} within {START_TIMEOUT_S} s; its log: {self.log_file}")
+        raise StepError(
+            f"{self.name} did not answer at {url} within {START_TIMEOUT_S} s; its log: {self.log_file}"
+        )
 
     def stop(self) -> bool:
         """Stop it with all its child processes; False where it did not run."""
@@ -168,7 +181,11 @@ def start_mlflow(home: DemoHome, port: int = 5000) -> str:
         *("--host", HOST, "--port", str(port), "--workers", "1"),
     ]
     # MLflow's job runners are for its own evaluation service; here they would only take memory.
-    environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
+    environment = {
+        **os.environ,
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+    }
     return service.start(command, port, environment)
 
 
@@ -192,10 +209,16 @@ def prepare_airflow(home: DemoHome, environment: dict[str, str]) -> None:
     with log_file.open("ab") as log:
         for command in commands:
             done = subprocess.run(
-                [sys.executable, "-m", "airflow", *command], env=environment, stdout=log, stderr=log, check=False
+                [sys.executable, "-m", "airflow", *command],
+                env=environment,
+                stdout=log,
+                stderr=log,
+                check=False,
             )
             if done.returncode:
-                raise StepError(f"airflow {' '.join(command)} ended with code {done.returncode}; its log: {log_file}")
+                raise StepError(
+                    f"airflow {' '.join(command)} ended with code {done.returncode}; its log: {log_file}"
+                )
     (home.root / "airflow" / "ready").touch()
 
 

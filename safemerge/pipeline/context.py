@@ -1,9 +1,8 @@
-"""What every step is given, and the two checks that every step makes."""
+"""What every step is given, and what every step does first."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -35,34 +34,16 @@ def inputs_digest(step: str, libraries: tuple[str, ...] = (), **parts: Any) -> s
     return json_digest({"step": step, "versions": versions, **parts})
 
 
-def already_done(context: StepContext, run: PipelineRun, step: str, digest: str, label: str) -> StepResult | None:
+def already_done(
+    context: StepContext, run: PipelineRun, step: str, digest: str, label: str
+) -> StepResult | None:
     """What an earlier run did with the same inputs, said in the log."""
     done = context.ledger.find_done(run, step, digest, label)
     if done is not None:
-        logger.info("%s: already done in MLflow run %s with the same inputs; nothing repeated", label, done.run_id)
+        logger.info(
+            "%s: already done in MLflow run %s with the same inputs; nothing repeated", label, done.run_id
+        )
     return done
-
-
-def local_model(context: StepContext, run: PipelineRun, role: str) -> Path:
-    """The folder of the aligned or unaligned model on this machine.
-
-    Args:
-        context: the step's context.
-        run: the pipeline run.
-        role: ``aligned_model`` or ``unaligned_model``.
-
-    Raises:
-        MismatchError: this machine has other files under that name than the run was opened with.
-    """
-    from safemerge.storage.digests import checkpoint_digest
-    from safemerge.storage.hub import resolve
-
-    source = getattr(run.config, role)
-    folder = resolve(source)
-    expected, got = run.plan.model_digests[role], checkpoint_digest(folder, context.workspace.cache)
-    if got != expected:
-        raise MismatchError(f"{role} {source}: expected files of digest {expected[:12]}, got {got[:12]} in {folder}")
-    return folder
 
 
 def local_adapter(context: StepContext, ref: ArtifactRef) -> Path:
@@ -71,15 +52,10 @@ def local_adapter(context: StepContext, ref: ArtifactRef) -> Path:
     Raises:
         MismatchError: its content is not what the earlier step had written.
     """
-    from safemerge.storage.digests import adapter_digest
+    from safemerge.storage.adapters import adapter_digest
 
     folder = context.ledger.fetch(ref.uri, context.workspace.cache)
     got = adapter_digest(folder)
     if got != ref.digest:
         raise MismatchError(f"adapter {ref.uri}: expected digest {ref.digest[:12]}, got {got[:12]}")
     return folder
-
-
-def flat_figures(**figures: float | str | bool | None) -> Mapping[str, float | str | bool | None]:
-    """Figures of a step, those that could not be had left out."""
-    return {key: value for key, value in figures.items() if value is not None}

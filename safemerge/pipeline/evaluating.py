@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from safemerge.errors import ConfigError
-from safemerge.pipeline.context import StepContext, already_done, inputs_digest, local_adapter, local_model
+from safemerge.pipeline.context import StepContext, already_done, inputs_digest, local_adapter
+from safemerge.pipeline.models import local_model
 from safemerge.pipeline.request import StepRequest
 from safemerge.records import EvaluationReport, StepResult
 
@@ -44,13 +45,16 @@ def evaluate(context: StepContext, request: StepRequest) -> StepResult:
 
     from safemerge.evaluation.suites import load_suite
 
-    suites = [(suite, load_suite(Path(suite.path), suite.limit)) for suite in settings.suites]
+    suites = [
+        (suite, load_suite(suite.name, suite.kind, Path(suite.path), suite.limit))
+        for suite in settings.suites
+    ]
     digest = inputs_digest(
         "evaluate",
         LIBRARIES,
         model=run.plan.model_digests["aligned_model"],
         adapter=adapter and adapter.digest,
-        suites={suite.name: [suite.kind, prompts.digest] for suite, prompts in suites},
+        suites={suite.name: [suite.kind, prompts.digest()] for suite, prompts in suites},
         settings=settings.model_dump(mode="json", exclude={"suites"}),
     )
     if done := already_done(context, run, "evaluate", digest, label):
@@ -61,7 +65,7 @@ def evaluate(context: StepContext, request: StepRequest) -> StepResult:
     with context.ledger.step_run(run, "evaluate", digest, label) as step_run:
         step_run.log_params({"arm": arm, **settings.model_dump(mode="json", exclude={"suites"})})
         for suite, prompts in suites:
-            step_run.log_dataset(suite.name, prompts.digest, suite.path)
+            step_run.log_dataset(suite.name, prompts.digest(), suite.path)
         evaluation = evaluate_arm(model, folder, arm, settings, model_digest="", adapter_digest="")
         figures = headline_figures(evaluation.report)
         step_run.log_metrics(figures)

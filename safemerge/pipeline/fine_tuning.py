@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from safemerge.errors import ConfigError
-from safemerge.pipeline.context import StepContext, already_done, inputs_digest, local_model
+from safemerge.pipeline.context import StepContext, already_done, inputs_digest
+from safemerge.pipeline.models import local_model
 from safemerge.pipeline.request import StepRequest
-from safemerge.records import StepResult
+from safemerge.records import StepResult, TrainingReport
 
 LIBRARIES = ("torch", "transformers", "peft", "trl")
 
@@ -52,16 +53,27 @@ def train(context: StepContext, request: StepRequest) -> StepResult:
     base = local_model(context, run, "aligned_model")
     work = context.workspace.work(label, digest)
 
-    from safemerge.steps.training import train_from_config
-    from safemerge.storage.digests import adapter_digest
+    from safemerge.storage.adapters import adapter_digest
+    from safemerge.training.sft import REPORT_NAME, train_adapter
 
+    output = work / "adapter"
     with context.ledger.step_run(run, "train", digest, label) as step_run:
         step_run.log_params({"role": role, **settings.model_dump(mode="json", exclude={"data"})})
-        for source in settings.data:
-            step_run.log_dataset(f"{role}_training", data, source.path)
-        output = work / "adapter"
-        report = train_from_config(base, examples, settings, output=output, work=work, on_log=step_run.log_metrics)
+        step_run.log_dataset(f"{role}_training", data, ", ".join(source.path for source in settings.data))
+        if output.exists():  # a killed attempt had trained it, but not stored it
+            report = TrainingReport.read(output / REPORT_NAME)
+        else:
+            report = train_adapter(
+                base,
+                examples,
+                output,
+                work / "checkpoints",
+                settings,
+                model_name=run.config.aligned_model,
+                on_log=lambda step, metrics: step_run.log_metrics(metrics, step),
+            )
         adapter = step_run.log_folder(output, "adapter", adapter_digest(output))
-        result = step_run.finish({"adapter": adapter}, {"train_loss": report.final_loss, "seconds": report.seconds})
+        figures = {"train_loss": report.final_loss, "steps": report.steps, "wall_s": report.wall_s}
+        result = step_run.finish({"adapter": adapter}, figures)
     context.workspace.discard(work)
     return result

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from safemerge.gate import decide
 from safemerge.pipeline.context import StepContext, already_done, inputs_digest
 from safemerge.pipeline.request import StepRequest
 from safemerge.records import ArtifactRef, EvaluationReport, StepResult
 from safemerge.tracking import tags
+from safemerge.tracking.ledger import PipelineRun
 
 
 def gate(context: StepContext, request: StepRequest) -> StepResult:
@@ -35,8 +38,16 @@ def gate(context: StepContext, request: StepRequest) -> StepResult:
         adapter=adapter.digest,
         reports={name: ref.digest for name, ref in reports.items()},
     )
-    if done := already_done(context, run, "gate", digest, "gate"):
-        return done
+    result = already_done(context, run, "gate", digest, "gate") or _judge(context, run, digest, reports)
+    if result.figures["passed"] is not True:
+        summary = str(result.figures["summary"])
+        context.ledger.close_pipeline_run(run, passed=False, summary=summary, gate_run_id=result.run_id)
+    return result
+
+
+def _judge(
+    context: StepContext, run: PipelineRun, digest: str, reports: Mapping[str, ArtifactRef]
+) -> StepResult:
     loaded = {name: _read_report(context, ref, name) for name, ref in reports.items()}
     decision = decide(loaded["candidate"], loaded.get("aligned"), loaded.get("fine_tuned"), run.config.gate)
     with context.ledger.step_run(run, "gate", digest) as step_run:
@@ -47,13 +58,10 @@ def gate(context: StepContext, request: StepRequest) -> StepResult:
         step_run.set_tags({tags.VERDICT: verdict, tags.VERDICT_SUMMARY: decision.summary()})
         stored = step_run.log_text(decision.to_json(), "decision.json")
         figures = {"passed": decision.passed, "summary": decision.summary()}
-        result = step_run.finish({"decision": stored}, figures)
-    if not decision.passed:
-        context.ledger.close_pipeline_run(run, passed=False, summary=decision.summary(), gate_run_id=result.run_id)
-    return result
+        return step_run.finish({"decision": stored}, figures)
 
 
 def _read_report(context: StepContext, ref: ArtifactRef, arm: str) -> EvaluationReport:
-    """A report under the name it has in this run; reused figures may come from a run that named it otherwise."""
+    """A report under its name in this run; the run that measured it may have called it otherwise."""
     report = EvaluationReport.read(context.ledger.fetch(ref.uri, context.workspace.cache))
     return report.model_copy(update={"arm": report.arm if arm == "candidate" else arm})

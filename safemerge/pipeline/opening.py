@@ -72,13 +72,15 @@ def open_run(context: StepContext, request: StepRequest) -> StepResult:
 
 def check_models(context: StepContext, config: PipelineConfig) -> dict[str, str]:
     """The digest of both models, once they are known to be there and of one architecture."""
-    from safemerge.storage.checkpoints import check_same_architecture
-    from safemerge.storage.digests import checkpoint_digest
+    from safemerge.pipeline.models import model_digest
+    from safemerge.storage.checkpoints import Checkpoint, check_same_architecture
     from safemerge.storage.hub import resolve
 
-    folders = {role: resolve(getattr(config, role)) for role in ("aligned_model", "unaligned_model")}
-    check_same_architecture(folders["aligned_model"], folders["unaligned_model"])
-    return {role: checkpoint_digest(folder, context.workspace.cache) for role, folder in folders.items()}
+    models = {
+        role: Checkpoint.open(resolve(getattr(config, role))) for role in ("aligned_model", "unaligned_model")
+    }
+    check_same_architecture(models["aligned_model"], models["unaligned_model"])
+    return {role: model_digest(model, context.workspace.home) for role, model in models.items()}
 
 
 def check_data(config: PipelineConfig) -> dict[str, str]:
@@ -91,7 +93,8 @@ def check_data(config: PipelineConfig) -> dict[str, str]:
         "safety_training": data_digest(load_examples(config.safety_training.data)),
     }
     for suite in config.evaluation.suites:
-        digests[f"suite {suite.name}"] = load_suite(Path(suite.path), suite.limit).digest
+        prompts = load_suite(suite.name, suite.kind, Path(suite.path), suite.limit)
+        digests[f"suite {suite.name}"] = prompts.digest()
     return digests
 
 
@@ -123,13 +126,14 @@ def _given_adapters(
     origin = MergeReport.read(report).digests["task_adapter"] if report.exists() else given.digest
     trained = _trained_adapter(context.ledger, config, origin)
     if trained is None:
-        logger.warning("no training of the unrepaired adapter %s is on record: gain kept cannot be judged", origin[:12])
+        logger.warning(
+            "no training of the unrepaired adapter %s is on record: gain kept cannot be judged", origin[:12]
+        )
     return given, trained
 
 
 def _reference(context: StepContext, uri: str) -> ArtifactRef:
-    from safemerge.storage.adapters import read_adapter
-    from safemerge.storage.digests import adapter_digest
+    from safemerge.storage.adapters import adapter_digest, read_adapter
 
     pinned = context.ledger.pin(uri)
     folder = context.ledger.fetch(pinned, context.workspace.cache)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 
 from safemerge.errors import MismatchError
-from safemerge.pipeline.context import StepContext, already_done, inputs_digest, local_adapter
+from safemerge.pipeline.context import StepContext, inputs_digest, local_adapter
 from safemerge.pipeline.request import StepRequest
 from safemerge.records import ArtifactRef, GateDecision, StepResult
 
@@ -14,6 +14,8 @@ logger = logging.getLogger(__name__)
 
 def promote(context: StepContext, request: StepRequest) -> StepResult:
     """Register the adapter as a new model version and move the alias ``champion`` to it.
+
+    Never skipped: another adapter may have become the champion since this one last was.
 
     Inputs:
         adapter: the candidate that the gate judged.
@@ -35,9 +37,7 @@ def promote(context: StepContext, request: StepRequest) -> StepResult:
             f"{'a pass' if decision.passed else 'a block'} about {str(decision.adapter_digest)[:12]}"
         )
     name = run.config.tracking.registered_model
-    digest = inputs_digest("promote", name=name, adapter=adapter.digest, decision=decision_ref.digest, run=run.run_id)
-    if done := already_done(context, run, "promote", digest, "promote"):
-        return done
+    digest = inputs_digest("promote", name=name, adapter=adapter.digest, decision=decision_ref.digest)
     folder = local_adapter(context, adapter)
     with context.ledger.step_run(run, "promote", digest) as step_run:
         version = context.ledger.champions.register(
@@ -52,7 +52,8 @@ def promote(context: StepContext, request: StepRequest) -> StepResult:
         uri = f"models:/{name}/{version}"
         step_run.set_tags({"safemerge.model_version": uri})
         result = step_run.finish(
-            {"model_version": ArtifactRef(uri=uri, digest=adapter.digest)}, {"version": version, "alias": "champion"}
+            {"model_version": ArtifactRef(uri=uri, digest=adapter.digest)},
+            {"version": version, "alias": "champion"},
         )
     context.ledger.close_pipeline_run(
         run, passed=True, summary=decision.summary(), gate_run_id=_run_id_of(decision_ref)

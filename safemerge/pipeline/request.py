@@ -27,5 +27,7 @@ class StepRequest(Record):
             ConfigError: it is not there.
         """
         if name not in self.inputs:
-            raise ConfigError(f"step input {name!r}: expected an artifact, got {sorted(self.inputs) or 'no inputs'}")
+            raise ConfigError(
+                f"step input {name!r}: expected an artifact, got {sorted(self.inputs) or 'no inputs'}"
+            )
         return self.inputs[name]

@@ -48,5 +48,7 @@ def run_step(name: str, request_json: str) -> StepResult:
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or "request"
-        raise ConfigError(f"step {name}: expected a request as JSON, got at {where}: {first['msg']}") from error
+        raise ConfigError(
+            f"step {name}: expected a request as JSON, got at {where}: {first['msg']}"
+        ) from error
     return STEPS[name](StepContext(Ledger(), Workspace()), request)

@@ -32,6 +32,10 @@ class Workspace:
         folder.mkdir(parents=True, exist_ok=True)
         return folder
 
+    def discard(self, folder: Path) -> None:
+        """Delete the scratch folder of a step whose outputs are stored."""
+        shutil.rmtree(folder, ignore_errors=True)
+
     def prune(self, checkpoints_days: float, cache_days: float) -> list[Path]:
         """Delete scratch folders and cached downloads untouched for longer than that.
 

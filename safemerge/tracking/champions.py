@@ -35,8 +35,8 @@ class Champions:
         """Make the adapter a version of the registered model and the champion.
 
         The version holds the adapter's own files and nothing else, so that it loads back
-        bit for bit beside any copy of its base model. Called again after a crash, it
-        finds the version that was made and only moves the alias.
+        bit for bit beside any copy of its base model. An adapter that is a version already,
+        from an attempt that crashed or an earlier run, only gets the alias.
 
         Args:
             name: the registered model; made where it does not exist.
@@ -51,7 +51,7 @@ class Champions:
             The version's number.
         """
         self._ensure_model(name)
-        version = self._find(name, adapter_digest, pipeline_run_id)
+        version = self._find(name, adapter_digest)
         if version is None:
             labels = {
                 tags.ADAPTER_DIGEST: adapter_digest,
@@ -96,10 +96,8 @@ class Champions:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise
 
-    def _find(self, name: str, adapter_digest: str, pipeline_run_id: str) -> ModelVersion | None:
+    def _find(self, name: str, adapter_digest: str) -> ModelVersion | None:
         versions = self.client.search_model_versions(f"name = '{name}'")
-        for version in versions:
-            labels = version.tags
-            if (labels.get(tags.ADAPTER_DIGEST), labels.get(tags.PIPELINE_RUN)) == (adapter_digest, pipeline_run_id):
-                return version
-        return None
+        return next(
+            (version for version in versions if version.tags.get(tags.ADAPTER_DIGEST) == adapter_digest), None
+        )

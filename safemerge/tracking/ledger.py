@@ -56,14 +56,19 @@ class Ledger:
     """Records and finds pipeline runs, steps and artifacts in one MLflow server.
 
     Args:
-        tracking_uri: MLflow's address; None takes ``MLFLOW_TRACKING_URI``, as MLflow does.
+        tracking_uri: MLflow's address, which becomes the process's; None takes
+            ``MLFLOW_TRACKING_URI``, as MLflow does.
     """
 
     def __init__(self, tracking_uri: str | None = None) -> None:
         # MLflow logs at INFO to stderr, which schedulers show as errors.
         logging.getLogger("mlflow").setLevel(logging.WARNING)
+        import mlflow
         from mlflow import MlflowClient
 
+        if tracking_uri is not None:
+            # Some of the client's calls go through MLflow's global address.
+            mlflow.set_tracking_uri(tracking_uri)
         self.client: MlflowClient = MlflowClient(tracking_uri)
         self.tracking_uri: str = self.client.tracking_uri
         self.champions = Champions(self.client)
@@ -81,7 +86,9 @@ class Ledger:
         kind = f"tags.`{tags.KIND}` = 'pipeline' and tags.`{tags.INPUTS_DIGEST}` = '{plan.inputs_digest}'"
         found = self._newest(experiment_id, f"{kind} and tags.`{tags.RUN_KEY}` = '{run_key}'")
         if found is None:
-            unfinished = self.client.search_runs([experiment_id], kind, order_by=["attributes.start_time DESC"])
+            unfinished = self.client.search_runs(
+                [experiment_id], kind, order_by=["attributes.start_time DESC"]
+            )
             found = next((run for run in unfinished if tags.VERDICT not in run.data.tags), None)
         if found is None:
             found = self.client.create_run(
@@ -129,9 +136,19 @@ class Ledger:
         self.client.set_tag(run.run_id, tags.VERDICT, "pass" if passed else "block")
         self.client.set_terminated(run.run_id, "FINISHED")
 
+    def find_pipeline_run(self, experiment: str, run_key: str) -> str | None:
+        """MLflow's id of the pipeline run that the scheduler calls so; None where there is none."""
+        found = self._newest(
+            self._experiment(experiment),
+            f"tags.`{tags.KIND}` = 'pipeline' and tags.`{tags.RUN_KEY}` = '{run_key}'",
+        )
+        return found.info.run_id if found else None
+
     # --- steps ---------------------------------------------------------------
 
-    def find_done(self, run: PipelineRun, step: str, inputs_digest: str, label: str | None = None) -> StepResult | None:
+    def find_done(
+        self, run: PipelineRun, step: str, inputs_digest: str, label: str | None = None
+    ) -> StepResult | None:
         """The result of a finished step with the same inputs, of this pipeline run or an earlier one.
 
         A step whose artifacts are gone from the store does not count as done. Work that was
@@ -169,7 +186,9 @@ class Ledger:
         return None
 
     @contextmanager
-    def step_run(self, run: PipelineRun, step: str, inputs_digest: str, label: str | None = None) -> Iterator[StepRun]:
+    def step_run(
+        self, run: PipelineRun, step: str, inputs_digest: str, label: str | None = None
+    ) -> Iterator[StepRun]:
         """The child run of a step: the one that a killed attempt left, or a new one.
 
         It ends FAILED when the block raises, and FINISHED once :meth:`StepRun.finish` was called.
@@ -205,7 +224,9 @@ class Ledger:
         """Every finished step of a pipeline run by its label, those reused from earlier runs included."""
         parent = self.client.get_run(run_id)
         children = self.client.search_runs(
-            [parent.info.experiment_id], f"tags.`mlflow.parentRunId` = '{run_id}'", order_by=["attributes.start_time"]
+            [parent.info.experiment_id],
+            f"tags.`mlflow.parentRunId` = '{run_id}'",
+            order_by=["attributes.start_time"],
         )
         runs = {child.data.tags[tags.LABEL]: child for child in children if tags.LABEL in child.data.tags}
         for tag, reused_id in parent.data.tags.items():
@@ -263,7 +284,9 @@ class Ledger:
         try:
             version = self.client.get_model_version_by_alias(name, alias)
         except MlflowException as error:
-            raise TrackingError(f"{uri} at {self.tracking_uri}: expected a model version, got: {error}") from error
+            raise TrackingError(
+                f"{uri} at {self.tracking_uri}: expected a model version, got: {error}"
+            ) from error
         return f"models:/{name}/{version.version}"
 
     # --- inside ----------------------------------------------------------------
@@ -273,11 +296,13 @@ class Ledger:
         if experiment is None:
             return str(self.client.create_experiment(name, artifact_location=self._artifact_location()))
         if experiment.lifecycle_stage != "active":
-            raise TrackingError(f"experiment {name!r} at {self.tracking_uri}: expected it active, got deleted")
+            raise TrackingError(
+                f"experiment {name!r} at {self.tracking_uri}: expected it active, got deleted"
+            )
         return str(experiment.experiment_id)
 
     def _artifact_location(self) -> str | None:
-        """Beside the SQLite file where there is no server: MLflow's default is the working directory's ``mlruns``."""
+        """Beside the SQLite file where there is no server: MLflow's default is the working directory."""
         if not self.tracking_uri.startswith("sqlite:///"):
             return None
         return (Path(self.tracking_uri.removeprefix("sqlite:///")).resolve().parent / "artifacts").as_uri()
@@ -293,7 +318,9 @@ class Ledger:
             return ":/" in ref.uri or Path(ref.uri).exists()
         run_id, _, path = ref.uri.removeprefix("runs:/").partition("/")
         folder, _, name = path.rpartition("/")
-        return any(Path(info.path).name == name for info in self.client.list_artifacts(run_id, folder or None))
+        return any(
+            Path(info.path).name == name for info in self.client.list_artifacts(run_id, folder or None)
+        )
 
     def _text(self, run_id: str, path: str) -> str:
         import tempfile
@@ -301,4 +328,3 @@ class Ledger:
         with tempfile.TemporaryDirectory() as folder:
             got = self.client.download_artifacts(run_id, path, folder)
             return Path(got).read_text(encoding="utf-8")
-

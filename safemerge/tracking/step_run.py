@@ -54,8 +54,10 @@ class StepRun:
             self._logged_steps[point.key] = step
 
     def log_table(self, rows: Sequence[Mapping[str, Any]], artifact_file: str) -> None:
-        """Log rows as a table that MLflow's pages show; MLflow would append on a second call, so once only."""
-        known = {info.path for info in self.client.list_artifacts(self.run_id, str(Path(artifact_file).parent))}
+        """Log rows as a table that MLflow's pages show, once only: MLflow would append."""
+        known = {
+            info.path for info in self.client.list_artifacts(self.run_id, str(Path(artifact_file).parent))
+        }
         known |= {info.path for info in self.client.list_artifacts(self.run_id)}
         if rows and artifact_file not in known:
             columns = {key: [row.get(key) for row in rows] for key in rows[0]}
@@ -68,6 +70,10 @@ class StepRun:
         self.client.log_text(self.run_id, text, artifact_file)
         digest = hashlib.sha256(text.encode("utf-8")).hexdigest()
         return ArtifactRef(uri=f"runs:/{self.run_id}/{artifact_file}", digest=digest)
+
+    def log_file(self, path: Path) -> None:
+        """Store a file under its own name."""
+        self.client.log_artifact(self.run_id, str(path))
 
     def log_folder(self, folder: Path, artifact_path: str, digest: str) -> ArtifactRef:
         """Store a folder under a name; ``digest`` is the sha256 that a reader checks it by."""

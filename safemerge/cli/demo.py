@@ -1,0 +1,82 @@
+"""``safemerge demo``: the whole pipeline on a small real model, on this machine."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+EPILOG = """
+**Examples**
+
+    safemerge demo                # run it; the first time takes about twenty minutes on two cores
+
+    safemerge demo --seed 1       # train the task adapter anew, keep the rest
+
+    safemerge demo up             # look around in Airflow and MLflow
+
+    safemerge demo down
+"""
+
+Home = Annotated[Path, typer.Option("--home", help="The demo's folder: models, databases, logs.")]
+MlflowPort = Annotated[int, typer.Option(help="Port of MLflow; another free one where it is taken.")]
+AirflowPort = Annotated[int, typer.Option(help="Port of Airflow; another free one where it is taken.")]
+DEFAULT_HOME = Path("var/demo")
+
+app = typer.Typer(
+    epilog=EPILOG, help="Run the whole pipeline on a small real model.", rich_markup_mode="markdown"
+)
+
+
+def register(parent: typer.Typer) -> None:
+    """Add the commands."""
+    parent.add_typer(app, name="demo", rich_help_panel="Demo")
+
+
+@app.callback(invoke_without_command=True)
+def demo(
+    context: typer.Context,
+    home: Home = DEFAULT_HOME,
+    seed: Annotated[
+        int | None, typer.Option(help="Seed of the task adapter's training, for another run.")
+    ] = None,
+    mlflow_port: MlflowPort = 5000,
+) -> None:
+    """Fine-tune, repair, evaluate, gate and record a small real model, through Airflow and MLflow."""
+    if context.invoked_subcommand is not None:
+        return
+    from rich.console import Console
+
+    from safemerge.demo.run import run_demo
+    from safemerge.demo.services import DemoHome
+
+    run_demo(DemoHome(home), Console(), seed=seed, mlflow_port=mlflow_port)
+
+
+@app.command()
+def up(home: Home = DEFAULT_HOME, mlflow_port: MlflowPort = 5000, airflow_port: AirflowPort = 8080) -> None:
+    """Serve the demo's Airflow and MLflow on 127.0.0.1."""
+    from safemerge.demo.services import DemoHome, airflow_password, start_airflow, start_mlflow
+
+    folder = DemoHome(home)
+    typer.echo("MLflow starts (about half a minute) …")
+    mlflow_url = start_mlflow(folder, mlflow_port)
+    typer.echo(f"MLflow:  {mlflow_url}")
+    typer.echo("Airflow starts (about a minute) …")
+    airflow_url = start_airflow(folder, mlflow_url, airflow_port)
+    typer.echo(f"Airflow: {airflow_url}")
+    if login := airflow_password(folder):
+        typer.echo(f"         user {login[0]}, password {login[1]}")
+    typer.echo("Stop both: make down")
+
+
+@app.command()
+def down(home: Home = DEFAULT_HOME) -> None:
+    """Stop what ``up`` started."""
+    from safemerge.demo.services import DemoHome, airflow_service, mlflow_service
+
+    folder = DemoHome(home)
+    for service in (airflow_service(folder), mlflow_service(folder)):
+        stopped = service.stop()
+        typer.echo(f"{service.name}: {'stopped' if stopped else 'was not running'}")

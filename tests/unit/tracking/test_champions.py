@@ -1,0 +1,57 @@
+"""Champion versions load back bit for bit, and are not doubled."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from safemerge.errors import TrackingError
+from safemerge.tracking.ledger import Ledger, PipelineRun
+
+
+def register(ledger: Ledger, run: PipelineRun, folder: Path, digest: str) -> str:
+    return ledger.champions.register(
+        "tiny-lora",
+        folder,
+        adapter_digest=digest,
+        pipeline_run_id=run.run_id,
+        source_run_id=run.run_id,
+        experiment_id=run.experiment_id,
+        summary="PASS",
+    )
+
+
+@pytest.fixture
+def adapter(tmp_path: Path) -> Path:
+    folder = tmp_path / "adapter"
+    folder.mkdir()
+    (folder / "adapter_model.safetensors").write_bytes(bytes(range(256)))
+    (folder / "adapter_config.json").write_text('{"peft_type": "LORA"}')
+    return folder
+
+
+def test_champion_loads_back_bit_for_bit(
+    ledger: Ledger, run: PipelineRun, adapter: Path, tmp_path: Path
+) -> None:
+    assert ledger.champions.current("tiny-lora") is None
+    assert register(ledger, run, adapter, "d1") == "1"
+    back = ledger.fetch("models:/tiny-lora@champion", tmp_path / "cache")
+    for name in ("adapter_model.safetensors", "adapter_config.json"):
+        assert (back / name).read_bytes() == (adapter / name).read_bytes()
+
+
+def test_an_adapter_that_is_a_version_is_not_doubled(ledger: Ledger, run: PipelineRun, adapter: Path) -> None:
+    numbers = [register(ledger, run, adapter, digest) for digest in ("d1", "d1", "d2", "d1")]
+    assert numbers == ["1", "1", "2", "1"]
+    champion = ledger.champions.current("tiny-lora")
+    assert champion is not None
+    assert str(champion.version) == "1"
+
+
+def test_an_alias_is_pinned_to_the_version_of_now(ledger: Ledger, run: PipelineRun, adapter: Path) -> None:
+    register(ledger, run, adapter, "d1")
+    assert ledger.pin("models:/tiny-lora@champion") == "models:/tiny-lora/1"
+    assert ledger.pin("runs:/x/y") == "runs:/x/y"
+    with pytest.raises(TrackingError, match=r"models:/tiny-lora@nobody.*expected a model version"):
+        ledger.pin("models:/tiny-lora@nobody")

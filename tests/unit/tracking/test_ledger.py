@@ -1,0 +1,148 @@
+"""Pipeline runs and steps are found again, never doubled."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from safemerge.config.models import PipelineConfig
+from safemerge.errors import TrackingError
+from safemerge.records import ArtifactRef
+from safemerge.tracking import tags
+from safemerge.tracking.ledger import Ledger, PipelineRun
+from tests.unit.tracking.conftest import plan
+
+
+def children(ledger: Ledger, run: PipelineRun) -> list[str]:
+    found = ledger.client.search_runs([run.experiment_id], f"tags.`mlflow.parentRunId` = '{run.run_id}'")
+    return [child.info.run_id for child in found]
+
+
+def parents(ledger: Ledger, run: PipelineRun) -> int:
+    return len(ledger.client.search_runs([run.experiment_id], f"tags.`{tags.KIND}` = 'pipeline'"))
+
+
+def test_same_run_key_finds_the_same_pipeline_run(
+    ledger: Ledger, config: PipelineConfig, run: PipelineRun
+) -> None:
+    again = ledger.open_pipeline_run(config, plan("a" * 64), "dag/first")
+    assert again.run_id == run.run_id
+    assert parents(ledger, run) == 1
+
+
+def test_unfinished_run_of_the_same_inputs_is_adopted_under_a_new_key(
+    ledger: Ledger, config: PipelineConfig, run: PipelineRun
+) -> None:
+    again = ledger.open_pipeline_run(config, plan("a" * 64), "dag/second")
+    assert again.run_id == run.run_id
+    assert ledger.find_pipeline_run("e", "dag/second") == run.run_id
+
+
+def test_a_run_with_a_verdict_is_not_adopted(
+    ledger: Ledger, config: PipelineConfig, run: PipelineRun
+) -> None:
+    ledger.close_pipeline_run(run, passed=False, summary="no", gate_run_id="g")
+    other = ledger.open_pipeline_run(config, plan("a" * 64), "dag/second")
+    assert other.run_id != run.run_id
+    closed = ledger.client.get_run(run.run_id)
+    assert (closed.info.status, closed.data.tags[tags.VERDICT]) == ("FINISHED", "block")
+
+
+def test_other_inputs_open_another_run(ledger: Ledger, config: PipelineConfig, run: PipelineRun) -> None:
+    other = ledger.open_pipeline_run(config, plan("b" * 64), "dag/second")
+    assert other.run_id != run.run_id
+
+
+def test_pipeline_run_reads_back_from_mlflow_alone(ledger: Ledger, run: PipelineRun) -> None:
+    assert Ledger(ledger.tracking_uri).pipeline_run(run.run_id) == run
+
+
+def test_unknown_pipeline_run_is_named(ledger: Ledger) -> None:
+    with pytest.raises(TrackingError, match=r"MLflow run nowhere at sqlite.*expected an open pipeline run"):
+        ledger.pipeline_run("nowhere")
+
+
+def test_a_failed_step_is_taken_up_in_the_same_run(ledger: Ledger, run: PipelineRun) -> None:
+    with pytest.raises(RuntimeError), ledger.step_run(run, "train", "d1", "train_task") as first:
+        raise RuntimeError
+    assert ledger.client.get_run(first.run_id).info.status == "FAILED"
+    with ledger.step_run(run, "train", "d1", "train_task") as second:
+        second.finish()
+    assert second.run_id == first.run_id
+    assert children(ledger, run) == [first.run_id]
+    assert ledger.client.get_run(first.run_id).info.status == "FINISHED"
+
+
+def test_a_killed_step_is_not_done_and_is_taken_up(ledger: Ledger, run: PipelineRun) -> None:
+    killed = ledger.step_run(run, "train", "d1").__enter__()  # never left, as by SIGKILL
+    assert ledger.find_done(run, "train", "d1") is None
+    with ledger.step_run(run, "train", "d1") as again:
+        again.finish()
+    assert again.run_id == killed.run_id
+    assert children(ledger, run) == [killed.run_id]
+
+
+def test_what_is_done_is_found_by_a_later_pipeline_run(
+    ledger: Ledger, config: PipelineConfig, run: PipelineRun, tmp_path: Path
+) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "file").write_text("x")
+    with ledger.step_run(run, "train", "d1", "train_safety") as step:
+        done = step.finish({"adapter": step.log_folder(tmp_path / "out", "adapter", "digest")}, {"loss": 0.5})
+    ledger.close_pipeline_run(run, passed=True, summary="yes", gate_run_id="g")
+    later = ledger.open_pipeline_run(config, plan("b" * 64), "dag/second")
+    found = ledger.find_done(later, "train", "d1", "train_safety")
+    assert found is not None
+    assert found == done.model_copy(update={"reused": True})
+    assert children(ledger, later) == []
+    assert ledger.results(later.run_id) == {"train_safety": done}
+    assert ledger.find_output("e", "train", "adapter", "digest") == done.outputs["adapter"]
+    assert ledger.find_output("e", "train", "adapter", "other") is None
+
+
+def test_a_step_whose_artifact_is_gone_is_not_done(ledger: Ledger, run: PipelineRun) -> None:
+    with ledger.step_run(run, "train", "d1") as step:
+        step.finish({"adapter": ArtifactRef(uri=f"runs:/{step.run_id}/adapter", digest="d")})
+    assert ledger.find_done(run, "train", "d1") is None
+
+
+def test_a_step_with_other_inputs_is_not_done(ledger: Ledger, run: PipelineRun) -> None:
+    with ledger.step_run(run, "train", "d1") as step:
+        step.finish()
+    assert ledger.find_done(run, "train", "d2") is None
+    assert ledger.find_done(run, "merge", "d1") is None
+
+
+def test_fetch_brings_a_folder_once(ledger: Ledger, run: PipelineRun, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "file").write_text("x")
+    with ledger.step_run(run, "train", "d1") as step:
+        ref = step.log_folder(tmp_path / "out", "adapter", "digest")
+        text = step.log_text("hello", "note.txt")
+    first = ledger.fetch(ref.uri, tmp_path / "cache")
+    assert (first / "file").read_text() == "x"
+    assert ledger.fetch(ref.uri, tmp_path / "cache") == first
+    assert ledger.fetch(text.uri, tmp_path / "cache").read_text() == "hello"
+    assert ledger.fetch(str(tmp_path / "out"), tmp_path / "cache") == tmp_path / "out"
+
+
+def test_fetch_of_nothing_is_one_clear_error_and_leaves_nothing(
+    ledger: Ledger, run: PipelineRun, tmp_path: Path
+) -> None:
+    uri = f"runs:/{run.run_id}/nothing"
+    with pytest.raises(TrackingError, match=rf"{uri} at sqlite.*could not be fetched"):
+        ledger.fetch(uri, tmp_path / "cache")
+    with pytest.raises(TrackingError, match="could not be fetched"):
+        ledger.fetch(uri, tmp_path / "cache")
+
+
+def test_artifacts_of_a_sqlite_ledger_lie_beside_it(ledger: Ledger, run: PipelineRun, tmp_path: Path) -> None:
+    experiment = ledger.client.get_experiment(run.experiment_id)
+    assert experiment.artifact_location == (tmp_path / "artifacts").as_uri()
+
+
+def test_deleted_experiment_is_named(ledger: Ledger, config: PipelineConfig, run: PipelineRun) -> None:
+    ledger.client.delete_experiment(run.experiment_id)
+    with pytest.raises(TrackingError, match=r"experiment 'e' .* expected it active, got deleted"):
+        ledger.open_pipeline_run(config, plan("c" * 64), "k")
