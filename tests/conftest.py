@@ -7,7 +7,9 @@ which need no model start at once.
 
 from __future__ import annotations
 
+import atexit
 import os
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -17,6 +19,18 @@ import pytest
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+# Airflow makes its home when it is first imported: not in the user's, and with our folders only.
+_airflow_home = tempfile.TemporaryDirectory(prefix="safemerge-airflow-")
+atexit.register(_airflow_home.cleanup)
+REPOSITORY = Path(__file__).resolve().parents[1]
+os.environ |= {
+    "AIRFLOW_HOME": _airflow_home.name,
+    "AIRFLOW__CORE__DAGS_FOLDER": str(REPOSITORY / "dags"),
+    "AIRFLOW__CORE__PLUGINS_FOLDER": str(REPOSITORY / "plugins"),
+    "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
+    "AIRFLOW__CORE__EXECUTOR": "LocalExecutor",
+}
 
 CHAT_TEMPLATE = (
     "{% for message in messages %}"

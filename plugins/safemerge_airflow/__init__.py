@@ -1,0 +1,12 @@
+"""safemerge in Airflow: operators that run each pipeline step in a process of its own.
+
+Holds no logic of a step. Imports no torch, transformers or mlflow: every task process
+and every parsing of a DAG file loads this package.
+
+Settings, all optional, in the ``[safemerge]`` section of the Airflow configuration
+(or ``AIRFLOW__SAFEMERGE__<NAME>`` in the environment):
+
+- ``python``: interpreter that runs the steps, where it is not the worker's own.
+- ``mlflow_url``: address of the MLflow pages as a browser reaches them.
+- ``gpu_queue`` and ``gpu_pool``: names that differ from ``gpu`` and ``gpu_pool``.
+"""

@@ -1,0 +1,43 @@
+"""The button that leads from a task to its MLflow run."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+from airflow.sdk import BaseOperatorLink, conf
+from airflow.sdk.execution_time.xcom import XCom
+
+if TYPE_CHECKING:
+    from airflow.sdk import BaseOperator
+    from airflow.sdk.types import TaskInstanceKey
+
+LOCAL_MLFLOW = "http://127.0.0.1:5000"
+"""Where ``mlflow server`` listens when nobody says otherwise."""
+
+
+def mlflow_run_url(run_id: str) -> str:
+    """Address of an MLflow run's page.
+
+    The base is ``[safemerge] mlflow_url``, else the tracking server where it is one that a
+    browser can open, else a server on this machine.
+    """
+    tracking = os.environ.get("MLFLOW_TRACKING_URI", "")
+    base = conf.get("safemerge", "mlflow_url", fallback=None) or (
+        tracking if tracking.startswith(("http://", "https://")) else LOCAL_MLFLOW
+    )
+    return f"{base.rstrip('/')}/#/runs/{run_id}"
+
+
+class MlflowRunLink(BaseOperatorLink):
+    """Leads to the step's own run, or to the pipeline run while the step has none."""
+
+    @property
+    def name(self) -> str:
+        """Text of the button."""
+        return "MLflow run"
+
+    def get_link(self, operator: BaseOperator, *, ti_key: TaskInstanceKey) -> str:
+        """Address of the run; empty where the task never came to one."""
+        run_id = XCom.get_value(ti_key=ti_key, key="run_id") or getattr(operator, "run_id", None)
+        return mlflow_run_url(run_id) if run_id else ""

@@ -1,0 +1,286 @@
+"""Operators that each run one step of the safemerge pipeline in a process of its own.
+
+They decide nothing about models: they hand URIs and digests from step to step, and turn a
+step's outcome into a task's. A step that is already done in MLflow is not repeated; it
+answers with the outputs it had, and the log says so.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+from airflow.sdk import BaseOperator, conf
+from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
+
+from safemerge.records import StepResult
+from safemerge_airflow.device_lane import device_lane
+from safemerge_airflow.mlflow_link import MlflowRunLink, mlflow_run_url
+from safemerge_airflow.step_process import StepProcess
+
+Artifact = Mapping[str, str]
+"""``uri`` and ``digest`` of what a step made; in a DAG, another operator's ``output[name]``."""
+
+
+class SafemergeStepOperator(BaseOperator):
+    """Runs one step and pushes each of its outputs as an XCom of that name.
+
+    Args:
+        run_id: MLflow run of the pipeline run, which :class:`OpenRunOperator` pushes.
+        kwargs: as every operator takes them.
+    """
+
+    step: ClassVar[str]
+    """Name of the step, as ``safemerge step`` knows it."""
+    step_inputs: ClassVar[tuple[str, ...]] = ()
+    """Attributes that hold artifacts of other steps; None where there is none."""
+    step_options: ClassVar[tuple[str, ...]] = ()
+    """Attributes that hold plain values."""
+
+    operator_extra_links = (MlflowRunLink(),)
+    ui_color = "#e8f1ec"
+
+    def __init__(self, *, run_id: str | None, **kwargs: Any) -> None:
+        # Each output is its own XCom key; one that a skipped task never pushed reads as None.
+        super().__init__(multiple_outputs=True, **kwargs)
+        self.run_id = run_id
+        self._process: StepProcess | None = None
+
+    def execute(self, context: Mapping[str, Any]) -> dict[str, Any]:
+        """Run the step.
+
+        Returns:
+            The outputs by name, each ``{"uri", "digest"}``, and ``run_id`` of the step's MLflow run.
+
+        Raises:
+            AirflowSkipException: the step has nothing to do in this run.
+            AirflowFailException: the step failed in a way that a retry does not mend.
+            AirflowException: the step failed otherwise.
+        """
+        return self.xcoms(self.run_step(context))
+
+    def run_step(self, context: Mapping[str, Any]) -> StepResult:
+        """Run the step and log what came of it."""
+        if self.run_id:  # shown while the step runs; Airflow replaces it at the end
+            context["ti"].xcom_push(MlflowRunLink().xcom_key, mlflow_run_url(self.run_id))
+        request = {"run_id": self.run_id, "inputs": self._given(self.step_inputs), "options": self.options()}
+        self.log.info("%s", shlex.join(["safemerge", "step", self.step, json.dumps(request)]))
+        self._process = StepProcess(self.command(), self.log)
+        try:
+            result = self._process.run(self.step, request)
+        finally:
+            self._process = None
+        if not result.outputs and "note" in result.figures:
+            raise AirflowSkipException(str(result.figures["note"]))
+        if result.reused and "note" not in result.figures:
+            self.log.info("already done in MLflow run %s, nothing repeated", result.run_id)
+        for name, figure in result.figures.items():
+            self.log.info("%s: %s", name, figure)
+        return result
+
+    def options(self) -> dict[str, Any]:
+        """The step's options; those that are None are left out."""
+        return self._given(self.step_options)
+
+    def command(self) -> tuple[str, ...]:
+        """How to call safemerge on this worker."""
+        return (conf.get("safemerge", "python", fallback=sys.executable), "-m", "safemerge")
+
+    def xcoms(self, result: StepResult) -> dict[str, Any]:
+        """What later tasks read."""
+        outputs = {name: ref.model_dump() for name, ref in result.outputs.items()}
+        return {"run_id": result.run_id, **outputs}
+
+    def on_kill(self) -> None:
+        """End the step's whole process group."""
+        if self._process is not None:
+            self._process.kill()
+
+    def _given(self, names: tuple[str, ...]) -> dict[str, Any]:
+        values = {name: getattr(self, name) for name in names}
+        return {name: value for name, value in values.items() if value is not None}
+
+
+class DeviceStepOperator(SafemergeStepOperator):
+    """A step that uses an accelerator: it asks for the deployment's ``gpu`` lane, where there is one."""
+
+    ui_color = "#cfe3d8"
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**(device_lane() | kwargs))
+
+
+class OpenRunOperator(SafemergeStepOperator):
+    """Finds or makes the MLflow run of this pipeline run, after checking all that the steps need.
+
+    Args:
+        config: path of the pipeline's YAML file, as the worker sees it.
+        overrides: dotted config keys to values, such as ``{"merge.quantile": 0.5}``; None keeps the file's.
+        adapter: URI of an adapter to evaluate and gate again, instead of training one.
+        fine_tuned_adapter: URI of the unrepaired adapter that ``adapter`` came from.
+        run_key: name of the pipeline run that stays the same when it is started again;
+            DAG id and run id where None.
+    """
+
+    step = "open"
+    step_options = ("config", "run_key", "adapter", "fine_tuned_adapter")
+    template_fields = ("config", "overrides", "adapter", "fine_tuned_adapter", "run_key")
+
+    def __init__(
+        self,
+        *,
+        config: str,
+        overrides: Mapping[str, Any] | None = None,
+        adapter: str | None = None,
+        fine_tuned_adapter: str | None = None,
+        run_key: str | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(run_id=None, **kwargs)
+        self.config = config
+        self.overrides = overrides
+        self.adapter = adapter
+        self.fine_tuned_adapter = fine_tuned_adapter
+        self.run_key = run_key
+
+    def options(self) -> dict[str, Any]:
+        """The step's options, with the overrides that were set."""
+        overrides = {key: value for key, value in (self.overrides or {}).items() if value is not None}
+        return super().options() | {"overrides": overrides}
+
+    def execute(self, context: Mapping[str, Any]) -> dict[str, Any]:
+        """Open the run; pushes its MLflow id as ``run_id``."""
+        self.run_key = self.run_key or f"{context['dag_run'].dag_id}/{context['dag_run'].run_id}"
+        return super().execute(context)
+
+
+class TrainAdapterOperator(DeviceStepOperator):
+    """Fine-tunes one LoRA adapter; pushes ``adapter``.
+
+    Args:
+        role: ``task`` or ``safety``.
+    """
+
+    step = "train"
+    step_options = ("role",)
+    template_fields = ("run_id", "role")
+
+    def __init__(self, *, role: str, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.role = role
+
+
+class SafeMergeOperator(DeviceStepOperator):
+    """Merges the safety adapter into the layers that left the safe subspace.
+
+    Pushes ``safemerge`` and the controls ``scale`` and ``scale_selected``.
+    """
+
+    step = "merge"
+    step_inputs = ("task_adapter", "safety_adapter")
+    template_fields = ("run_id", "task_adapter", "safety_adapter")
+
+    def __init__(
+        self, *, task_adapter: Artifact | None, safety_adapter: Artifact | None, **kwargs: Any
+    ) -> None:
+        super().__init__(**kwargs)
+        self.task_adapter = task_adapter
+        self.safety_adapter = safety_adapter
+
+
+class EvaluateOperator(DeviceStepOperator):
+    """Measures utility, harmfulness and over-refusal of one arm; pushes ``report``.
+
+    Args:
+        arm: ``aligned``, ``fine_tuned``, ``safemerge``, ``scale`` or ``scale_selected``.
+        adapter: the arm's adapter; None for the aligned model itself.
+    """
+
+    step = "evaluate"
+    step_inputs = ("adapter",)
+    step_options = ("arm",)
+    template_fields = ("run_id", "arm", "adapter")
+
+    def __init__(self, *, arm: str, adapter: Artifact | None = None, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.arm = arm
+        self.adapter = adapter
+
+
+class GateOperator(SafemergeStepOperator):
+    """Judges the candidate by the pipeline's policy; pushes ``decision`` and fails where it is blocked.
+
+    Args:
+        candidate: evaluation of the adapter that is to be released.
+        aligned: evaluation of the aligned model.
+        fine_tuned: evaluation of the unrepaired adapter.
+        adapter: the adapter that the candidate's evaluation is about.
+    """
+
+    step = "gate"
+    step_inputs = ("candidate", "aligned", "fine_tuned", "adapter")
+    template_fields = ("run_id", "candidate", "aligned", "fine_tuned", "adapter")
+    ui_color = "#f3e3c8"
+
+    def __init__(
+        self,
+        *,
+        candidate: Artifact | None,
+        aligned: Artifact | None,
+        fine_tuned: Artifact | None,
+        adapter: Artifact | None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.candidate = candidate
+        self.aligned = aligned
+        self.fine_tuned = fine_tuned
+        self.adapter = adapter
+
+    def execute(self, context: Mapping[str, Any]) -> dict[str, Any]:
+        """Judge; everything is recorded before the task fails.
+
+        Raises:
+            AirflowFailException: the verdict, unless it is a pass.
+        """
+        result = self.run_step(context)
+        xcoms = self.xcoms(result)
+        if result.figures.get("passed") is not True:
+            for key, value in xcoms.items():
+                context["ti"].xcom_push(key, value)
+            raise AirflowFailException(str(result.figures.get("summary", "the gate gave no verdict")))
+        return xcoms
+
+
+class PromoteOperator(SafemergeStepOperator):
+    """Makes the adapter a model version with the alias ``champion``; pushes ``model_version``.
+
+    Args:
+        adapter: the adapter that passed.
+        decision: the gate's decision on it.
+    """
+
+    step = "promote"
+    step_inputs = ("adapter", "decision")
+    template_fields = ("run_id", "adapter", "decision")
+
+    def __init__(self, *, adapter: Artifact | None, decision: Artifact | None, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.adapter = adapter
+        self.decision = decision
+
+
+class PruneOperator(SafemergeStepOperator):
+    """Deletes old checkpoints and caches on the machine that it runs on; MLflow keeps everything."""
+
+    step = "prune"
+    template_fields = ("run_id",)
+
+    def execute(self, context: Mapping[str, Any]) -> dict[str, Any]:
+        """Prune by the policy in the pipeline's config, which is read from the opened run."""
+        if self.run_id is None:
+            raise AirflowSkipException("no pipeline run was opened, so there is no policy to prune by")
+        return super().execute(context)
