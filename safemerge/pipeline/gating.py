@@ -33,7 +33,7 @@ def gate(context: StepContext, request: StepRequest) -> StepResult:
     adapter = request.input("adapter")
     digest = inputs_digest(
         "gate",
-        ("statsmodels", "scipy"),
+        ("numpy",),
         policy=run.config.gate.model_dump(mode="json"),
         adapter=adapter.digest,
         reports={name: ref.digest for name, ref in reports.items()},
