@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from safemerge.core.lora import LoraPair
-from safemerge.errors import ConfigError, MismatchError
+from safemerge.errors import MismatchError
 
 
 def scaled(pair: LoraPair, weight: float = 1.0) -> LoraPair:
@@ -74,14 +74,11 @@ def dare_linear(
         task_weight: α.
         safety_weight: β.
         density: Share of entries kept, in (0, 1].
-        generator: Source of the draws, on the factors' device.
+        generator: Source of the draws, on the CPU wherever the factors are.
 
     Raises:
-        ConfigError: the density lies outside (0, 1].
         MismatchError: shapes or ranks of the two differ.
     """
-    if not 0 < density <= 1:
-        raise ConfigError(f"density: expected a share in (0, 1], got {density}")
 
     def pruned(pair: LoraPair) -> LoraPair:
         a, b = (_pruned(_fp32(factor), density, generator) for factor in (pair.lora_a, pair.lora_b))
@@ -117,8 +114,8 @@ def _rooted(lora_a: Tensor, lora_b: Tensor, weight: float) -> tuple[Tensor, Tens
 
 
 def _pruned(factor: Tensor, density: float, generator: torch.Generator) -> Tensor:
-    kept = torch.bernoulli(torch.full_like(factor, density), generator=generator)
-    return factor * kept / density
+    kept = torch.bernoulli(torch.full(factor.shape, density), generator=generator)
+    return factor * kept.to(factor.device) / density
 
 
 def _check_shapes(task: LoraPair, safety: LoraPair) -> None:

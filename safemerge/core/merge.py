@@ -5,11 +5,10 @@ Layers are keyed by full module path and paired by key. Inputs are never changed
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, get_args
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,12 +16,10 @@ from torch import Tensor
 from safemerge.core import combine
 from safemerge.core.alignment import alignment_difference
 from safemerge.core.lora import LoraPair
+from safemerge.core.options import DEFAULT_THRESHOLD, MergeOptions, Method, OnUndefined
 from safemerge.core.select import Selection, select_by_quantile, select_by_threshold
 from safemerge.core.similarity import projected_cosine
-from safemerge.errors import ConfigError, DegenerateLayerError, MismatchError, NonFiniteError
-
-Method = Literal["exact", "peft_linear", "dare_linear", "scale", "scale_selected"]
-OnUndefined = Literal["keep", "merge", "fail"]
+from safemerge.errors import DegenerateLayerError, MismatchError, NonFiniteError
 
 WeightPair = tuple[Tensor, Tensor]
 """(aligned, unaligned) weight of one module, each (d_out, d_in)."""
@@ -30,8 +27,6 @@ Alignment = Mapping[str, WeightPair] | Callable[[str], WeightPair]
 """Gives the weights of a module; a callable lets them be read one module at a time."""
 Progress = Callable[[int, int, str], None]
 """Called after each scored layer with layers done, layers in all, module path."""
-
-DEFAULT_THRESHOLD = 0.35
 
 
 class LayerScore(NamedTuple):
@@ -53,6 +48,7 @@ class LayerDecision(NamedTuple):
     module: str
     cosine: float | None
     merged: bool
+    """Whether the layer's update was changed."""
     reason: str
     task_norm: float
     safety_norm: float | None
@@ -86,21 +82,21 @@ def safemerge(
     safety_weight: float | None = None,
     on_undefined: OnUndefined = "keep",
     density: float | None = None,
-    generator: torch.Generator | None = None,
+    seed: int = 0,
     progress: Progress | None = None,
 ) -> MergeResult:
     """Merge a task adapter with a safety adapter where the task adapter left the safe subspace.
 
-    A layer is merged where its projected cosine ρ lies below the threshold.
+    A layer is merged where its projected cosine ρ lies below the threshold. Layers that
+    only the task adapter has are kept as they are.
 
     Args:
         task: Module path to LoRA pair of the task adapter.
         safety: The same of the safety adapter.
         alignment: Module path to (aligned, unaligned) weight: a mapping, or a function called
             once for each layer of the task adapter, so that a model need not fit in memory.
-        method: ``exact`` (α·ΔW_task + β·ΔW_safety in chosen layers), ``peft_linear`` or
-            ``dare_linear`` (PEFT's sums of factors), ``scale`` (α·ΔW_task in all layers),
-            ``scale_selected`` (α·ΔW_task in chosen layers).
+        method: The options down to ``seed`` are those of
+            :class:`safemerge.core.options.MergeOptions`.
         threshold: τ; 0.35 where no quantile is given either.
         quantile: Merge this share of the layers instead, those with the lowest cosines.
         task_weight: α. One weight given makes the other 1 minus it; none, 0.8 and 0.2.
@@ -108,7 +104,7 @@ def safemerge(
         on_undefined: What to do with layers whose cosine is undefined: keep them as they
             are, merge them, or fail.
         density: ``dare_linear`` only: share of factor entries kept.
-        generator: ``dare_linear`` only: source of its random draws.
+        seed: ``dare_linear`` only: seed of its random draws.
         progress: Called after each scored layer.
 
     Raises:
@@ -117,13 +113,7 @@ def safemerge(
         NonFiniteError: a weight holds NaN or infinity; it is named.
         DegenerateLayerError: cosines are undefined and ``on_undefined`` is ``fail``.
     """
-    check_options(method, threshold, quantile, on_undefined, density, generator)
-    resolve_weights(task_weight, safety_weight)
-    scores = score_layers(task, safety, alignment, progress=progress)
-    return merge_scored(
-        task,
-        safety,
-        scores,
+    options = MergeOptions(
         method=method,
         threshold=threshold,
         quantile=quantile,
@@ -131,8 +121,10 @@ def safemerge(
         safety_weight=safety_weight,
         on_undefined=on_undefined,
         density=density,
-        generator=generator,
+        seed=seed,
     )
+    scores = score_layers(task, safety, alignment, progress=progress)
+    return merge_scored(task, safety, scores, options)
 
 
 def score_layers(
@@ -145,15 +137,18 @@ def score_layers(
     """Cosine and norms of every layer of the task adapter, in natural order of their paths.
 
     Raises:
-        MismatchError: a layer's shapes do not fit; it is named.
+        MismatchError: a layer's shapes do not fit, or ``alignment`` lacks it; it is named.
         NonFiniteError: a weight holds NaN or infinity; it is named.
     """
-    weights_of = alignment.__getitem__ if isinstance(alignment, Mapping) else alignment
-    modules = sorted(task, key=natural_order)
     check_shapes(task, safety)
+    modules = sorted(task, key=natural_order)
+    if isinstance(alignment, Mapping):
+        if missing := [module for module in modules if module not in alignment]:
+            raise MismatchError(f"expected weights of every layer, got none for {', '.join(missing)}")
+        alignment = alignment.__getitem__
     scores = {}
     for done, module in enumerate(modules, start=1):
-        scores[module] = _score_layer(module, task[module], safety.get(module), *weights_of(module))
+        scores[module] = _score_layer(module, task[module], safety.get(module), *alignment(module))
         if progress is not None:
             progress(done, len(modules), module)
     return scores
@@ -163,88 +158,26 @@ def merge_scored(
     task: Mapping[str, LoraPair],
     safety: Mapping[str, LoraPair],
     scores: Mapping[str, LayerScore],
-    *,
-    method: Method = "exact",
-    threshold: float | None = None,
-    quantile: float | None = None,
-    task_weight: float | None = None,
-    safety_weight: float | None = None,
-    on_undefined: OnUndefined = "keep",
-    density: float | None = None,
-    generator: torch.Generator | None = None,
+    options: MergeOptions,
 ) -> MergeResult:
-    """The second half of :func:`safemerge`: choose and merge layers that are already scored."""
-    check_options(method, threshold, quantile, on_undefined, density, generator)
-    weights = resolve_weights(task_weight, safety_weight)
-    if method == "scale":
-        selection = Selection(frozenset(task), math.nan)
-    else:
-        selection = _select(scores, threshold, quantile, on_undefined)
-    merged = {}
-    for module in sorted(task, key=natural_order):
-        chosen = module in selection.chosen
-        try:
-            merged[module] = _merge_layer(
-                task[module], safety.get(module), chosen, method, weights, density, generator
-            )
-        except MismatchError as error:
-            raise MismatchError(f"{module}: {error}") from error
-    unchanged = not selection.chosen
-    rank = max((pair.rank for pair in merged.values()), default=0)
+    """The second half of :func:`safemerge`: choose and merge layers that are already scored.
+
+    Raises:
+        MismatchError: the method cannot merge a layer's two pairs; it is named.
+        DegenerateLayerError: cosines are undefined and ``options.on_undefined`` is ``fail``.
+    """
+    modules = sorted(task, key=natural_order)
+    selection = None if options.method == "scale" else _select(scores, options)
+    chosen = frozenset(task) if selection is None else selection.chosen
+    if chosen:
+        layers = _merge_layers(task, safety, chosen, options)
     return MergeResult(
-        layers=dict(task) if unchanged else {m: combine.padded(pair, rank) for m, pair in merged.items()},
-        decisions=tuple(
-            _decide(module, scores[module], selection, method, on_undefined) for module in merged
-        ),
-        threshold=None if method == "scale" else selection.threshold,
+        layers=layers if chosen else dict(task),
+        decisions=tuple(_decide(module, scores[module], selection) for module in modules),
+        threshold=None if selection is None else selection.threshold,
         safety_only=tuple(sorted(set(safety) - set(task), key=natural_order)),
-        unchanged=unchanged,
+        unchanged=not chosen,
     )
-
-
-def check_options(
-    method: str,
-    threshold: float | None,
-    quantile: float | None,
-    on_undefined: str,
-    density: float | None = None,
-    generator: torch.Generator | None = None,
-) -> None:
-    """Refuse options that do not go together, before anything is read.
-
-    Raises:
-        ConfigError: naming the option, what was expected and what it got.
-    """
-    if method not in get_args(Method):
-        raise ConfigError(f"method: expected one of {', '.join(get_args(Method))}, got {method!r}")
-    if on_undefined not in get_args(OnUndefined):
-        raise ConfigError(
-            f"on_undefined: expected one of {', '.join(get_args(OnUndefined))}, got {on_undefined!r}"
-        )
-    if threshold is not None and quantile is not None:
-        raise ConfigError(f"expected threshold or quantile, got both ({threshold} and {quantile})")
-    if threshold is not None:
-        select_by_threshold({}, threshold)
-    if quantile is not None:
-        select_by_quantile({}, quantile)
-    if (method == "dare_linear") != (density is not None and generator is not None):
-        raise ConfigError(
-            "expected density and a random generator with method dare_linear, and with no other"
-        )
-
-
-def resolve_weights(task_weight: float | None, safety_weight: float | None) -> tuple[float, float]:
-    """[α, β]: one weight given makes the other 1 minus it; none, 0.8 and 0.2.
-
-    Raises:
-        ConfigError: a weight is not finite.
-    """
-    for name, weight in (("task_weight", task_weight), ("safety_weight", safety_weight)):
-        if weight is not None and not math.isfinite(weight):
-            raise ConfigError(f"{name}: expected a finite number, got {weight}")
-    if task_weight is None:
-        task_weight = 0.8 if safety_weight is None else 1 - safety_weight
-    return task_weight, 1 - task_weight if safety_weight is None else safety_weight
 
 
 def check_shapes(task: Mapping[str, LoraPair], safety: Mapping[str, LoraPair]) -> None:
@@ -255,14 +188,14 @@ def check_shapes(task: Mapping[str, LoraPair], safety: Mapping[str, LoraPair]) -
     """
     common = sorted(set(task) & set(safety), key=natural_order)
     if not common:
-        raise MismatchError("expected adapters with layers in common, got none")
+        raise MismatchError("expected a task and a safety adapter with layers in common, got none")
     wrong = [
-        f"{module}: task {task[module].shape}, safety {safety[module].shape}"
+        f"{module} (task {task[module].shape}, safety {safety[module].shape})"
         for module in common
         if task[module].shape != safety[module].shape
     ]
     if wrong:
-        raise MismatchError(f"expected adapters of one base model, got different shapes: {'; '.join(wrong)}")
+        raise MismatchError(f"expected adapters of one base model, got different shapes: {', '.join(wrong)}")
 
 
 def natural_order(module: str) -> list[tuple[int, str]]:
@@ -288,69 +221,76 @@ def _score_layer(
             "the aligned model's weight": aligned,
             "the unaligned model's weight": unaligned,
         }
-        where = " and ".join(name for name, tensor in named.items() if not bool(torch.isfinite(tensor).all()))
-        raise NonFiniteError(f"{module}: {error} in {where or 'a product of the weights'}") from error
+        where = [name for name, tensor in named.items() if not bool(torch.isfinite(tensor).all())]
+        raise NonFiniteError(f"{module}: {error} in {' and '.join(where) or 'products of them'}") from error
     return LayerScore(cosine, None, task_norm, safety_norm)
 
 
-def _select(
-    scores: Mapping[str, LayerScore],
-    threshold: float | None,
-    quantile: float | None,
-    on_undefined: OnUndefined,
-) -> Selection:
+def _select(scores: Mapping[str, LayerScore], options: MergeOptions) -> Selection:
     """Layers to merge, among those that both adapters have."""
     both = {module: score for module, score in scores.items() if score.safety_norm is not None}
     cosines = {module: score.cosine for module, score in both.items() if score.cosine is not None}
-    undefined = {module: score.undefined for module, score in both.items() if score.cosine is None}
-    if undefined and on_undefined == "fail":
-        listed = "; ".join(
-            f"{module}: {undefined[module]}" for module in sorted(undefined, key=natural_order)
-        )
+    undefined = [module for module in both if module not in cosines]
+    if undefined and options.on_undefined == "fail":
+        listed = "; ".join(f"{module}: {both[module].undefined}" for module in undefined)
         raise DegenerateLayerError(f"cosine undefined in {len(undefined)} of {len(both)} layers: {listed}")
-    if quantile is not None:
-        selection = select_by_quantile(cosines, quantile)
+    if options.quantile is not None:
+        selection = select_by_quantile(cosines, options.quantile)
     else:
-        selection = select_by_threshold(cosines, DEFAULT_THRESHOLD if threshold is None else threshold)
-    if on_undefined == "merge":
-        return selection._replace(chosen=selection.chosen | undefined.keys())
+        threshold = DEFAULT_THRESHOLD if options.threshold is None else options.threshold
+        selection = select_by_threshold(cosines, threshold)
+    if options.on_undefined == "merge":
+        return selection._replace(chosen=selection.chosen.union(undefined))
     return selection
 
 
+def _merge_layers(
+    task: Mapping[str, LoraPair],
+    safety: Mapping[str, LoraPair],
+    chosen: frozenset[str],
+    options: MergeOptions,
+) -> dict[str, LoraPair]:
+    """Merged pairs of all layers, zero-padded to one rank. Layers not chosen keep their update."""
+    keep = combine.peft_linear if options.method in ("peft_linear", "dare_linear") else combine.scaled
+    generator = torch.Generator().manual_seed(options.seed)
+    merged = {}
+    for module in sorted(task, key=natural_order):
+        try:
+            merged[module] = (
+                _merge_layer(task[module], safety.get(module), options, generator)
+                if module in chosen
+                else keep(task[module])
+            )
+        except MismatchError as error:
+            raise MismatchError(f"{module}: {error}") from error
+    rank = max(pair.rank for pair in merged.values())
+    return {module: combine.padded(pair, rank) for module, pair in merged.items()}
+
+
 def _merge_layer(
-    task: LoraPair,
-    safety: LoraPair | None,
-    chosen: bool,
-    method: Method,
-    weights: tuple[float, float],
-    density: float | None,
-    generator: torch.Generator | None,
+    task: LoraPair, safety: LoraPair | None, options: MergeOptions, generator: torch.Generator
 ) -> LoraPair:
-    """The pair of one layer; what is not chosen keeps its update."""
-    if method == "dare_linear" and safety is not None and density is not None and generator is not None:
-        # The published script prunes the layers it keeps too: there it merges with weights 1 and 0.
-        used = weights if chosen else (1.0, 0.0)
-        return combine.dare_linear(task, safety, *used, density=density, generator=generator)
-    if not chosen:
-        return combine.peft_linear(task) if method == "peft_linear" else combine.scaled(task)
-    if method in ("scale", "scale_selected") or safety is None:
+    weights = options.weights
+    if safety is None or options.method in ("scale", "scale_selected"):
         return combine.scaled(task, weights[0])
-    if method == "peft_linear":
+    if options.method == "peft_linear":
         return combine.peft_linear(task, safety, *weights)
+    if options.density is not None:
+        return combine.dare_linear(task, safety, *weights, density=options.density, generator=generator)
     return combine.exact(task, safety, *weights)
 
 
-def _decide(
-    module: str, score: LayerScore, selection: Selection, method: Method, on_undefined: OnUndefined
-) -> LayerDecision:
+def _decide(module: str, score: LayerScore, selection: Selection | None) -> LayerDecision:
     """The decision in words."""
-    merged = module in selection.chosen
-    if method == "scale":
+    merged = selection is None or module in selection.chosen
+    if selection is None:
         reason = "every layer is scaled"
     elif score.safety_norm is None:
         reason = "kept: the safety adapter lacks the layer"
     elif score.cosine is None:
         reason = f"{'merged' if merged else 'kept'}: cosine undefined, {score.undefined}"
+    elif merged:
+        reason = f"merged: cosine below {selection.threshold:.6g}"
     else:
-        reason = f"cosine {'below' if merged else 'not below'} the threshold {selection.threshold:.6g}"
+        reason = f"kept: cosine not below {selection.threshold:.6g}"
     return LayerDecision(module, score.cosine, merged, reason, score.task_norm, score.safety_norm)

@@ -6,8 +6,6 @@ import math
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from safemerge.errors import ConfigError
-
 
 class Selection(NamedTuple):
     """Layers that left the safe subspace, and the threshold that tells them apart."""
@@ -24,12 +22,7 @@ def select_by_threshold(cosines: Mapping[str, float], threshold: float) -> Selec
     Args:
         cosines: Module path to ρ, in [0, 1].
         threshold: τ. At 0 or below it chooses nothing, above 1 everything.
-
-    Raises:
-        ConfigError: the threshold is not finite.
     """
-    if not math.isfinite(threshold):
-        raise ConfigError(f"threshold: expected a finite number, got {threshold}")
     return Selection(
         frozenset(module for module, rho in cosines.items() if rho < threshold), float(threshold)
     )
@@ -49,12 +42,7 @@ def select_by_quantile(cosines: Mapping[str, float], quantile: float) -> Selecti
     Returns:
         The layers, and as threshold the lowest cosine that was not chosen (just above the
         highest where all are chosen): without ties, ρ < τ makes the same choice.
-
-    Raises:
-        ConfigError: the quantile lies outside [0, 1].
     """
-    if not 0 <= quantile <= 1:
-        raise ConfigError(f"quantile: expected a share in [0, 1], got {quantile}")
     ranked = sorted(cosines, key=lambda module: (cosines[module], module))
     count = math.floor(quantile * len(ranked) + 0.5)
     if count < len(ranked):

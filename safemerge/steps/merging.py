@@ -15,17 +15,8 @@ import torch
 
 import safemerge
 from safemerge.config.models import MergeConfig
-from safemerge.core.merge import (
-    LayerScore,
-    Method,
-    OnUndefined,
-    Progress,
-    check_options,
-    check_shapes,
-    merge_scored,
-    resolve_weights,
-    score_layers,
-)
+from safemerge.core.merge import LayerScore, Progress, check_shapes, merge_scored, score_layers
+from safemerge.core.options import MergeOptions, Method, OnUndefined
 from safemerge.errors import ConfigError
 from safemerge.records import LayerReport, MergeReport
 from safemerge.storage.adapters import Adapter, adapter_digest, copy_adapter, read_adapter, write_adapter
@@ -75,7 +66,8 @@ def merge_adapters(
         aligned_model: Folder or hub id of the model that both were trained on.
         unaligned_model: Folder or hub id of its counterpart before alignment.
         output: Folder to make; it must not exist.
-        method: See :func:`safemerge.core.merge.safemerge`, as for the options down to ``density``.
+        method: The options down to ``seed`` are those of
+            :class:`safemerge.core.options.MergeOptions`.
         threshold: τ; 0.35 where no quantile is given either.
         quantile: Merge this share of the layers instead.
         task_weight: α; 0.8 where no weight is given.
@@ -93,13 +85,7 @@ def merge_adapters(
         SafemergeError: options, files or tensors are wrong; the output is then not made.
     """
     check_absent(output)
-    _check(method, threshold, quantile, task_weight, safety_weight, on_undefined, density, seed)
-    scored = score_adapters(
-        task_adapter, safety_adapter, aligned_model, unaligned_model, hash_files=hash_files, progress=progress
-    )
-    return write_merge(
-        scored,
-        output=output,
+    options = MergeOptions(
         method=method,
         threshold=threshold,
         quantile=quantile,
@@ -109,6 +95,10 @@ def merge_adapters(
         density=density,
         seed=seed,
     )
+    scored = score_adapters(
+        task_adapter, safety_adapter, aligned_model, unaligned_model, hash_files=hash_files, progress=progress
+    )
+    return write_merge(scored, options, output)
 
 
 def merge_arms(
@@ -130,34 +120,14 @@ def merge_arms(
         SafemergeError: options, files or tensors are wrong.
     """
     check_absent(output)
-    for arm, config in arms.items():
-        if Path(arm).name != arm or arm.startswith("."):
-            raise ConfigError(f"arms: expected a plain name, got {arm!r}")
-        _check(
-            config.method.value,
-            config.threshold,
-            config.quantile,
-            config.task_weight,
-            config.safety_weight,
-            config.on_undefined.value,
-        )
+    if wrong := sorted(arm for arm in arms if Path(arm).name != arm or arm.startswith(".")):
+        raise ConfigError(f"arms: expected plain names, got {', '.join(map(repr, wrong))}")
+    options = {arm: _options(config) for arm, config in arms.items()}
     scored = score_adapters(
         task_adapter, safety_adapter, aligned_model, unaligned_model, hash_files=hash_files, progress=progress
     )
     with atomic_folder(output) as folder:
-        return {
-            arm: write_merge(
-                scored,
-                output=folder / arm,
-                method=config.method.value,
-                threshold=config.threshold,
-                quantile=config.quantile,
-                task_weight=config.task_weight,
-                safety_weight=config.safety_weight,
-                on_undefined=config.on_undefined.value,
-            )
-            for arm, config in arms.items()
-        }
+        return {arm: write_merge(scored, options[arm], folder / arm) for arm in arms}
 
 
 def score_adapters(
@@ -192,45 +162,21 @@ def score_adapters(
     return ScoredAdapters(task, safety, scores, digests)
 
 
-def write_merge(
-    scored: ScoredAdapters,
-    *,
-    output: Path,
-    method: Method = "exact",
-    threshold: float | None = None,
-    quantile: float | None = None,
-    task_weight: float | None = None,
-    safety_weight: float | None = None,
-    on_undefined: OnUndefined = "keep",
-    density: float | None = None,
-    seed: int = 0,
-) -> MergeReport:
+def write_merge(scored: ScoredAdapters, options: MergeOptions, output: Path) -> MergeReport:
     """Merge scored adapters and write adapter, report and plot into a new folder.
 
     Raises:
-        SafemergeError: options are wrong, or the output exists.
+        SafemergeError: the adapters cannot be merged that way, or the output exists.
     """
     from safemerge.plots import layer_plot_html
 
-    result = merge_scored(
-        scored.task.pairs,
-        scored.safety.pairs,
-        scored.scores,
-        method=method,
-        threshold=threshold,
-        quantile=quantile,
-        task_weight=task_weight,
-        safety_weight=safety_weight,
-        on_undefined=on_undefined,
-        density=density,
-        generator=None if density is None else torch.Generator().manual_seed(seed),
-    )
+    result = merge_scored(scored.task.pairs, scored.safety.pairs, scored.scores, options)
     report = MergeReport(
         safemerge_version=safemerge.__version__,
-        method=method,
+        method=options.method,
         threshold=result.threshold,
-        quantile=None if result.threshold is None else quantile,
-        weights=resolve_weights(task_weight, safety_weight),
+        quantile=None if result.threshold is None else options.quantile,
+        weights=options.weights,
         digests=scored.digests,
         layers=tuple(LayerReport(**decision._asdict()) for decision in result.decisions),
         safety_only_layers=result.safety_only,
@@ -260,17 +206,12 @@ def _one_torch_thread() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _check(
-    method: str,
-    threshold: float | None,
-    quantile: float | None,
-    task_weight: float | None,
-    safety_weight: float | None,
-    on_undefined: str,
-    density: float | None = None,
-    seed: int = 0,
-) -> None:
-    """Refuse wrong options before any file is read."""
-    generator = None if density is None else torch.Generator().manual_seed(seed)
-    check_options(method, threshold, quantile, on_undefined, density, generator)
-    resolve_weights(task_weight, safety_weight)
+def _options(config: MergeConfig) -> MergeOptions:
+    return MergeOptions(
+        method=config.method.value,
+        threshold=config.threshold,
+        quantile=config.quantile,
+        task_weight=config.task_weight,
+        safety_weight=config.safety_weight,
+        on_undefined=config.on_undefined.value,
+    )

@@ -49,7 +49,7 @@ def _download(
     name: str, revision: str | None, kind: Kind, error_class: type[AdapterError] | type[CheckpointError]
 ) -> Path:
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     wanted = f"{name} at revision {revision}" if revision else name
     try:
@@ -58,7 +58,7 @@ def _download(
         raise error_class(
             f"{wanted}: no such folder here, and the hub cannot be reached to look for a {kind} of that name"
         ) from error
-    except (HfHubHTTPError, OSError) as error:
+    except (HfHubHTTPError, HFValidationError, OSError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise error_class(
             f"{wanted}: no such folder here, and the hub does not give that {kind}: {reason}"
