@@ -6,7 +6,6 @@ import os
 from typing import TYPE_CHECKING
 
 from airflow.sdk import BaseOperatorLink, conf
-from airflow.sdk.execution_time.xcom import XCom
 
 if TYPE_CHECKING:
     from airflow.sdk import BaseOperator
@@ -38,6 +37,9 @@ class MlflowRunLink(BaseOperatorLink):
         return "MLflow run"
 
     def get_link(self, operator: BaseOperator, *, ti_key: TaskInstanceKey) -> str:
-        """Address of the run; empty where the task never came to one."""
-        run_id = XCom.get_value(ti_key=ti_key, key="run_id") or getattr(operator, "run_id", None)
+        """Address of the run, empty where the task never came to one.
+
+        Airflow asks in the task's process, after the task ended, and keeps the answer.
+        """
+        run_id = getattr(operator, "mlflow_run_id", None)
         return mlflow_run_url(run_id) if run_id else ""

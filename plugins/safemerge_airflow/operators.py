@@ -47,6 +47,8 @@ class SafemergeStepOperator(BaseOperator):
         # Each output is its own XCom key; one that a skipped task never pushed reads as None.
         super().__init__(multiple_outputs=True, **kwargs)
         self.run_id = run_id
+        self.mlflow_run_id: str | None = None
+        """The run to show: the step's own once there is one."""
         self._process: StepProcess | None = None
 
     def execute(self, context: Mapping[str, Any]) -> dict[str, Any]:
@@ -64,7 +66,8 @@ class SafemergeStepOperator(BaseOperator):
 
     def run_step(self, context: Mapping[str, Any]) -> StepResult:
         """Run the step and log what came of it."""
-        if self.run_id:  # shown while the step runs; Airflow replaces it at the end
+        self.mlflow_run_id = self.run_id
+        if self.run_id:  # the link while the step runs; Airflow asks for it again at the end
             context["ti"].xcom_push(MlflowRunLink().xcom_key, mlflow_run_url(self.run_id))
         request = {"run_id": self.run_id, "inputs": self._given(self.step_inputs), "options": self.options()}
         self.log.info("%s", shlex.join(["safemerge", "step", self.step, json.dumps(request)]))
@@ -73,6 +76,7 @@ class SafemergeStepOperator(BaseOperator):
             result = self._process.run(self.step, request)
         finally:
             self._process = None
+        self.mlflow_run_id = result.run_id
         if not result.outputs and "note" in result.figures:
             raise AirflowSkipException(str(result.figures["note"]))
         if result.reused and "note" not in result.figures:

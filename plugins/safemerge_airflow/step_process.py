@@ -50,7 +50,7 @@ class StepLog:
         self.error = ""
         """The last line that began with ``error:``."""
         self.last = ""
-        """The last line."""
+        """The last line with words."""
         self._log = log
         self._rest = b""
         self._progress = ""
@@ -76,7 +76,8 @@ class StepLog:
         self._progress = ""
         if not line:
             return
-        self.last = line
+        if any(character.isalnum() for character in line):  # not the frame around a message
+            self.last = line
         if line.startswith("error:"):
             self.error = line
             self._log.error("%s", line)

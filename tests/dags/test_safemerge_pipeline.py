@@ -46,7 +46,6 @@ FRESH = f"""
 import json, sys, time
 import airflow.sdk
 from airflow.sdk import BaseOperator, DAG, Param, TaskGroup, conf
-from airflow.sdk.execution_time import xcom
 from airflow.dag_processing.dagbag import BundleDagBag
 
 folder = {str(REPOSITORY / "dags")!r}

@@ -5,9 +5,10 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
+from airflow.sdk.exceptions import AirflowException, AirflowFailException, AirflowSkipException
 
 from safemerge_airflow import operators
+from safemerge_airflow.mlflow_link import MlflowRunLink
 from safemerge_airflow.operators import (
     EvaluateOperator,
     GateOperator,
@@ -30,6 +31,11 @@ class TaskInstance:
 
     def xcom_push(self, key: str, value: Any) -> None:
         self.xcoms[key] = value
+
+
+@pytest.fixture(autouse=True)
+def local_mlflow(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
 
 
 @pytest.fixture
@@ -119,7 +125,24 @@ def test_outputs_are_handed_on_as_uris_and_digests(answer_with: Any, context: di
     operator = TrainAdapterOperator(task_id="t", run_id="parent", role="task")
     assert operator.multiple_outputs
     assert answer_with(operator, outputs={"adapter": ADAPTER}) == {"run_id": "run-1", "adapter": ADAPTER}
-    assert context["ti"].xcoms == {"_link_MlflowRunLink": "http://127.0.0.1:5000/#/runs/parent"}
+    assert context["ti"].xcoms == {"_link_MlflowRunLink": link("parent")}
+    assert MlflowRunLink().get_link(operator, ti_key=None) == link("run-1")
+
+
+def link(run_id: str) -> str:
+    return f"http://127.0.0.1:5000/#/runs/{run_id}"
+
+
+def test_link_of_a_failed_step_leads_to_the_pipeline_run(
+    command: tuple[str, str], context: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    operator = TrainAdapterOperator(task_id="t", run_id="parent", role="task")
+    assert MlflowRunLink().get_link(operator, ti_key=None) == ""
+    monkeypatch.setattr(operator, "command", lambda: command)
+    monkeypatch.setattr(TrainAdapterOperator, "step", "crash")
+    with pytest.raises(AirflowException, match="out of memory"):
+        operator.execute(context)
+    assert MlflowRunLink().get_link(operator, ti_key=None) == link("parent")
 
 
 def test_step_with_nothing_to_do_is_skipped_and_says_why(answer_with: Any) -> None:

@@ -150,6 +150,12 @@ def test_fault_that_a_retry_does_not_mend_fails_the_task(
     assert [r.levelname for r in lines.records] == ["INFO", "ERROR", "INFO"]
 
 
+def test_frame_around_a_message_is_not_the_message(log: logging.Logger) -> None:
+    output = StepLog(log)
+    output.feed("╭─ Error ─╮\n│ No such command. │\n╰─────╯\n".encode())
+    assert output.last == "│ No such command. │"
+
+
 def test_fault_that_may_pass_is_left_to_retries(process: StepProcess) -> None:
     with pytest.raises(AirflowException, match="exit code 75: error: what: expected") as failure:
         process.run("fault", request(code=75))
