@@ -251,15 +251,12 @@ def _merge_layers(
     options: MergeOptions,
 ) -> dict[str, LoraPair]:
     """Merged pairs of all layers, zero-padded to one rank. Layers not chosen keep their update."""
-    keep = combine.peft_linear if options.method in ("peft_linear", "dare_linear") else combine.scaled
     generator = torch.Generator().manual_seed(options.seed)
     merged = {}
     for module in sorted(task, key=natural_order):
         try:
-            merged[module] = (
-                _merge_layer(task[module], safety.get(module), options, generator)
-                if module in chosen
-                else keep(task[module])
+            merged[module] = _merge_layer(
+                task[module], safety.get(module), module in chosen, options, generator
             )
         except MismatchError as error:
             raise MismatchError(f"{module}: {error}") from error
@@ -268,15 +265,24 @@ def _merge_layers(
 
 
 def _merge_layer(
-    task: LoraPair, safety: LoraPair | None, options: MergeOptions, generator: torch.Generator
+    task: LoraPair,
+    safety: LoraPair | None,
+    chosen: bool,
+    options: MergeOptions,
+    generator: torch.Generator,
 ) -> LoraPair:
     weights = options.weights
+    if options.density is not None and safety is not None:
+        # PEFT prunes a lone adapter too: the published script keeps a layer by weights 1 and 0.
+        used = weights if chosen else (1.0, 0.0)
+        return combine.dare_linear(task, safety, *used, density=options.density, generator=generator)
+    if not chosen:
+        spread = options.method in ("peft_linear", "dare_linear")
+        return combine.peft_linear(task) if spread else combine.scaled(task)
     if safety is None or options.method in ("scale", "scale_selected"):
         return combine.scaled(task, weights[0])
     if options.method == "peft_linear":
         return combine.peft_linear(task, safety, *weights)
-    if options.density is not None:
-        return combine.dare_linear(task, safety, *weights, density=options.density, generator=generator)
     return combine.exact(task, safety, *weights)
 
 

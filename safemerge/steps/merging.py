@@ -15,7 +15,8 @@ import torch
 
 import safemerge
 from safemerge.config.models import MergeConfig
-from safemerge.core.merge import LayerScore, Progress, check_shapes, merge_scored, score_layers
+from safemerge.core.lora import LoraPair
+from safemerge.core.merge import LayerScore, MergeResult, Progress, check_shapes, merge_scored, score_layers
 from safemerge.core.options import MergeOptions, Method, OnUndefined
 from safemerge.errors import ConfigError
 from safemerge.records import LayerReport, MergeReport
@@ -147,19 +148,37 @@ def score_adapters(
         SafemergeError: files or tensors are wrong.
     """
     task, safety = (read_adapter(resolve(source, "adapter")) for source in (task_adapter, safety_adapter))
+    scores, model_digests = score_pairs(
+        task.pairs, safety.pairs, aligned_model, unaligned_model, hash_files=hash_files, progress=progress
+    )
+    digests = {"task_adapter": adapter_digest(task.folder), "safety_adapter": adapter_digest(safety.folder)}
+    return ScoredAdapters(task, safety, scores, digests | model_digests)
+
+
+def score_pairs(
+    task: Mapping[str, LoraPair],
+    safety: Mapping[str, LoraPair],
+    aligned_model: str | Path,
+    unaligned_model: str | Path,
+    *,
+    hash_files: bool = False,
+    progress: Progress | None = None,
+) -> tuple[dict[str, LayerScore], dict[str, str]]:
+    """Score LoRA pairs, wherever they come from, against two checkpoints.
+
+    Returns:
+        The scores by module path, and the digests of ``aligned_model`` and ``unaligned_model``.
+
+    Raises:
+        SafemergeError: files or tensors are wrong.
+    """
     aligned, unaligned = (Checkpoint.open(resolve(source)) for source in (aligned_model, unaligned_model))
-    check_shapes(task.pairs, safety.pairs)
-    with _one_torch_thread(), AlignmentReader(aligned, unaligned, task.pairs) as weights_of:
-        scores = score_layers(task.pairs, safety.pairs, weights_of, progress=progress)
+    check_shapes(task, safety)
+    with _one_torch_thread(), AlignmentReader(aligned, unaligned, task) as weights_of:
+        scores = score_layers(task, safety, weights_of, progress=progress)
         read = weights_of.read_digests()
     models = (aligned.files_digest(), unaligned.files_digest()) if hash_files else read
-    digests = {
-        "task_adapter": adapter_digest(task.folder),
-        "safety_adapter": adapter_digest(safety.folder),
-        "aligned_model": models[0],
-        "unaligned_model": models[1],
-    }
-    return ScoredAdapters(task, safety, scores, digests)
+    return scores, dict(zip(("aligned_model", "unaligned_model"), models, strict=True))
 
 
 def write_merge(scored: ScoredAdapters, options: MergeOptions, output: Path) -> MergeReport:
@@ -171,16 +190,7 @@ def write_merge(scored: ScoredAdapters, options: MergeOptions, output: Path) -> 
     from safemerge.plots import layer_plot_html
 
     result = merge_scored(scored.task.pairs, scored.safety.pairs, scored.scores, options)
-    report = MergeReport(
-        safemerge_version=safemerge.__version__,
-        method=options.method,
-        threshold=result.threshold,
-        quantile=None if result.threshold is None else options.quantile,
-        weights=options.weights,
-        digests=scored.digests,
-        layers=tuple(LayerReport(**decision._asdict()) for decision in result.decisions),
-        safety_only_layers=result.safety_only,
-    )
+    report = merge_report(result, options, scored.digests)
     with atomic_folder(output) as folder:
         if result.unchanged:
             copy_adapter(scored.task.folder, folder)
@@ -189,6 +199,20 @@ def write_merge(scored: ScoredAdapters, options: MergeOptions, output: Path) -> 
         (folder / REPORT_FILE).write_text(report.to_json(), encoding="utf-8")
         (folder / PLOT_FILE).write_text(layer_plot_html(report), encoding="utf-8")
     return report
+
+
+def merge_report(result: MergeResult, options: MergeOptions, digests: dict[str, str]) -> MergeReport:
+    """The record of a merge."""
+    return MergeReport(
+        safemerge_version=safemerge.__version__,
+        method=options.method,
+        threshold=result.threshold,
+        quantile=None if result.threshold is None else options.quantile,
+        weights=options.weights,
+        digests=digests,
+        layers=tuple(LayerReport(**decision._asdict()) for decision in result.decisions),
+        safety_only_layers=result.safety_only,
+    )
 
 
 @contextmanager

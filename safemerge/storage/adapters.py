@@ -85,7 +85,7 @@ def read_config(folder: Path) -> dict[str, Any]:
         raise AdapterError(f"{path}: expected JSON, got {error}") from error
     if not isinstance(config, dict):
         raise AdapterError(f"{path}: expected a JSON object, got {type(config).__name__}")
-    _refuse_variants(folder, config)
+    refuse_variants(folder, config)
     if not (folder / TENSORS_FILE).is_file():
         pickled = sorted(path.name for path in folder.glob("*.bin"))
         got = f"only {', '.join(pickled)}: pickled adapters are refused" if pickled else "none"
@@ -145,7 +145,16 @@ def adapter_digest(folder: Path) -> str:
     return json_digest({"config": settings, "tensors": file_digest(folder / TENSORS_FILE)})
 
 
-def _refuse_variants(folder: Path, config: dict[str, Any]) -> None:
+def refuse_variants(folder: Path | str, config: Mapping[str, Any]) -> None:
+    """Refuse adapters whose update is not scale · B · A of the stored factors.
+
+    Args:
+        folder: Where the adapter is, for the message.
+        config: adapter_config.json.
+
+    Raises:
+        UnsupportedAdapterError: naming each setting.
+    """
     kind = config.get("peft_type")
     if kind != "LORA":
         raise UnsupportedAdapterError(f"{folder}: expected a LoRA adapter, got peft_type {kind}")

@@ -1,0 +1,178 @@
+"""SafeMERGE on a loaded ``PeftModel``: two of its adapters in, a third one added.
+
+For those who have the model in memory already. The adapters come from the model; the
+alignment is still read from the two checkpoints, tensor by tensor, so that a quantised
+base does no harm.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from safemerge.core.lora import LoraPair
+from safemerge.core.merge import MergeResult, Progress, merge_scored
+from safemerge.core.options import MergeOptions, OnUndefined
+from safemerge.errors import ConfigError, MissingDependencyError, NonFiniteError, UnsupportedAdapterError
+from safemerge.records import MergeReport
+from safemerge.steps.merging import merge_report, score_pairs
+from safemerge.storage.adapters import refuse_variants
+from safemerge.storage.digests import json_digest, tensor_digest
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+
+
+def merge_into(
+    model: PeftModel,
+    task_adapter: str = "task",
+    safety_adapter: str = "safety",
+    *,
+    aligned_model: str | Path,
+    unaligned_model: str | Path,
+    name: str = "merged",
+    threshold: float | None = None,
+    quantile: float | None = None,
+    task_weight: float | None = None,
+    safety_weight: float | None = None,
+    on_undefined: OnUndefined = "keep",
+    progress: Progress | None = None,
+) -> MergeReport:
+    """Merge two LoRA adapters of a loaded model exactly and add the result as a third.
+
+    The model's other adapters, which of them are active, and the base weights stay as
+    they are; ``model.set_adapter(name)`` turns the new one on.
+
+    Args:
+        model: A PEFT model that holds both adapters.
+        task_adapter: Name in the model of the adapter to repair.
+        safety_adapter: Name in the model of the adapter that carries safety.
+        aligned_model: Folder or hub id of the model's base.
+        unaligned_model: Folder or hub id of its counterpart before alignment.
+        name: Name of the new adapter.
+        threshold: τ; 0.35 where no quantile is given either.
+        quantile: Merge this share of the layers instead, those with the lowest cosines.
+        task_weight: α; 0.8 where no weight is given.
+        safety_weight: β; 1 − α where not given.
+        on_undefined: What to do with layers whose cosine is undefined.
+        progress: Called after each scored layer with layers done, layers in all, module path.
+
+    Returns:
+        The report that a merge of the same adapters on disk gives, but for their digests.
+
+    Raises:
+        ConfigError: options are wrong, an adapter is not there, or the new name is taken.
+        UnsupportedAdapterError: an adapter of a kind that no LoRA update holds; it is named.
+        SafemergeError: files or tensors are wrong. The model is then as it was.
+    """
+    options = MergeOptions(
+        threshold=threshold,
+        quantile=quantile,
+        task_weight=task_weight,
+        safety_weight=safety_weight,
+        on_undefined=on_undefined,
+    )
+    _check_names(model, task_adapter, safety_adapter, name)
+    task, safety = (_pairs(model, adapter) for adapter in (task_adapter, safety_adapter))
+    scores, digests = score_pairs(task, safety, aligned_model, unaligned_model, progress=progress)
+    result = merge_scored(task, safety, scores, options)
+    _add(model, name, task_adapter, result)
+    digests |= {"task_adapter": _digest(task), "safety_adapter": _digest(safety)}
+    return merge_report(result, options, digests)
+
+
+def _check_names(model: PeftModel, task_adapter: str, safety_adapter: str, name: str) -> None:
+    there = sorted(model.peft_config)
+    for adapter in (task_adapter, safety_adapter):
+        if adapter not in there:
+            raise ConfigError(f"model: expected an adapter named {adapter!r}, got {', '.join(there)}")
+        config = json.loads(json.dumps(model.peft_config[adapter].to_dict(), default=str))
+        refuse_variants(f"adapter {adapter!r}", config)
+    if name in there:
+        raise ConfigError(f"name: expected one that the model does not have yet, got {name!r}")
+
+
+def _lora_layers(model: PeftModel, adapter: str) -> dict[str, Any]:
+    """Module path in the base model to the LoRA layer that holds the adapter there."""
+    try:
+        from peft.tuners.lora import LoraLayer
+    except ImportError as error:
+        raise MissingDependencyError("peft", "training") from error
+
+    layers = {
+        path: module
+        for path, module in model.get_base_model().named_modules()
+        if isinstance(module, LoraLayer) and (adapter in module.lora_A or adapter in module.lora_embedding_A)
+    }
+    odd = [path for path, layer in layers.items() if not _is_linear(layer, adapter)]
+    if odd:
+        listed = ", ".join(sorted(odd))
+        raise UnsupportedAdapterError(
+            f"adapter {adapter!r}: expected LoRA of linear layers, got another in {listed}"
+        )
+    return layers
+
+
+def _is_linear(layer: Any, adapter: str) -> bool:
+    """Whether the factors are two plain matrices, as they are beside quantised weights too."""
+    return adapter in layer.lora_A and isinstance(layer.lora_A[adapter], torch.nn.Linear)
+
+
+def _pairs(model: PeftModel, adapter: str) -> dict[str, LoraPair]:
+    """The adapter's updates with the scale that the model applies, copied to the CPU."""
+    pairs = {}
+    for path, layer in _lora_layers(model, adapter).items():
+        lora_a, lora_b = (_copied(factors[adapter].weight) for factors in (layer.lora_A, layer.lora_B))
+        if not bool(torch.isfinite(lora_a).all() and torch.isfinite(lora_b).all()):
+            raise NonFiniteError(f"adapter {adapter!r}: got NaN or infinity in {path}")
+        pairs[path] = LoraPair(lora_a, lora_b, layer.scaling[adapter])
+    return pairs
+
+
+def _copied(weight: Tensor) -> Tensor:
+    return weight.detach().to("cpu", copy=True)
+
+
+def _add(model: PeftModel, name: str, task_adapter: str, result: MergeResult) -> None:
+    """Give the model a frozen adapter with the merged factors; all of it, or on an error nothing."""
+    template = model.peft_config[task_adapter]
+    if result.unchanged:
+        config = dataclasses.replace(template, inference_mode=True)
+    else:
+        rank = next(iter(result.layers.values())).rank
+        config = dataclasses.replace(
+            template,
+            r=rank,
+            lora_alpha=rank,
+            rank_pattern={},
+            alpha_pattern={},
+            use_rslora=False,
+            init_lora_weights=True,
+            inference_mode=True,
+        )
+    model.add_adapter(name, config)
+    try:
+        for path, layer in _lora_layers(model, name).items():
+            pair = result.layers[path]
+            for factor, value in ((layer.lora_A[name], pair.lora_a), (layer.lora_B[name], pair.lora_b)):
+                factor.weight.data = value.to(factor.weight.device)
+                factor.weight.requires_grad_(False)
+            layer.scaling[name] = pair.scale
+    except BaseException:
+        model.delete_adapter(name)
+        raise
+
+
+def _digest(pairs: dict[str, LoraPair]) -> str:
+    """sha256 of an adapter in memory: each module's scale and the bytes of its factors."""
+    return json_digest(
+        {
+            module: [pair.scale, tensor_digest(pair.lora_a), tensor_digest(pair.lora_b)]
+            for module, pair in pairs.items()
+        }
+    )
