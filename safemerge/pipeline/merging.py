@@ -1,0 +1,116 @@
+"""Repair the task adapter by SafeMERGE, and make the controls that say what the repair is worth."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from statistics import median
+
+from safemerge.config.models import MergeConfig, MergeMethod
+from safemerge.errors import ConfigError
+from safemerge.pipeline.context import StepContext, already_done, inputs_digest, local_adapter
+from safemerge.pipeline.models import local_model
+from safemerge.pipeline.request import StepRequest
+from safemerge.records import MergeReport, StepResult
+
+logger = logging.getLogger(__name__)
+
+CANDIDATE = "safemerge"
+"""Arm that the gate judges; the others are its controls."""
+
+
+def arms_of(config: MergeConfig) -> dict[str, MergeConfig]:
+    """The configured merge and its two controls: the same weight and selection without the safety adapter."""
+    return {
+        CANDIDATE: config,
+        "scale": config.model_copy(update={"method": MergeMethod.SCALE}),
+        "scale_selected": config.model_copy(update={"method": MergeMethod.SCALE_SELECTED}),
+    }
+
+
+def merge(context: StepContext, request: StepRequest) -> StepResult:
+    """Score every layer once and write all arms.
+
+    Inputs:
+        task_adapter, safety_adapter: the two adapters.
+
+    Outputs:
+        safemerge: the repaired adapter; the given one where the run judges an adapter again.
+        scale, scale_selected: the controls.
+    """
+    run = context.ledger.pipeline_run(request.run_id or "")
+    if run.plan.adapter is not None:
+        return StepResult(
+            step="merge",
+            run_id=run.run_id,
+            inputs_digest=run.plan.inputs_digest,
+            outputs={CANDIDATE: run.plan.adapter},
+            figures={"note": "an adapter was given: nothing is merged"},
+            reused=True,
+        )
+    task, safety = request.input("task_adapter"), request.input("safety_adapter")
+    digest = inputs_digest(
+        "merge",
+        ("torch",),
+        task_adapter=task.digest,
+        safety_adapter=safety.digest,
+        models=run.plan.model_digests,
+        settings=run.config.merge.model_dump(mode="json"),
+    )
+    if done := already_done(context, run, "merge", digest, "merge"):
+        return done
+
+    from safemerge.steps.merging import merge_arms
+    from safemerge.storage.adapters import adapter_digest
+
+    output = context.workspace.work("merge", digest) / "arms"
+    shutil.rmtree(output, ignore_errors=True)  # a killed attempt may have written it, but not stored it
+    with context.ledger.step_run(run, "merge", digest) as step_run:
+        weights = dict(zip(("task_weight", "safety_weight"), run.config.merge.weights(), strict=True))
+        step_run.log_params(run.config.merge.model_dump(mode="json") | weights)
+        reports = merge_arms(
+            local_adapter(context, task),
+            local_adapter(context, safety),
+            local_model(context, run, "aligned_model"),
+            local_model(context, run, "unaligned_model"),
+            output=output,
+            arms=arms_of(run.config.merge),
+            progress=_log_progress,
+        )
+        report = reports[CANDIDATE]
+        figures = headline_figures(report)
+        step_run.log_metrics(figures)
+        step_run.log_table([layer.model_dump() for layer in report.layers], "layers.json")
+        step_run.log_file(output / CANDIDATE / "safemerge_layers.html")
+        outputs = {
+            arm: step_run.log_folder(output / arm, arm, adapter_digest(output / arm)) for arm in reports
+        }
+        result = step_run.finish(outputs, figures)
+    context.workspace.discard(output.parent)
+    return result
+
+
+def headline_figures(report: MergeReport) -> dict[str, float | int | None]:
+    """How many layers were merged, the spread of the cosines, and how strong the safety adapter is."""
+    cosines = [layer.cosine for layer in report.layers if layer.cosine is not None]
+    if not cosines:
+        raise ConfigError("merge: expected at least one layer with a cosine, got none")
+    return {
+        "layers": len(report.layers),
+        "merged_layers": sum(layer.merged for layer in report.layers),
+        "threshold": report.threshold,
+        "cosine_min": min(cosines),
+        "cosine_median": median(cosines),
+        "cosine_max": max(cosines),
+        "task_norm": _total_norm([layer.task_norm for layer in report.layers]),
+        "safety_norm": _total_norm([layer.safety_norm for layer in report.layers]),
+    }
+
+
+def _total_norm(norms: list[float | None]) -> float:
+    return float(sum(norm**2 for norm in norms if norm is not None) ** 0.5)
+
+
+def _log_progress(done: int, total: int, module: str) -> None:
+    if done == total or done % max(1, total // 10) == 0:
+        logger.info("scored %d of %d layers, last %s", done, total, module)
