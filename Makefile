@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.setup-done
-PIP    := $(BIN)/python -m pip --disable-pip-version-check --quiet
+PIP    := $(BIN)/python -m pip --disable-pip-version-check -qq
 
 # The plain torch wheel for Linux brings CUDA along, several gigabytes. Without a GPU, name an
 # index of CPU wheels: make setup TORCH_INDEX=<address>
