@@ -1,7 +1,7 @@
 """Typed configuration of the pipeline: what a user may set, its unit and its bounds.
 
 Models are frozen and refuse unknown keys. They hold values only: reading files is
-:mod:`safemerge.config.load`, and no step below ``steps`` ever sees one.
+:mod:`safemerge.config.load`. ``core`` and ``gate`` never see one.
 """
 
 from __future__ import annotations
@@ -108,10 +108,9 @@ class Quantization(StrEnum):
     """4-bit (QLoRA); needs CUDA and bitsandbytes."""
 
 
-class TrainingConfig(Config):
-    """Supervised fine-tuning of one LoRA adapter."""
+class TrainingSettings(Config):
+    """How one LoRA adapter is fine-tuned, whatever the data."""
 
-    data: Annotated[tuple[DataSource, ...], Field(min_length=1)]
     lora: LoraSettings = LoraSettings()
     steps: Annotated[int, Field(gt=0)]
     """Optimiser steps."""
@@ -126,6 +125,12 @@ class TrainingConfig(Config):
     save_every_steps: Annotated[int, Field(gt=0)] = 50
     """Checkpoint interval; an interrupted training resumes from the last one."""
     seed: int = 0
+
+
+class TrainingConfig(TrainingSettings):
+    """Supervised fine-tuning of one LoRA adapter."""
+
+    data: Annotated[tuple[DataSource, ...], Field(min_length=1)]
 
 
 class UtilityConfig(Config):
