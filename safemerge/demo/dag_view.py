@@ -45,33 +45,34 @@ class DagView:
 
     def follow(self, command: Sequence[str], environment: Mapping[str, str]) -> int:
         """Run the command to its end and return its exit code; Ctrl-C ends it with all its children."""
-        process = subprocess.Popen(
-            [sys.executable, "-m", *command],
-            env=dict(environment),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            stdin=subprocess.DEVNULL,
-            text=True,
-            errors="replace",
-            start_new_session=True,
-        )
-        if process.stdout is None:  # never so: it was asked for
-            return process.wait()
         status = (
             self.console.status("Airflow starts …") if self.console.is_terminal else contextlib.nullcontext()
         )
-        try:
-            with self.log_file.open("a", encoding="utf-8") as log, status:
-                for raw in process.stdout:
+        with (
+            subprocess.Popen(
+                [sys.executable, "-m", *command],
+                env=dict(environment),
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                stdin=subprocess.DEVNULL,
+                text=True,
+                errors="replace",
+                start_new_session=True,
+            ) as process,
+            self.log_file.open("a", encoding="utf-8") as log,
+            status,
+        ):
+            try:
+                for raw in process.stdout or ():
                     line = _TERMINAL_CODE.sub("", raw)
                     log.write(line)
                     log.flush()
                     self._show(line.rstrip(), status)
-            return process.wait()
-        except BaseException:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGTERM)
-            raise
+                return process.wait()
+            except BaseException:
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGTERM)
+                raise
 
     def _show(self, line: str, status: object) -> None:
         if match := _START.search(line):

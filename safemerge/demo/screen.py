@@ -135,13 +135,13 @@ def _gain(arm: str, reports: Mapping[str, EvaluationReport]) -> str:
     ):
         return "–"
     kept = gain_kept(mine.scores, base.scores, top.scores, higher_is_better=mine.higher_is_better)
-    return "cannot be judged" if kept.share is None else _share(kept.share, brackets=True)
+    return "cannot be judged" if kept.share is None else _share(kept.share, below=True)
 
 
 def _rate(suite: SuiteReport) -> str:
     if suite.rate is None or suite.interval is None:
         return "–"
-    return f"{suite.rate:.1%}\n[{100 * suite.interval.low:.0f}–{100 * suite.interval.high:.0f}]"
+    return f"{100 * suite.rate:.1f} %\n[{100 * suite.interval.low:.0f}–{100 * suite.interval.high:.0f}]"
 
 
 def _points(estimate: Estimate) -> str:
@@ -149,7 +149,7 @@ def _points(estimate: Estimate) -> str:
     return f"{100 * estimate.value:+.1f} [{100 * low:+.1f} to {100 * high:+.1f}]"
 
 
-def _share(estimate: Estimate, brackets: bool = False) -> str:
+def _share(estimate: Estimate, below: bool = False) -> str:
     low, high = estimate.interval.low, estimate.interval.high
     span = f"[{100 * low:.0f}–{100 * high:.0f}]"
-    return f"{estimate.value:.0%}{chr(10) if brackets else ' '}{span}"
+    return f"{100 * estimate.value:.0f} %{chr(10) if below else ' '}{span}"

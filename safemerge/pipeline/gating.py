@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from safemerge.gate import decide
 from safemerge.pipeline.context import StepContext, already_done, inputs_digest
+from safemerge.pipeline.merging import CANDIDATE
 from safemerge.pipeline.request import StepRequest
 from safemerge.records import ArtifactRef, EvaluationReport, StepResult
 from safemerge.tracking import tags
@@ -36,6 +37,7 @@ def gate(context: StepContext, request: StepRequest) -> StepResult:
         ("numpy",),
         policy=run.config.gate.model_dump(mode="json"),
         adapter=adapter.digest,
+        given=run.plan.adapter is not None,
         reports={name: ref.digest for name, ref in reports.items()},
     )
     result = already_done(context, run, "gate", digest, "gate") or _judge(context, run, digest, reports)
@@ -48,7 +50,8 @@ def gate(context: StepContext, request: StepRequest) -> StepResult:
 def _judge(
     context: StepContext, run: PipelineRun, digest: str, reports: Mapping[str, ArtifactRef]
 ) -> StepResult:
-    loaded = {name: _read_report(context, ref, name) for name, ref in reports.items()}
+    names = {"candidate": CANDIDATE if run.plan.adapter is None else "adapter"}
+    loaded = {name: _read_report(context, ref, names.get(name, name)) for name, ref in reports.items()}
     decision = decide(loaded["candidate"], loaded.get("aligned"), loaded.get("fine_tuned"), run.config.gate)
     with context.ledger.step_run(run, "gate", digest) as step_run:
         step_run.log_params(run.config.gate.model_dump(mode="json"))
@@ -64,4 +67,4 @@ def _judge(
 def _read_report(context: StepContext, ref: ArtifactRef, arm: str) -> EvaluationReport:
     """A report under its name in this run; the run that measured it may have called it otherwise."""
     report = EvaluationReport.read(context.ledger.fetch(ref.uri, context.workspace.cache))
-    return report.model_copy(update={"arm": report.arm if arm == "candidate" else arm})
+    return report.model_copy(update={"arm": arm})

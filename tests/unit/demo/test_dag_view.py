@@ -1,0 +1,41 @@
+"""The terminal shows tasks, times and errors; the log keeps every line."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from rich.console import Console
+
+from safemerge.demo.dag_view import DagView
+
+LINES = """\
+noise
+[DAG TEST] starting task_id=open_run map_index=-1
+[DAG TEST] end task task_id=open_run map_index=-1
+[DAG TEST] starting task_id=train_task_adapter map_index=-1
+step 3/40 loss 1.5 ETA 0:10
+already done in MLflow run abc, nothing repeated
+[DAG TEST] end task task_id=train_task_adapter map_index=-1
+[DAG TEST] starting task_id=gate map_index=-1
+error: tensor [bad] holds NaN
+[DAG TEST] end task task_id=gate map_index=-1
+"""
+
+
+def test_tasks_their_outcome_and_the_last_error_are_shown(tmp_path: Path) -> None:
+    (tmp_path / "printer.py").write_text(f"print({LINES!r}); raise SystemExit(3)")
+    console = Console(record=True, width=100, force_terminal=False)
+    view = DagView(console, tmp_path / "dag.log")
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    assert view.follow(["printer"], environment) == 3
+    shown = console.export_text()
+    rows = [line.split() for line in shown.splitlines() if line[:1] in "✓✗"]
+    assert [(row[0], row[1]) for row in rows] == [
+        ("✓", "open_run"),
+        ("✓", "train_task_adapter"),
+        ("✗", "gate"),
+    ]
+    assert "done before with the same inputs" in shown
+    assert view.error == "error: tensor [bad] holds NaN"
+    assert (tmp_path / "dag.log").read_text() == LINES + "\n"
