@@ -1,1 +1,1 @@
-"""."""
+"""Supervised fine-tuning of LoRA adapters; the one home of TRL."""

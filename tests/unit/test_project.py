@@ -1,0 +1,97 @@
+"""The project's own files agree with each other."""
+
+import os
+import re
+import subprocess
+import tomllib
+from pathlib import Path
+
+import pytest
+
+import safemerge
+
+ROOT = Path(__file__).parents[2]
+PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+MAKEFILE = (ROOT / "Makefile").read_text(encoding="utf-8")
+TARGETS = {"help", "setup", "demo", "test", "test-all", "lint", "up", "down", "clean"}
+
+
+def make(*arguments):
+    run = subprocess.run(["make", *arguments], capture_output=True, text=True, cwd=ROOT, check=False)
+    return run.returncode, run.stdout, run.stderr
+
+
+def pins():
+    lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    found = (line.split("==") for line in lines if line and not line.startswith("#"))
+    return {normalised(name): version for name, version in found}
+
+
+def normalised(name):
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def test_make_explains_every_target_and_does_so_by_default():
+    code, shown, _ = make("help")
+    assert code == 0
+    assert {line.split()[1] for line in shown.splitlines()} == TARGETS
+    assert all(len(line.split()) > 4 for line in shown.splitlines())
+    assert make() == (0, shown, "")
+
+
+def test_every_target_is_phony():
+    (phony,) = re.findall(r"^\.PHONY: (.*)$", MAKEFILE, re.MULTILINE)
+    assert set(phony.split()) == TARGETS
+
+
+def test_setup_says_which_python_is_needed(tmp_path):
+    old = tmp_path / "python3"
+    old.write_text('#!/bin/sh\n[ "$1" = -V ] && echo Python 3.9.1 && exit 0\nexit 1\n')
+    old.chmod(0o755)
+    code, _, said = make("setup", f"PYTHON={old}", f"VENV={tmp_path}/venv")
+    assert code != 0
+    assert "safemerge needs Python 3.11 or newer" in said
+    assert "Python 3.9.1" in said
+    assert not (tmp_path / "venv").exists()
+
+
+def test_ci_runs_the_targets():
+    script = ROOT / ".ci" / "run"
+    assert os.access(script, os.X_OK)
+    stages = re.findall(r"^stage (\S+)$", script.read_text(encoding="utf-8"), re.MULTILINE)
+    assert stages.index("test") < stages.index("demo")
+    assert set(stages) <= TARGETS
+
+
+@pytest.mark.parametrize("extra", [None, *PYPROJECT["project"]["optional-dependencies"]])
+def test_every_direct_dependency_has_a_tested_version(extra):
+    project = PYPROJECT["project"]
+    wanted = project["dependencies"] if extra is None else project["optional-dependencies"][extra]
+    names = {normalised(re.split(r"[\[<>=,]", requirement)[0]) for requirement in wanted} - {"safemerge"}
+    assert names
+    assert names <= pins().keys()
+
+
+def test_constraints_hold_plain_versions():
+    assert all(re.fullmatch(r"[0-9][0-9a-z.]*", version) for version in pins().values())
+    assert tuple(map(int, pins()["celery"].split("."))) < (5, 7)
+
+
+def test_versions_agree():
+    assert PYPROJECT["project"]["version"] == safemerge.__version__
+    changes = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    assert re.search(rf"^## (\[Unreleased\]|\[?{re.escape(safemerge.__version__)})", changes, re.MULTILINE)
+
+
+@pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md"])
+def test_documents_name_only_targets_that_exist(name):
+    text = (ROOT / name).read_text(encoding="utf-8")
+    named = set(re.findall(r"`make ([a-z-]+)", text))
+    assert named <= TARGETS
+    assert {"demo", "test"} <= named
+
+
+@pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md"])
+def test_documents_link_to_files_that_exist(name):
+    links = re.findall(r"\]\((?!https?:|#)([^)#]+)", (ROOT / name).read_text(encoding="utf-8"))
+    assert [link for link in links if not (ROOT / link).exists()] == []
