@@ -1,0 +1,125 @@
+"""The frame of the command line: quick, and every failure on one line."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from safemerge import __version__
+from safemerge.cli.main import CleanErrors, app
+from safemerge.errors import CheckpointError
+
+HEAVY = (
+    "torch",
+    "transformers",
+    "mlflow",
+    "plotly",
+    "peft",
+    "trl",
+    "lm_eval",
+    "scipy",
+    "numpy",
+    "pandas",
+    "airflow",
+)
+
+
+def _run(*arguments: str, **options) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "safemerge", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False, **options)
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["merge", "--help"], ["--version"]])
+def test_help_loads_no_heavy_library(arguments: list[str]) -> None:
+    code = (
+        "import sys; from safemerge.cli.main import app; app(sys.argv[1:], standalone_mode=False); "
+        f"sys.exit(', '.join(name for name in {HEAVY} if name in sys.modules))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False
+    )
+    assert done.stderr.strip() == ""
+    assert done.stdout.strip()
+
+
+def test_python_m_safemerge_is_the_command_line() -> None:
+    done = _run("--version")
+    assert (done.returncode, done.stdout) == (0, f"safemerge {__version__}\n")
+
+
+def test_every_command_has_help_and_no_two_share_a_name() -> None:
+    names = [command.name or command.callback.__name__ for command in app.registered_commands]
+    assert "merge" in names
+    assert len(set(names)) == len(names)
+    for name in names:
+        assert CliRunner().invoke(app, [name.replace("_", "-"), "--help"]).exit_code == 0
+
+
+def test_a_mistyped_command_is_a_usage_error_with_the_nearest_name() -> None:
+    result = CliRunner().invoke(app, ["merg"])
+    assert result.exit_code == 2
+    assert "Did you mean 'merge'" in result.output
+
+
+def test_nothing_typed_shows_the_help() -> None:
+    assert "Usage: safemerge" in _run().stdout + _run().stderr
+
+
+def test_shell_completion_is_offered() -> None:
+    assert "--install-completion" in CliRunner().invoke(app, ["--help"]).output
+
+
+def _failing(error: BaseException) -> typer.Typer:
+    """The same frame around a command that fails."""
+    frame = typer.Typer(cls=CleanErrors)
+
+    @frame.callback()
+    def root(debug: bool = typer.Option(False, "--debug", envvar="SAFEMERGE_DEBUG")) -> None:
+        pass
+
+    @frame.command()
+    def fail() -> None:
+        raise error
+
+    return frame
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (CheckpointError("a/b: expected\n  one file, got none"), "error: a/b: expected one file, got none\n"),
+        (PermissionError(13, "Permission denied", "out"), "error: [Errno 13] Permission denied: 'out'\n"),
+    ],
+)
+def test_an_expected_failure_is_one_line_on_stderr(error: Exception, line: str) -> None:
+    result = CliRunner().invoke(_failing(error), ["fail"])
+    assert (result.exit_code, result.stdout, result.stderr) == (4, "", line)
+
+
+@pytest.mark.parametrize(("arguments", "env"), [(["--debug"], {}), ([], {"SAFEMERGE_DEBUG": "1"})])
+def test_debugging_shows_the_traceback_and_keeps_the_exit_code(
+    arguments: list[str], env: dict[str, str]
+) -> None:
+    result = CliRunner().invoke(_failing(CheckpointError("broken")), [*arguments, "fail"], env=env)
+    assert result.exit_code == 4
+    assert "Traceback" in result.stderr
+    assert "CheckpointError: broken" in result.stderr
+
+
+def test_an_error_that_nobody_foresaw_is_not_hidden() -> None:
+    result = CliRunner().invoke(_failing(ZeroDivisionError()), ["fail"])
+    assert isinstance(result.exception, ZeroDivisionError)
+
+
+def test_an_interrupt_exits_with_130() -> None:
+    result = CliRunner().invoke(_failing(KeyboardInterrupt()), ["fail"])
+    assert (result.exit_code, result.stderr) == (130, "interrupted\n")
+
+
+def test_a_reader_that_leaves_is_no_failure_of_ours() -> None:
+    result = CliRunner().invoke(_failing(BrokenPipeError(32, "Broken pipe")), ["fail"])
+    assert "error:" not in result.stderr

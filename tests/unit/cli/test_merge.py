@@ -1,0 +1,233 @@
+"""``safemerge merge``: flags to merges, and what is said of them. Uses the golden merges where they are."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import get_args
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from typer.testing import CliRunner, Result
+
+from safemerge.cli.main import app
+from safemerge.cli.merge import Method, OnUndefined, threshold_warning
+from safemerge.config import models
+from safemerge.records import LayerReport, MergeReport
+
+GOLDEN = Path(__file__).parents[3] / ".." / "shared" / "golden"
+REFERENCES = sorted(path.parent for path in GOLDEN.glob("*/reference_adapter"))
+
+golden = pytest.mark.skipif(not REFERENCES, reason=f"the golden merges are not at {GOLDEN}")
+
+
+def _invoke(*arguments: object) -> Result:
+    return CliRunner().invoke(app, ["merge", *map(str, arguments)])
+
+
+def _own(folder: Path) -> list[object]:
+    return [
+        *("--task-adapter", folder / "task"),
+        *("--safety-adapter", folder / "safety"),
+        *("--aligned-model", folder / "aligned"),
+        *("--unaligned-model", folder / "unaligned"),
+    ]
+
+
+def _published(folder: Path) -> list[object]:
+    return [
+        *("--base_model_id", folder / "aligned"),
+        *("--finetuned_model_id", folder / "task"),
+        *("--safety_model_id", folder / "safety"),
+        *("--safelora_aligned_model_id", folder / "aligned"),
+        *("--safelora_unaligned_model_id", folder / "unaligned"),
+    ]
+
+
+def _expected(folder: Path) -> dict:
+    return json.loads((folder / "expected.json").read_text(encoding="utf-8"))
+
+
+def test_the_choices_offered_are_those_of_the_config() -> None:
+    assert set(get_args(Method)) == {method.value for method in models.MergeMethod}
+    assert set(get_args(OnUndefined)) == {choice.value for choice in models.OnUndefined}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ([*_own(Path("x")), "--threshold", 0.3, "--quantile", 0.5, "--output", "o"], "got both"),
+        ([*_own(Path("x")), "--quantile", 1.5, "--output", "o"], "'--quantile'"),
+        ([*_own(Path("x")), "--method", "ties", "--output", "o"], "ties"),
+        (["--task-adapter", "x"], "missing: --safety-adapter, --aligned-model"),
+        (["--task-adapter", "x", "--safety_model_id", "y"], "--task-adapter and --safety_model_id"),
+        (["--threshold", 0.3, *_published(Path("x"))], "--threshold and --base_model_id"),
+        (["--safety_model_id", "y"], "--finetuned_model_id, --safelora_unaligned_model_id"),
+        ([*_published(Path("x")), "--weighting", "0.8"], "expected two numbers"),
+    ],
+)
+def test_flags_that_do_not_go_together_are_usage_errors(
+    arguments: list, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "400")
+    result = _invoke(*arguments)
+    assert result.exit_code == 2
+    assert said in result.stderr
+
+
+def test_a_wrong_input_is_one_line_and_leaves_nothing(tmp_path: Path) -> None:
+    result = _invoke(*_own(tmp_path / "nowhere"), "--output", tmp_path / "merged")
+    assert result.exit_code == 4
+    assert result.stderr.startswith("error: ")
+    assert result.stderr.count("\n") == 1
+    assert not (tmp_path / "merged").exists()
+
+
+@golden
+def test_a_merge_writes_its_four_files_and_sums_itself_up(tmp_path: Path) -> None:
+    expected = _expected(REFERENCES[0])
+    task, safety = expected["weights"]
+    result = _invoke(
+        *_own(REFERENCES[0]),
+        *("--threshold", expected["threshold"], "--task-weight", task, "--output", tmp_path / "merged"),
+    )
+    assert result.exit_code == 0
+    assert {path.name for path in (tmp_path / "merged").iterdir()} == {
+        "adapter_config.json",
+        "adapter_model.safetensors",
+        "safemerge_layers.html",
+        "safemerge_report.json",
+    }
+    merged = sum(layer["merged"] for layer in expected["layers"].values())
+    assert f"{merged} of {len(expected['layers'])}" in result.stdout
+    assert f"weights {task:g} (task) and {safety:g} (safety)" in result.stdout
+    assert "median" in result.stdout
+    assert result.stderr == ""
+
+
+@golden
+def test_json_is_the_report_and_nothing_else_on_stdout(tmp_path: Path) -> None:
+    result = _invoke(*_own(REFERENCES[0]), "--quantile", 0.5, "--output", tmp_path / "merged", "--json")
+    assert result.stdout == (tmp_path / "merged" / "safemerge_report.json").read_text(encoding="utf-8")
+    report = MergeReport.model_validate_json(result.stdout)
+    assert sum(layer.merged for layer in report.layers) == len(report.layers) // 2
+
+
+@golden
+def test_an_output_that_exists_is_refused(tmp_path: Path) -> None:
+    result = _invoke(*_own(REFERENCES[0]), "--quantile", 0.5, "--output", tmp_path)
+    assert result.exit_code == 4
+    assert str(tmp_path) in result.stderr
+
+
+@golden
+@pytest.mark.parametrize("folder", REFERENCES, ids=lambda folder: folder.name)
+@pytest.mark.parametrize("by_ratio", [False, True], ids=["weighting", "ratio"])
+def test_the_published_flags_give_the_published_adapter(folder: Path, by_ratio: bool, tmp_path: Path) -> None:
+    expected = _expected(folder)
+    weights = ["--weighting", json.dumps(expected["weights"])]
+    if by_ratio:
+        weights = ["--weighting", "[0.1, 0.1]", "--default_merge_ratio", expected["weights"][1]]
+    result = _invoke(
+        *_published(folder), "--cos_threshold", expected["threshold"], *weights, "--output_path", tmp_path
+    )
+    assert result.exit_code == 0, result.output
+    (merged,) = tmp_path.iterdir()
+    reference = load_file(folder / "reference_adapter" / "adapter_model.safetensors")
+    ours = load_file(merged / "adapter_model.safetensors")
+    assert ours.keys() == reference.keys()
+    for name, tensor in reference.items():
+        assert ours[name].dtype == tensor.dtype
+        # One rounding of fp32 more or less: PEFT multiplies by weight and root in another order.
+        assert torch.allclose(ours[name], tensor, rtol=1e-6, atol=1e-7), name
+    configs = [
+        json.loads((path / "adapter_config.json").read_text(encoding="utf-8"))
+        for path in (merged, folder / "reference_adapter")
+    ]
+    for key in ("r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern"):
+        assert configs[0][key] == configs[1][key], key
+    assert set(configs[0]["target_modules"]) == set(configs[1]["target_modules"])
+    assert result.stdout.count("than the paper's formula") == 1
+
+
+@golden
+def test_dare_linear_repeats_with_its_seed_and_prunes_kept_layers_too(tmp_path: Path) -> None:
+    def merge(parent: str, seed: int) -> dict[str, torch.Tensor]:
+        result = _invoke(
+            *_published(REFERENCES[0]),
+            *("--cos_threshold", 0.3, "--merge_type", "dare_linear", "--density", 0.5, "--seed", seed),
+            *("--output_path", tmp_path / parent, "--json"),
+        )
+        assert result.exit_code == 0, result.output
+        assert "than the paper's formula" in result.stderr
+        (folder,) = (tmp_path / parent).iterdir()
+        kept = [layer["module"] for layer in json.loads(result.stdout)["layers"] if not layer["merged"]]
+        assert kept
+        tensors = load_file(folder / "adapter_model.safetensors")
+        return {name: tensor for name, tensor in tensors.items() if any(module in name for module in kept)}
+
+    first, again, other = merge("a", 1), merge("b", 1), merge("c", 2)
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    assert not all(torch.equal(first[name], other[name]) for name in first)
+    zeros = torch.cat([(tensor == 0).flatten() for tensor in first.values()]).float().mean()
+    # Some thousand fair coins: 0.1 is more than ten standard deviations.
+    assert abs(zeros - 0.5) < 0.1
+
+
+def _report(
+    cosines: list[float | None], threshold: float | None, quantile: float | None = None
+) -> MergeReport:
+    layers = tuple(
+        LayerReport(module=f"layers.{i}.q_proj", cosine=cosine, merged=False, reason="")
+        for i, cosine in enumerate(cosines)
+    )
+    return MergeReport(
+        safemerge_version="0",
+        method="exact",
+        threshold=threshold,
+        quantile=quantile,
+        weights=(0.8, 0.2),
+        digests={},
+        layers=layers,
+    )
+
+
+@pytest.mark.parametrize(
+    ("report", "said"),
+    [
+        (_report([0.4, 0.5, None], 0.35), "threshold 0.35 merged no layer"),
+        (_report([0.1, 0.2, 0.3], 0.35), "merged every layer"),
+        (_report([0.1, 0.2, 0.3], 0.35), "between 0.1 and 0.3"),
+        (
+            _report([0.1, 0.2, 0.3], 0.35),
+            "--quantile 0.5 merges the half with the lowest: here, a threshold of 0.2",
+        ),
+    ],
+)
+def test_a_threshold_that_tells_no_layers_apart_is_worth_a_warning(report: MergeReport, said: str) -> None:
+    assert said in threshold_warning(report)
+
+
+@pytest.mark.parametrize(
+    "report",
+    [
+        _report([0.1, 0.5], 0.35),
+        _report([0.4, 0.5], 0.35, quantile=0.0),
+        _report([0.4, 0.5], 0.0),
+        _report([0.4, 0.5], 1.01),
+        _report([0.4, 0.5], None),
+        _report([None], 0.35),
+        _report([], 0.35),
+    ],
+    ids=["apart", "quantile", "nothing meant", "everything meant", "scale", "undefined", "empty"],
+)
+def test_no_warning_where_it_does_or_was_not_meant_to(report: MergeReport) -> None:
+    assert threshold_warning(report) is None
+
+
+@golden
+def test_the_warning_goes_to_stderr(tmp_path: Path) -> None:
+    result = _invoke(*_own(REFERENCES[0]), "--threshold", 0.001, "--output", tmp_path / "merged")
+    assert result.exit_code == 0
+    assert result.stderr.startswith("warning: threshold 0.001 merged no layer")
