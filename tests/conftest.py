@@ -7,7 +7,6 @@ which need no model start at once.
 
 from __future__ import annotations
 
-import atexit
 import os
 import tempfile
 from collections.abc import Callable
@@ -19,18 +18,6 @@ import pytest
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-
-# Airflow makes its home when it is first imported: not in the user's, and with our folders only.
-_airflow_home = tempfile.TemporaryDirectory(prefix="safemerge-airflow-")
-atexit.register(_airflow_home.cleanup)
-REPOSITORY = Path(__file__).resolve().parents[1]
-os.environ |= {
-    "AIRFLOW_HOME": _airflow_home.name,
-    "AIRFLOW__CORE__DAGS_FOLDER": str(REPOSITORY / "dags"),
-    "AIRFLOW__CORE__PLUGINS_FOLDER": str(REPOSITORY / "plugins"),
-    "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
-    "AIRFLOW__CORE__EXECUTOR": "LocalExecutor",
-}
 
 CHAT_TEMPLATE = (
     "{% for message in messages %}"
@@ -48,6 +35,20 @@ CORPUS = (
 )
 
 AdapterFactory = Callable[..., Path]
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Give Airflow a home of its own before it is imported, which is when it makes one."""
+    repository = Path(__file__).resolve().parents[1]
+    home = tempfile.TemporaryDirectory(prefix="safemerge-airflow-")
+    config.add_cleanup(home.cleanup)
+    os.environ |= {
+        "AIRFLOW_HOME": home.name,
+        "AIRFLOW__CORE__DAGS_FOLDER": str(repository / "dags"),
+        "AIRFLOW__CORE__PLUGINS_FOLDER": str(repository / "plugins"),
+        "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
+        "AIRFLOW__CORE__EXECUTOR": "LocalExecutor",
+    }
 
 
 class TinyPair(NamedTuple):

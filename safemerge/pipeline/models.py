@@ -5,14 +5,17 @@ from __future__ import annotations
 import json
 import logging
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from safemerge.errors import MismatchError
 from safemerge.pipeline.context import StepContext
 from safemerge.records import json_digest
 from safemerge.storage.atomic import atomic_file
-from safemerge.storage.checkpoints import Checkpoint
 from safemerge.storage.hub import resolve
 from safemerge.tracking.ledger import PipelineRun
+
+if TYPE_CHECKING:
+    from safemerge.storage.checkpoints import Checkpoint
 
 logger = logging.getLogger(__name__)
 
@@ -53,6 +56,8 @@ def local_model(context: StepContext, run: PipelineRun, role: str) -> Path:
     Raises:
         MismatchError: this machine has other files under that name than the run was opened with.
     """
+    from safemerge.storage.checkpoints import Checkpoint
+
     source = getattr(run.config, role)
     folder = resolve(source)
     expected, got = (
