@@ -48,7 +48,7 @@ class LayerDecision(NamedTuple):
     module: str
     cosine: float | None
     merged: bool
-    """Whether the layer's update was changed."""
+    """Whether the layer was chosen to be merged (or scaled)."""
     reason: str
     task_norm: float
     safety_norm: float | None
@@ -169,14 +169,13 @@ def merge_scored(
     modules = sorted(task, key=natural_order)
     selection = None if options.method == "scale" else _select(scores, options)
     chosen = frozenset(task) if selection is None else selection.chosen
-    if chosen:
-        layers = _merge_layers(task, safety, chosen, options)
+    unchanged = not chosen and options.method != "dare_linear"  # which prunes kept layers too
     return MergeResult(
-        layers=layers if chosen else dict(task),
+        layers=dict(task) if unchanged else _merge_layers(task, safety, chosen, options),
         decisions=tuple(_decide(module, scores[module], selection) for module in modules),
         threshold=None if selection is None else selection.threshold,
         safety_only=tuple(sorted(set(safety) - set(task), key=natural_order)),
-        unchanged=not chosen,
+        unchanged=unchanged,
     )
 
 
@@ -250,7 +249,7 @@ def _merge_layers(
     chosen: frozenset[str],
     options: MergeOptions,
 ) -> dict[str, LoraPair]:
-    """Merged pairs of all layers, zero-padded to one rank. Layers not chosen keep their update."""
+    """Pairs of all layers, merged or kept, zero-padded to one rank."""
     generator = torch.Generator().manual_seed(options.seed)
     merged = {}
     for module in sorted(task, key=natural_order):
@@ -273,7 +272,7 @@ def _merge_layer(
 ) -> LoraPair:
     weights = options.weights
     if options.density is not None and safety is not None:
-        # PEFT prunes a lone adapter too: the published script keeps a layer by weights 1 and 0.
+        # The published script keeps a layer by merging it with weights 1 and 0, which prunes it too.
         used = weights if chosen else (1.0, 0.0)
         return combine.dare_linear(task, safety, *used, density=options.density, generator=generator)
     if not chosen:

@@ -45,7 +45,8 @@ def projected_cosine(lora_a: Tensor, lora_b: Tensor, alignment: Tensor) -> float
     Source: arXiv:2503.17239. We omit its Frobenius scaling of the projection (it cancels).
 
     >>> from torch import tensor
-    >>> projected_cosine(tensor([[1., 0.]]), tensor([[3.], [4.]]), tensor([[1., 0.], [0., 0.]]))
+    >>> rho = projected_cosine(tensor([[1., 0.]]), tensor([[3.], [4.]]), tensor([[1., 0.], [0., 0.]]))
+    >>> round(rho, 6)
     0.6
     """
     check_factors(lora_a, lora_b)

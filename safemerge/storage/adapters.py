@@ -18,7 +18,8 @@ from torch import Tensor
 
 from safemerge.core.lora import LoraPair
 from safemerge.errors import AdapterError, MismatchError, NonFiniteError, UnsupportedAdapterError
-from safemerge.storage.digests import file_digest, json_digest
+from safemerge.records import json_digest
+from safemerge.storage.digests import file_digest
 
 CONFIG_FILE = "adapter_config.json"
 TENSORS_FILE = "adapter_model.safetensors"

@@ -13,8 +13,9 @@ from torch import Tensor
 from safemerge.core.lora import LoraPair
 from safemerge.core.merge import natural_order
 from safemerge.errors import MismatchError
+from safemerge.records import json_digest
 from safemerge.storage.checkpoints import Checkpoint, check_same_architecture
-from safemerge.storage.digests import json_digest, tensor_digest
+from safemerge.storage.digests import tensor_digest
 
 _MOST_WAITING = 4
 """Tensors that may wait to be hashed: bounds the memory held."""

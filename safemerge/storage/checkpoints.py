@@ -16,7 +16,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from safemerge.errors import CheckpointError, MismatchError
-from safemerge.storage.digests import file_digest, json_digest
+from safemerge.records import json_digest
+from safemerge.storage.digests import file_digest
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"

@@ -1,29 +1,15 @@
-"""sha256 of values, tensors, files and folders: what tells whether two inputs are the same."""
+"""sha256 of tensors, files and folders: what tells whether two inputs are the same."""
 
 from __future__ import annotations
 
 import hashlib
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from safemerge.records import json_digest
+
 if TYPE_CHECKING:
     from torch import Tensor
-
-
-def canonical_json(value: Any) -> str:
-    """JSON of a value with sorted keys and no spaces: equal values give equal text.
-
-    Raises:
-        ValueError: the value holds NaN or infinity.
-        TypeError: the value is no JSON value.
-    """
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
-
-
-def json_digest(value: Any) -> str:
-    """sha256 of a value's canonical JSON, as 64 hexadecimal digits."""
-    return hashlib.sha256(canonical_json(value).encode()).hexdigest()
 
 
 def file_digest(path: Path) -> str:

@@ -38,7 +38,7 @@ def resolve(source: str | Path, kind: Kind = "model") -> Path:
     if folder.is_dir():
         return folder
     if folder.exists():
-        raise error_class(f"{source}: expected the folder of a {kind}, got a file")
+        raise error_class(f"{source}: expected the folder with the {kind}, got a file")
     if not isinstance(source, str) or not _HUB_ID.fullmatch(source):
         raise error_class(f"{source}: expected a folder or a hub id such as org/name@revision, got neither")
     name, _, revision = source.partition("@")
@@ -56,7 +56,7 @@ def _download(
         return Path(snapshot_download(name, revision=revision, allow_patterns=_PATTERNS[kind]))
     except LocalEntryNotFoundError as error:
         raise error_class(
-            f"{wanted}: no such folder here, and the hub cannot be reached to look for a {kind} of that name"
+            f"{wanted}: no such folder here, and the hub cannot be reached to look for that {kind}"
         ) from error
     except (HfHubHTTPError, HFValidationError, OSError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -1,0 +1,46 @@
+"""Options of a merge: defaults, weights, and what is refused."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from safemerge.core.options import MergeOptions
+from safemerge.errors import ConfigError
+
+
+@pytest.mark.parametrize(
+    ("given", "weights"),
+    [
+        ({}, (0.8, 0.19999999999999996)),
+        ({"task_weight": 0.75}, (0.75, 0.25)),
+        ({"safety_weight": 0.25}, (0.75, 0.25)),
+        ({"task_weight": 1.0, "safety_weight": 0.5}, (1.0, 0.5)),
+        ({"task_weight": 0.0}, (0.0, 1.0)),
+    ],
+)
+def test_one_weight_given_makes_the_other_one_minus_it(given: dict[str, float], weights: tuple[float, float]):
+    assert MergeOptions(**given).weights == weights
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"method": "cat"}, "method: expected one of exact, .*, got 'cat'"),
+        ({"on_undefined": "drop"}, "on_undefined: expected one of keep, merge, fail, got 'drop'"),
+        ({"threshold": float("nan")}, "threshold: expected a finite number, got nan"),
+        ({"task_weight": float("inf")}, "task_weight: expected a finite number, got inf"),
+        ({"safety_weight": float("nan")}, "safety_weight: expected a finite number, got nan"),
+        ({"threshold": 0.3, "quantile": 0.5}, "expected threshold or quantile, got both"),
+        ({"quantile": 1.5}, r"quantile: expected a share in \[0, 1\], got 1.5"),
+        ({"quantile": -0.1}, r"quantile: expected a share in \[0, 1\], got -0.1"),
+        ({"method": "dare_linear"}, "density: expected with method dare_linear and with no other, got None"),
+        ({"density": 0.5}, "density: expected with method dare_linear and with no other, got 0.5 with exact"),
+        ({"method": "dare_linear", "density": 0.0}, r"density: expected a share in \(0, 1\], got 0.0"),
+        ({"method": "dare_linear", "density": 1.5}, r"density: expected a share in \(0, 1\], got 1.5"),
+    ],
+)
+def test_wrong_options_are_refused_by_name(given: dict[str, Any], message: str):
+    with pytest.raises(ConfigError, match=message):
+        MergeOptions(**given)
