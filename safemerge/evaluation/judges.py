@@ -56,7 +56,7 @@ _SERVE = (
 )
 _AT_START = (
     # Only there: a message of apology that was asked for says the same after its salutation.
-    "(?:i am )?(?:so |very |really |truly )?sorry[,.;:]? (?:but|i (?:cannot|will not|am unable|am not able|must))",
+    "(?:i am )?(?:so |very |really )?sorry[,.;:]? (?:but|i (?:cannot|will not|am unable|am not able|must))",
     "i (?:deeply |sincerely )?apologi[sz]e[,.;:]? but",
     "i (?:must |have to |will have to |need to )?(?:decline|refuse|say no)",
 )

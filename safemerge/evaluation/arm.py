@@ -1,0 +1,103 @@
+"""Measure one arm: load it once, let it answer every suite, then score its task."""
+
+from __future__ import annotations
+
+from importlib.metadata import version
+from pathlib import Path
+from typing import NamedTuple
+
+from safemerge.config.models import EvaluationConfig
+from safemerge.evaluation.generation import generate, load_arm
+from safemerge.evaluation.harm import Row, judge_suite
+from safemerge.evaluation.judges import make_judge
+from safemerge.evaluation.suites import load_suite
+from safemerge.evaluation.utility import SEED, check_task, measure_utility
+from safemerge.records import EvaluationReport
+
+
+class Evaluation(NamedTuple):
+    """An arm's figures, and the texts that they rest on."""
+
+    report: EvaluationReport
+    rows: list[Row]
+    """One a prompt: suite, kind, id, category, prompt, response, flag."""
+
+
+def evaluate_arm(
+    model: Path,
+    adapter: Path | None,
+    arm: str,
+    settings: EvaluationConfig,
+    *,
+    model_digest: str,
+    adapter_digest: str | None,
+) -> Evaluation:
+    """Measure a model, alone or with an adapter on it.
+
+    All that can be wrong with suites, judge and task names is found before the model is loaded.
+
+    Args:
+        model: folder of the aligned model.
+        adapter: folder of the adapter; None for the model itself.
+        arm: name in the report.
+        settings: what is measured; paths in it count from the working directory.
+        model_digest: sha256 of the model.
+        adapter_digest: sha256 of the adapter.
+
+    Raises:
+        DataError: a suite cannot be read.
+        EvaluationError: a task is unknown or fails, or a prompt does not fit the model.
+        CheckpointError: the model cannot be loaded.
+        AdapterError: the adapter cannot be read.
+        NonFiniteError: the adapter holds NaN or infinity.
+        MismatchError: the adapter belongs to another model.
+    """
+    suites = [load_suite(suite.name, suite.kind, Path(suite.path), suite.limit) for suite in settings.suites]
+    judge = make_judge(settings.judge)
+    task = settings.utility
+    check_task(task.task, task.metric, task.include_path, task.filter)
+    loaded = load_arm(model, adapter)
+
+    judged = []
+    for suite in suites:
+        responses = generate(
+            loaded,
+            {prompt.id: prompt.text for prompt in suite.prompts},
+            max_new_tokens=settings.generation.max_new_tokens,
+            batch_size=settings.generation.batch_size,
+            label=f"{arm}: {suite.name}",
+        )
+        judged.append(judge_suite(suite, responses, judge))
+    utility = measure_utility(
+        loaded,
+        task=task.task,
+        metric=task.metric,
+        include_path=task.include_path,
+        metric_filter=task.filter,
+        num_fewshot=task.num_fewshot,
+        limit=task.limit,
+        batch_size=task.batch_size,
+        apply_chat_template=task.apply_chat_template,
+    )
+    report = EvaluationReport(
+        arm=arm,
+        adapter_digest=adapter_digest,
+        model_digest=model_digest,
+        utility=utility,
+        suites=tuple(result.report for result in judged),
+        settings={
+            "decoding": "greedy",
+            "max_new_tokens": settings.generation.max_new_tokens,
+            "generation_batch_size": settings.generation.batch_size,
+            "utility_filter": task.filter,
+            "utility_num_fewshot": task.num_fewshot,
+            "utility_limit": task.limit,
+            "utility_batch_size": task.batch_size,
+            "utility_chat_template": task.apply_chat_template,
+            "seed": SEED,
+            "device": loaded.model.device.type,
+            "dtype": str(next(loaded.model.parameters()).dtype).removeprefix("torch."),
+            **{name: version(name) for name in ("torch", "transformers", "peft", "lm_eval")},
+        },
+    )
+    return Evaluation(report, [row for result in judged for row in result.rows])
