@@ -8,7 +8,6 @@ one and ends at the same adapter as an uninterrupted run.
 
 from __future__ import annotations
 
-import hashlib
 import importlib.util
 import logging
 import sys
@@ -21,7 +20,7 @@ import torch
 
 from safemerge.config.models import Quantization, TrainingSettings
 from safemerge.errors import ConfigError, DataError, MissingDependencyError
-from safemerge.records import TrainingReport
+from safemerge.records import TrainingReport, json_digest
 from safemerge.storage.atomic import atomic_folder, check_absent
 from safemerge.training.data import Example, data_digest
 
@@ -57,8 +56,8 @@ def train_adapter(
         output: folder to create with the adapter and ``safemerge_training.json``.
         work: folder for checkpoints, kept for the caller to prune.
         settings: adapter shape, optimiser, checkpoint interval and seed.
-        model_name: what the adapter's config shall name as its model, such as a hub
-            id; the folder where not given.
+        model_name: what the adapter's config shall name as its model: a hub id, with
+            ``@revision`` where one is meant; the folder where not given.
         on_log: called about forty times a run with the step and its metrics.
 
     Returns:
@@ -117,6 +116,8 @@ def _train(
     job: _Job, output: Path, batch_size: int, accumulation: int, on_log: OnLog | None
 ) -> TrainingReport:
     """One attempt at a given batch size; see :func:`train_adapter`."""
+    from transformers import PrinterCallback
+
     from safemerge.training.trainer import (
         CheckpointMarker,
         Progress,
@@ -132,6 +133,7 @@ def _train(
     truncated = _count_truncated(
         trainer.train_dataset["input_ids"], len(job.data), settings.max_length_tokens
     )
+    trainer.remove_callback(PrinterCallback)  # prints what our own lines say
     trainer.add_callback(Progress(settings.steps, on_log))
     trainer.add_callback(CheckpointMarker(job.fingerprint))
     started_s = time.monotonic()
@@ -156,7 +158,8 @@ def _train(
     )
     if trainer.is_world_process_zero():
         with atomic_folder(output) as folder:
-            trainer.model.save_pretrained(str(folder))
+            _name_model(trainer.model.peft_config["default"], job.name)
+            trainer.model.save_pretrained(str(folder), save_embedding_layers=False)
             (folder / REPORT_NAME).write_text(report.to_json(), encoding="utf-8")
     trainer.accelerator.wait_for_everyone()
     return report
@@ -206,7 +209,7 @@ def _build_trainer(job: _Job, batch_size: int, accumulation: int) -> AnswerTrain
         warmup_steps=round(settings.warmup_share * settings.steps),
         max_length=settings.max_length_tokens,
         completion_only_loss=True,
-        gradient_checkpointing=settings.gradient_checkpointing,
+        activation_checkpointing=settings.gradient_checkpointing,
         bf16=bf16,
         save_strategy="steps",
         save_steps=settings.save_every_steps,
@@ -235,15 +238,13 @@ def _build_trainer(job: _Job, batch_size: int, accumulation: int) -> AnswerTrain
         target_modules=targets if isinstance(targets, str) else list(targets),
         task_type="CAUSAL_LM",
     )
-    trainer = AnswerTrainer(
+    return AnswerTrainer(
         model=_load_model(job.model, settings, bf16),
         args=arguments,
         train_dataset=datasets.Dataset.from_list(rows),
         processing_class=tokenizer,
         peft_config=lora,
     )
-    trainer.model.peft_config["default"].base_model_name_or_path = job.name
-    return trainer
 
 
 def _load_model(model: Path, settings: TrainingSettings, bf16: bool) -> Any:
@@ -262,10 +263,22 @@ def _load_model(model: Path, settings: TrainingSettings, bf16: bool) -> Any:
     )
 
 
+def _name_model(lora: Any, name: str) -> None:
+    """Write into the adapter's config which model it belongs to.
+
+    Done at the end, since PEFT asks the hub about every name that is no folder each
+    time it saves a checkpoint.
+    """
+    hub_id, at, revision = name.rpartition("@")
+    lora.base_model_name_or_path = name
+    if at and not Path(name).is_dir():
+        lora.base_model_name_or_path, lora.revision = hub_id, revision
+
+
 def _fingerprint(name: str, data: Sequence[Example], settings: TrainingSettings) -> str:
     """sha256 of all that the weights in a checkpoint depend on."""
-    parts = [name, data_digest(data), settings.model_dump_json(exclude={"data", "save_every_steps"})]
-    return hashlib.sha256("\n".join(parts).encode("utf-8")).hexdigest()
+    kept = settings.model_dump(mode="json", exclude={"data", "save_every_steps"})
+    return json_digest({"model": name, "data": data_digest(data), "settings": kept})
 
 
 def _largest_proper_divisor(number: int) -> int:

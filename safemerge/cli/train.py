@@ -1,0 +1,75 @@
+"""``safemerge train``: fine-tune an adapter of a pipeline file, with no Airflow and no MLflow."""
+
+from __future__ import annotations
+
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+EPILOG = "\n\n".join(
+    (
+        "[bold]Examples[/bold]",
+        "[cyan]safemerge train --config pipeline.yaml --adapter task --output adapters/task[/cyan]",
+        "[cyan]safemerge train --config pipeline.yaml --adapter safety --output adapters/safety[/cyan]",
+        "Interrupted, the same command goes on from its last checkpoint.",
+    )
+)
+
+
+class AdapterRole(StrEnum):
+    """Which training of the pipeline file to run."""
+
+    TASK = "task"
+    SAFETY = "safety"
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command(epilog=EPILOG)(train)
+
+
+def train(
+    config: Annotated[Path, typer.Option(help="The pipeline's YAML file.", show_default=False)],
+    adapter: Annotated[AdapterRole, typer.Option(help="Which adapter to train.", show_default=False)],
+    output: Annotated[Path, typer.Option(help="Folder to create with the adapter.", show_default=False)],
+    work: Annotated[
+        Path | None, typer.Option(help="Folder for checkpoints; default: .OUTPUT.work beside the output.")
+    ] = None,
+) -> None:
+    """Fine-tune the task adapter or the safety adapter on the aligned model.
+
+    The adapter's folder also holds safemerge_training.json: how it was trained.
+    """
+    import logging
+    import shutil
+
+    from safemerge.config.load import load_pipeline
+    from safemerge.storage.atomic import check_absent
+
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+    pipeline = load_pipeline(config)
+    settings = pipeline.task_training if adapter is AdapterRole.TASK else pipeline.safety_training
+    check_absent(output)
+    from safemerge.storage.hub import resolve
+    from safemerge.training.data import load_examples
+    from safemerge.training.sft import train_adapter
+
+    examples = load_examples(settings.data)
+    checkpoints = work or output.parent / f".{output.name}.work"
+    report = train_adapter(
+        resolve(pipeline.aligned_model),
+        examples,
+        output,
+        checkpoints,
+        settings,
+        model_name=pipeline.aligned_model,
+    )
+    if work is None:
+        shutil.rmtree(checkpoints, ignore_errors=True)
+    typer.echo(
+        f"{output}: {report.steps} steps on {report.examples} examples, final loss {report.final_loss:.4f}"
+    )
