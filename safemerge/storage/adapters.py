@@ -24,7 +24,8 @@ from safemerge.storage.digests import file_digest
 CONFIG_FILE = "adapter_config.json"
 TENSORS_FILE = "adapter_model.safetensors"
 
-_TENSOR_NAME = re.compile(r"base_model\.model\.(?P<module>.+)\.lora_(?P<side>[AB])\.weight")
+_PREFIX = "base_model.model."
+_TENSOR_NAME = re.compile(re.escape(_PREFIX) + r".+\.lora_[AB]\.weight")
 
 _PLAIN_SETTINGS = frozenset(
     {
@@ -38,6 +39,14 @@ _PLAIN_SETTINGS = frozenset(
 """Settings that leave the update scale · B · A. Any other setting that is on is refused by its name."""
 
 _DIGESTED_SETTINGS = ("r", "lora_alpha", "rank_pattern", "alpha_pattern", "use_rslora", "task_type")
+
+_UNTRAINED: dict[str, Any] = {
+    "init_lora_weights": True,
+    "eva_config": None,
+    "loftq_config": {},
+    "velora_config": None,
+}
+"""How the task adapter was started and trained says nothing of a merged one."""
 
 _OFF: tuple[object, ...] = (None, False, [], {}, "none", "")
 
@@ -115,14 +124,13 @@ def write_adapter(folder: Path, pairs: Mapping[str, LoraPair], template: Mapping
         "rank_pattern": {},
         "alpha_pattern": {},
         "use_rslora": False,
-        "init_lora_weights": True,
         "inference_mode": True,
+        **_UNTRAINED,
     }
     tensors = {}
     for module in sorted(pairs):
-        prefix = f"base_model.model.{module}"
-        tensors[f"{prefix}.lora_A.weight"] = pairs[module].lora_a.contiguous()
-        tensors[f"{prefix}.lora_B.weight"] = pairs[module].lora_b.contiguous()
+        tensors[f"{_PREFIX}{module}.lora_A.weight"] = pairs[module].lora_a.contiguous()
+        tensors[f"{_PREFIX}{module}.lora_B.weight"] = pairs[module].lora_b.contiguous()
     save_file(tensors, folder / TENSORS_FILE, metadata={"format": "pt"})
     (folder / CONFIG_FILE).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
@@ -204,9 +212,8 @@ def _group(folder: Path, tensors: Mapping[str, Tensor]) -> dict[str, tuple[Tenso
     """Module path to (A, B)."""
     halves: dict[str, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
-        match = _TENSOR_NAME.fullmatch(name)
-        if match:
-            halves.setdefault(match["module"], {})[match["side"]] = tensor
+        module, _, side = name.removeprefix(_PREFIX).removesuffix(".weight").rpartition(".lora_")
+        halves.setdefault(module, {})[side] = tensor
     single = sorted(module for module, sides in halves.items() if len(sides) != 2)
     if single:
         raise AdapterError(

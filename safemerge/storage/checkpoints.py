@@ -75,7 +75,7 @@ class Checkpoint:
         tensors: dict[str, TensorEntry] = {}
         for file, names in _shards(folder).items():
             entries = _header(file)
-            if names is not None and (missing := sorted(names - entries.keys())):
+            if missing := sorted(names - entries.keys()):
                 raise CheckpointError(
                     f"{file}: expected the tensors that {INDEX_FILE} lists, got no {_listed(missing)}"
                 )
@@ -191,10 +191,10 @@ def _architecture(config: dict[str, Any]) -> dict[str, Any]:
     return {key: config.get(key, inner.get(key)) for key in ARCHITECTURE_KEYS}
 
 
-def _shards(folder: Path) -> dict[Path, set[str] | None]:
-    """Weight files, each with the tensors that the index expects there (None: no index)."""
+def _shards(folder: Path) -> dict[Path, set[str]]:
+    """Weight files, each with the tensors that the index, where there is one, expects in it."""
     if (folder / SINGLE_FILE).exists():
-        return {folder / SINGLE_FILE: None}
+        return {folder / SINGLE_FILE: set()}
     if not (folder / INDEX_FILE).exists():
         pickled = sorted(path.name for path in folder.glob("*.bin"))
         got = f"pickled weights ({', '.join(pickled)}), which are refused" if pickled else "neither"
@@ -202,13 +202,11 @@ def _shards(folder: Path) -> dict[Path, set[str] | None]:
     weight_map = read_json(folder / INDEX_FILE).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError(f"{folder / INDEX_FILE}: expected a weight_map of tensor to file, got none")
-    shards: dict[Path, set[str] | None] = {}
+    shards: dict[Path, set[str]] = {}
     for name, file in weight_map.items():
         if not isinstance(file, str) or Path(file).name != file:
             raise CheckpointError(f"{folder / INDEX_FILE}: expected a file name for {name}, got {file!r}")
-        names = shards.setdefault(folder / file, set())
-        if names is not None:
-            names.add(name)
+        shards.setdefault(folder / file, set()).add(name)
     return shards
 
 

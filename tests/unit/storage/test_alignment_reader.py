@@ -1,0 +1,86 @@
+"""Weights of two checkpoints by module, and digests of exactly what was read."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+import torch
+
+from safemerge.errors import CheckpointError, MismatchError
+from safemerge.storage.adapters import read_adapter
+from safemerge.storage.alignment_reader import AlignmentReader
+from safemerge.storage.checkpoints import Checkpoint
+
+Q = "model.layers.0.self_attn.q_proj"
+
+
+def open_reader(files) -> AlignmentReader:
+    pairs = read_adapter(files.task).pairs
+    return AlignmentReader(Checkpoint.open(files.aligned), Checkpoint.open(files.unaligned), pairs)
+
+
+def digests(files) -> tuple[str, str]:
+    with open_reader(files) as reader:
+        for module in read_adapter(files.task).pairs:
+            reader(module)
+        return reader.read_digests()
+
+
+def test_gives_aligned_then_unaligned_weight(merge_files):
+    with open_reader(merge_files) as reader:
+        aligned, unaligned = reader(Q)
+    assert torch.equal(aligned, Checkpoint.open(merge_files.aligned).read(f"{Q}.weight"))
+    assert torch.equal(unaligned, Checkpoint.open(merge_files.unaligned).read(f"{Q}.weight"))
+
+
+def test_digests_cover_what_was_read_and_the_header(merge_files, edit_tensors):
+    before = digests(merge_files)
+    assert before == digests(merge_files)
+    assert before[0] != before[1]
+    file = merge_files.aligned / "model.safetensors"
+    edit_tensors(file, lambda t: t["model.embed_tokens.weight"].add_(1))  # not read
+    assert digests(merge_files) == before
+    edit_tensors(file, lambda t: t[f"{Q}.weight"].add_(1))
+    changed = digests(merge_files)
+    assert changed[0] != before[0]
+    assert changed[1] == before[1]
+    edit_tensors(file, lambda t: t.update(extra=torch.ones(1)))  # header
+    assert digests(merge_files)[0] != changed[0]
+
+
+def test_threads_end_with_the_block(merge_files):
+    with open_reader(merge_files) as reader:
+        reader(Q)
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("sha256")]
+
+
+def test_an_error_in_a_hashing_thread_is_not_lost(merge_files):
+    with open_reader(merge_files) as reader:
+        reader._waiting.append(reader._hasher.submit(lambda: 1 / 0))
+        with pytest.raises(ZeroDivisionError):
+            reader.read_digests()
+
+
+def test_all_layers_whose_shape_does_not_fit_are_named(merge_files, edit_tensors):
+    def widen(tensors: dict[str, torch.Tensor]) -> None:
+        tensors[f"{Q}.weight"] = torch.ones(8, 9)
+
+    edit_tensors(merge_files.unaligned / "model.safetensors", widen)
+    with pytest.raises(
+        MismatchError,
+        match=rf"{Q} \(expected \(8, 8\) as of .* update, got aligned \(8, 8\), unaligned \(8, 9\)\)$",
+    ):
+        open_reader(merge_files)
+
+
+def test_a_module_missing_from_one_checkpoint_is_named(merge_files, edit_tensors):
+    edit_tensors(merge_files.unaligned / "model.safetensors", lambda t: t.pop(f"{Q}.weight"))
+    with pytest.raises(CheckpointError, match=f"unaligned: .* got none for {Q}$"):
+        open_reader(merge_files)
+
+
+def test_different_architectures_are_refused(merge_files, edit_json):
+    edit_json(merge_files.unaligned / "config.json", hidden_size=9)
+    with pytest.raises(MismatchError, match="hidden_size"):
+        open_reader(merge_files)

@@ -1,0 +1,104 @@
+"""From what a user writes to a folder, without a network."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from safemerge.errors import AdapterError, CheckpointError
+from safemerge.storage.hub import resolve
+
+
+def test_a_folder_is_itself(tmp_path: Path):
+    assert resolve(tmp_path) == tmp_path
+    assert resolve(str(tmp_path), "adapter") == tmp_path
+
+
+def test_a_home_folder_is_expanded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert resolve("~") == tmp_path
+
+
+@pytest.mark.parametrize(("kind", "error"), [("adapter", AdapterError), ("model", CheckpointError)])
+def test_a_file_is_refused(tmp_path: Path, kind: str, error: type[Exception]):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(error, match=f"expected the folder with the {kind}, got a file"):
+        resolve(tmp_path / "file", kind)
+
+
+@pytest.mark.parametrize(
+    "source", ["./missing", "a/b/c", "missing", "/no/such/folder", "../org/name", "org/name@"]
+)
+def test_a_path_that_is_not_there_is_not_taken_for_a_hub_id(source: str):
+    with pytest.raises(
+        CheckpointError, match="expected a folder or a hub id such as org/name@revision, got neither"
+    ):
+        resolve(source)
+
+
+def test_a_path_object_is_never_a_hub_id():
+    with pytest.raises(CheckpointError, match="got neither"):
+        resolve(Path("org/name"))
+
+
+def test_a_name_that_no_hub_allows_is_refused():
+    with pytest.raises(CheckpointError, match=r"org/na--me: no such folder here, and the hub does not give"):
+        resolve("org/na--me")
+
+
+@pytest.mark.parametrize("source", ["nobody/nothing", "nobody/nothing@v1.0"])
+def test_an_unknown_hub_id_without_a_network_says_so(source: str):
+    name = source.replace("@", " at revision ")
+    with pytest.raises(CheckpointError, match=f"^{name}: no such folder here, and the hub cannot be reached"):
+        resolve(source)
+
+
+@pytest.fixture
+def offline(tmp_path: Path):
+    """Runs ``resolve`` in a process that has no network but a hub cache; returns what it printed."""
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    repository = tmp_path / "hub" / "models--org--name"
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs" / "main").write_text(commit)
+    (repository / "refs" / "v1").write_text(commit)
+    (repository / "snapshots" / commit).mkdir(parents=True)
+    (repository / "snapshots" / commit / "config.json").write_text("{}")
+    program = (
+        "import json, sys\n"
+        "from safemerge.errors import SafemergeError\n"
+        "from safemerge.storage.hub import resolve\n"
+        "found = []\n"
+        "for source in sys.argv[1:]:\n"
+        "    try: found.append(str(resolve(source)))\n"
+        "    except SafemergeError as error: found.append(f'{type(error).__name__}: {error}')\n"
+        "print(json.dumps(found))\n"
+    )
+    environment = os.environ | {"HF_HUB_CACHE": str(tmp_path / "hub"), "HF_HUB_OFFLINE": "1"}
+
+    def run(*sources: str) -> list[str]:
+        done = subprocess.run(
+            [sys.executable, "-c", program, *sources],
+            env=environment,
+            check=True,
+            capture_output=True,
+            text=True,
+        )
+        return json.loads(done.stdout)
+
+    return run, repository / "snapshots" / commit
+
+
+def test_a_hub_id_is_taken_from_the_cache_and_else_fails_clearly(offline):
+    run, snapshot = offline
+    unreachable = "no such folder here, and the hub cannot be reached to look for that model"
+    assert run("org/name", "org/name@v1", "org/name@v2", "org/other") == [
+        str(snapshot),
+        str(snapshot),
+        f"CheckpointError: org/name at revision v2: {unreachable}",
+        f"CheckpointError: org/other: {unreachable}",
+    ]
