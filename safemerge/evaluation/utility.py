@@ -48,6 +48,33 @@ def check_task(
     _check_names(_task_manager(task, include_path, {}), task, metric, metric_filter)
 
 
+def task_digest(
+    task: str,
+    tokenizer: Path,
+    *,
+    include_path: str | Path | None = None,
+    num_fewshot: int | None = None,
+    limit: int | None = None,
+    apply_chat_template: bool = True,
+) -> str:
+    """The sha256 of what a task asks: its resolved config, the code it names, and its documents.
+
+    Args:
+        task: an lm-eval task or group.
+        tokenizer: folder of the model to be evaluated; tasks may measure documents in its tokens.
+        include_path: folder with the user's own tasks.
+        num_fewshot: as for :func:`measure_utility`, and so down to ``apply_chat_template``.
+        limit: use the first so many documents.
+        apply_chat_template: whether prompts are wrapped as chat turns.
+
+    Raises:
+        EvaluationError: the task cannot be found or its documents cannot be read.
+    """
+    manager = _task_manager(task, include_path, {"tokenizer": str(tokenizer), "pretrained": str(tokenizer)})
+    with _errors_of(task):
+        return _task_digest(_load(manager, task, num_fewshot)["tasks"], limit, apply_chat_template)
+
+
 def measure_utility(
     arm: Arm,
     *,
@@ -83,9 +110,7 @@ def measure_utility(
     manager = _task_manager(task, include_path, {"tokenizer": folder, "pretrained": folder})
     _check_names(manager, task, metric, metric_filter)
     with _errors_of(task):
-        loaded = manager.load([task])
-        for leaf in loaded["tasks"].values():
-            _set_fewshot(leaf, num_fewshot)
+        loaded = _load(manager, task, num_fewshot)
         results = _run(arm, loaded, task, limit, batch_size, apply_chat_template)
     higher_is_better = results["higher_is_better"].get(task, {}).get(metric)
     if not isinstance(higher_is_better, bool):
@@ -115,6 +140,14 @@ def _task_manager(task: str, include_path: str | Path | None, metadata: Mapping[
         if task in own.all_subtasks:
             return own
     return TaskManager(include_path=include_path and str(include_path), metadata=dict(metadata))
+
+
+def _load(manager: Any, task: str, num_fewshot: int | None) -> Any:
+    """The task, or a group's tasks, with the number of examples in the prompt set."""
+    loaded = manager.load([task])
+    for leaf in loaded["tasks"].values():
+        _set_fewshot(leaf, num_fewshot)
+    return loaded
 
 
 def _check_names(manager: Any, task: str, metric: str, metric_filter: str) -> None:

@@ -55,18 +55,28 @@ def evaluate(context: StepContext, request: StepRequest) -> StepResult:
         model=run.plan.model_digests["aligned_model"],
         adapter=adapter and adapter.digest,
         suites={suite.name: [suite.kind, prompts.digest()] for suite, prompts in suites},
-        settings=settings.model_dump(mode="json", exclude={"suites"}),
+        task=run.plan.task_digest,
+        settings=settings.model_dump(mode="json", exclude={"suites": True, "utility": {"include_path"}}),
     )
     if done := already_done(context, run, "evaluate", digest, label):
         return done
     model = local_model(context, run, "aligned_model")
     folder = local_adapter(context, adapter) if adapter else None
 
+    from safemerge.evaluation.arm import evaluate_arm
+
     with context.ledger.step_run(run, "evaluate", digest, label) as step_run:
         step_run.log_params({"arm": arm, **settings.model_dump(mode="json", exclude={"suites"})})
         for suite, prompts in suites:
             step_run.log_dataset(suite.name, prompts.digest(), suite.path)
-        evaluation = evaluate_arm(model, folder, arm, settings, model_digest="", adapter_digest="")
+        evaluation = evaluate_arm(
+            model,
+            folder,
+            arm,
+            settings,
+            model_digest=run.plan.model_digests["aligned_model"],
+            adapter_digest=adapter.digest if adapter else None,
+        )
         figures = headline_figures(evaluation.report)
         step_run.log_metrics(figures)
         step_run.log_table(evaluation.rows, "responses.json")

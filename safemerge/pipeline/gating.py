@@ -60,8 +60,9 @@ def _judge(
         verdict = "pass" if decision.passed else "block"
         step_run.set_tags({tags.VERDICT: verdict, tags.VERDICT_SUMMARY: decision.summary()})
         stored = step_run.log_text(decision.to_json(), "decision.json")
-        figures = {"passed": decision.passed, "summary": decision.summary()}
-        return step_run.finish({"decision": stored}, figures)
+        return step_run.finish(
+            {"decision": stored}, {"passed": decision.passed, "summary": decision.summary()}
+        )
 
 
 def _read_report(context: StepContext, ref: ArtifactRef, arm: str) -> EvaluationReport:

@@ -39,7 +39,7 @@ def open_run(context: StepContext, request: StepRequest) -> StepResult:
     config = load_pipeline(Path(options["config"]), overrides=options.get("overrides") or {})
     model_digests = check_models(context, config)
     data = check_data(config)
-    check_evaluation(config)
+    task = check_task(config)
     adapter, fine_tuned = _given_adapters(
         context, config, options.get("adapter"), options.get("fine_tuned_adapter")
     )
@@ -51,11 +51,13 @@ def open_run(context: StepContext, request: StepRequest) -> StepResult:
                 "config": settings,
                 "models": model_digests,
                 "data": data,
+                "task": task,
                 "adapter": adapter and adapter.digest,
                 "fine_tuned_adapter": fine_tuned and fine_tuned.digest,
             }
         ),
         model_digests=model_digests,
+        task_digest=task,
         adapter=adapter,
         fine_tuned_adapter=fine_tuned,
     )
@@ -98,12 +100,21 @@ def check_data(config: PipelineConfig) -> dict[str, str]:
     return digests
 
 
-def check_evaluation(config: PipelineConfig) -> None:
-    """Fail now, not after training, where lm-eval does not know the task or its metric."""
-    from safemerge.evaluation.utility import check_task
+def check_task(config: PipelineConfig) -> str:
+    """The digest of the utility task, once lm-eval is known to have it, its metric and its documents."""
+    from safemerge.evaluation import utility
+    from safemerge.storage.hub import resolve
 
-    utility = config.evaluation.utility
-    check_task(utility.task, utility.metric, utility.include_path)
+    task = config.evaluation.utility
+    utility.check_task(task.task, task.metric, task.include_path, task.filter)
+    return utility.task_digest(
+        task.task,
+        resolve(config.aligned_model),
+        include_path=task.include_path,
+        num_fewshot=task.num_fewshot,
+        limit=task.limit,
+        apply_chat_template=task.apply_chat_template,
+    )
 
 
 def _given_adapters(

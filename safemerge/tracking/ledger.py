@@ -6,6 +6,7 @@ Never computes anything about models: it records, finds and fetches.
 from __future__ import annotations
 
 import logging
+import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -37,6 +38,8 @@ class PipelinePlan(Record):
     """sha256 of the config, both models, all data, and the adapter given."""
     model_digests: dict[str, str]
     """aligned_model and unaligned_model to the sha256 of their files."""
+    task_digest: str
+    """sha256 of the utility task: its config, code and documents."""
     adapter: ArtifactRef | None = None
     """An adapter to evaluate and gate again instead of training one."""
     fine_tuned_adapter: ArtifactRef | None = None
@@ -63,6 +66,7 @@ class Ledger:
     def __init__(self, tracking_uri: str | None = None) -> None:
         # MLflow logs at INFO to stderr, which schedulers show as errors.
         logging.getLogger("mlflow").setLevel(logging.WARNING)
+        os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
         import mlflow
         from mlflow import MlflowClient
 
