@@ -19,10 +19,10 @@ from safemerge.core.lora import LoraPair
 from safemerge.core.merge import MergeResult, Progress, merge_scored
 from safemerge.core.options import MergeOptions, OnUndefined
 from safemerge.errors import ConfigError, MissingDependencyError, NonFiniteError, UnsupportedAdapterError
-from safemerge.records import MergeReport
+from safemerge.records import MergeReport, json_digest
 from safemerge.steps.merging import merge_report, score_pairs
 from safemerge.storage.adapters import refuse_variants
-from safemerge.storage.digests import json_digest, tensor_digest
+from safemerge.storage.digests import tensor_digest
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -140,21 +140,23 @@ def _copied(weight: Tensor) -> Tensor:
 
 def _add(model: PeftModel, name: str, task_adapter: str, result: MergeResult) -> None:
     """Give the model a frozen adapter with the merged factors; all of it, or on an error nothing."""
-    template = model.peft_config[task_adapter]
-    if result.unchanged:
-        config = dataclasses.replace(template, inference_mode=True)
-    else:
+    # How the task adapter was started says nothing of the merged one, and must not run again.
+    settings: dict[str, Any] = {
+        "init_lora_weights": True,
+        "eva_config": None,
+        "loftq_config": {},
+        "inference_mode": True,
+    }
+    if not result.unchanged:
         rank = next(iter(result.layers.values())).rank
-        config = dataclasses.replace(
-            template,
-            r=rank,
-            lora_alpha=rank,
-            rank_pattern={},
-            alpha_pattern={},
-            use_rslora=False,
-            init_lora_weights=True,
-            inference_mode=True,
-        )
+        settings |= {
+            "r": rank,
+            "lora_alpha": rank,
+            "rank_pattern": {},
+            "alpha_pattern": {},
+            "use_rslora": False,
+        }
+    config = dataclasses.replace(model.peft_config[task_adapter], **settings)
     model.add_adapter(name, config)
     try:
         for path, layer in _lora_layers(model, name).items():
