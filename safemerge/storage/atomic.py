@@ -43,8 +43,9 @@ def atomic_folder(output: Path) -> Iterator[Path]:
     partial = Path(tempfile.mkdtemp(dir=output.parent, prefix=f".{output.name}.partial-"))
     try:
         yield partial
-        partial.chmod(0o777 & ~_umask())
         for path in (*partial.rglob("*"), partial):
+            # safetensors writes files for their owner alone; servers run as somebody else.
+            path.chmod((0o777 if path.is_dir() else 0o666) & ~_umask())
             _flush(path)
         check_absent(output)  # a rename would replace an empty folder silently
         partial.rename(output)

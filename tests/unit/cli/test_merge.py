@@ -115,6 +115,14 @@ def test_json_is_the_report_and_nothing_else_on_stdout(tmp_path: Path) -> None:
 
 
 @golden
+def test_what_is_written_may_be_read_by_whom_the_umask_lets(tmp_path: Path) -> None:
+    _invoke(*_own(REFERENCES[0]), "--quantile", 0.5, "--output", tmp_path / "merged")
+    (tmp_path / "plain").touch()
+    plain = (tmp_path / "plain").stat().st_mode
+    assert {path.stat().st_mode for path in (tmp_path / "merged").iterdir()} == {plain}
+
+
+@golden
 def test_an_output_that_exists_is_refused(tmp_path: Path) -> None:
     result = _invoke(*_own(REFERENCES[0]), "--quantile", 0.5, "--output", tmp_path)
     assert result.exit_code == 4
