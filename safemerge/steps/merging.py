@@ -121,7 +121,7 @@ def merge_arms(
         SafemergeError: options, files or tensors are wrong.
     """
     check_absent(output)
-    if wrong := sorted(arm for arm in arms if Path(arm).name != arm or arm.startswith(".")):
+    if wrong := sorted(arm for arm in arms if not arm or Path(arm).name != arm or arm.startswith(".")):
         raise ConfigError(f"arms: expected plain names, got {', '.join(map(repr, wrong))}")
     options = {arm: _options(config) for arm, config in arms.items()}
     scored = score_adapters(
