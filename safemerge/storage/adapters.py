@@ -225,7 +225,7 @@ def _group(folder: Path, tensors: Mapping[str, Tensor]) -> dict[str, tuple[Tenso
 def _pair(folder: Path, config: dict[str, Any], module: str, lora_a: Tensor, lora_b: Tensor) -> LoraPair:
     rank = _setting(folder, config, "r", "rank_pattern", module)
     alpha = _setting(folder, config, "lora_alpha", "alpha_pattern", module)
-    if rank != lora_a.shape[0]:
+    if not 0 < rank == lora_a.shape[0]:
         raise AdapterError(
             f"{folder}: {module}: expected rank {rank:g} as configured, got lora_A {tuple(lora_a.shape)}"
         )
@@ -251,6 +251,6 @@ def _setting(folder: Path, config: dict[str, Any], key: str, pattern_key: str, m
         if matches:
             value = special
             break
-    if isinstance(value, bool) or not isinstance(value, int | float) or not (key != "r" or value > 0):
-        raise AdapterError(f"{folder}: {key} of {module}: expected a positive number, got {value!r}")
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise AdapterError(f"{folder}: {key} of {module}: expected a number, got {value!r}")
     return value

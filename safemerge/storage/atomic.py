@@ -1,12 +1,18 @@
-"""Outputs that appear whole or not at all: written beside under a hidden name, flushed to disk, renamed."""
+"""Outputs that appear whole or not at all: written beside under a hidden name, flushed to disk, renamed.
+
+What a killed process leaves is hidden (``.<name>.partial-…``), and removed when the same
+output is written again: a lock, which dies with its process, tells it from one in the making.
+"""
 
 from __future__ import annotations
 
+import fcntl
+import glob
 import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from safemerge.errors import OutputExistsError
@@ -26,8 +32,7 @@ def check_absent(output: Path) -> None:
 def atomic_folder(output: Path) -> Iterator[Path]:
     """A folder to fill that takes the name ``output`` only when the block ends well.
 
-    On an error it is removed; after a crash only a hidden ``.<name>.partial-…`` folder
-    is left beside, never anything under the final name.
+    On an error it is removed.
 
     Args:
         output: Folder to make. Its parent folders are made where they are missing.
@@ -39,8 +44,9 @@ def atomic_folder(output: Path) -> Iterator[Path]:
         OutputExistsError: ``output`` exists, at the beginning or by the end.
     """
     check_absent(output)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(dir=output.parent, prefix=f".{output.name}.partial-"))
+    _prepare_parent(output)
+    partial = Path(tempfile.mkdtemp(dir=output.parent, prefix=_partial_prefix(output)))
+    lock = _lock(partial)
     try:
         yield partial
         for path in (*partial.rglob("*"), partial):
@@ -52,6 +58,8 @@ def atomic_folder(output: Path) -> Iterator[Path]:
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
+    finally:
+        os.close(lock)
     _flush(output.parent)
 
 
@@ -71,10 +79,11 @@ def atomic_file(output: Path, *, replace: bool = False) -> Iterator[Path]:
     """
     if not replace:
         check_absent(output)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=output.parent, prefix=f".{output.name}.partial-")
+    _prepare_parent(output)
+    handle, name = tempfile.mkstemp(dir=output.parent, prefix=_partial_prefix(output))
     os.close(handle)
     partial = Path(name)
+    lock = _lock(partial)
     try:
         yield partial
         partial.chmod(0o666 & ~_umask())
@@ -85,7 +94,47 @@ def atomic_file(output: Path, *, replace: bool = False) -> Iterator[Path]:
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
+    finally:
+        os.close(lock)
     _flush(output.parent)
+
+
+def _partial_prefix(output: Path) -> str:
+    return f".{output.name}.partial-"
+
+
+def _prepare_parent(output: Path) -> None:
+    """Make the parent folder, and remove what a killed process has left of this output."""
+    output.parent.mkdir(parents=True, exist_ok=True)
+    for partial in output.parent.glob(glob.escape(_partial_prefix(output)) + "*"):
+        if not _is_abandoned(partial):
+            continue
+        if partial.is_dir():
+            shutil.rmtree(partial, ignore_errors=True)
+        else:
+            partial.unlink(missing_ok=True)
+
+
+def _lock(partial: Path) -> int:
+    """Mark an output as being written until the handle is closed, be it by the process's death."""
+    handle = os.open(partial, os.O_RDONLY)
+    with suppress(OSError):  # a disk that knows no locks: what is left there is never taken for abandoned
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    return handle
+
+
+def _is_abandoned(partial: Path) -> bool:
+    try:
+        handle = os.open(partial, os.O_RDONLY)
+    except FileNotFoundError:  # finished this very moment
+        return False
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    finally:
+        os.close(handle)
+    return True
 
 
 def _flush(path: Path) -> None:

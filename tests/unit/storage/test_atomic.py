@@ -98,13 +98,36 @@ def test_a_file_may_be_replaced_where_asked(tmp_path: Path):
     assert output.read_text() == "new"
 
 
-def test_a_killed_process_leaves_nothing_under_the_final_name(tmp_path: Path):
+@pytest.mark.parametrize("writer", ["atomic_folder", "atomic_file"])
+def test_a_killed_process_leaves_nothing_under_the_final_name_and_the_next_one_cleans_up(
+    tmp_path: Path, writer: str
+):
     program = (
-        "import os, signal, pathlib, sys; from safemerge.storage.atomic import atomic_folder\n"
-        "with atomic_folder(pathlib.Path(sys.argv[1])) as folder:\n"
-        "    (folder / 'half').write_text('x')\n"
+        "import os, signal, pathlib, sys\n"
+        f"from safemerge.storage.atomic import {writer}\n"
+        f"with {writer}(pathlib.Path(sys.argv[1])):\n"
         "    os.kill(os.getpid(), signal.SIGKILL)\n"
     )
-    run = subprocess.run([sys.executable, "-c", program, str(tmp_path / "out")], check=False)
+    output = tmp_path / "out"
+    run = subprocess.run([sys.executable, "-c", program, str(output)], check=False)
     assert run.returncode == -signal.SIGKILL
     assert [path.name.startswith(".out.partial-") for path in tmp_path.iterdir()] == [True]
+    with atomic_folder(output):
+        pass
+    assert list(tmp_path.iterdir()) == [output]
+
+
+def test_an_output_in_the_making_is_not_taken_for_an_abandoned_one(tmp_path: Path):
+    with atomic_file(tmp_path / "out") as first, atomic_folder(tmp_path / "other") as other:
+        first.write_text("x")
+        with pytest.raises(ZeroDivisionError), atomic_file(tmp_path / "out"):
+            raise ZeroDivisionError
+        assert first.read_text() == "x"
+        assert other.is_dir()
+
+
+def test_a_partial_output_that_is_finished_meanwhile_is_left_alone(tmp_path: Path):
+    (tmp_path / ".out.partial-1").symlink_to(tmp_path / "gone")
+    with atomic_file(tmp_path / "out") as file:
+        file.write_text("x")
+    assert (tmp_path / "out").read_text() == "x"
