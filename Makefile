@@ -19,8 +19,8 @@ help: ## Explain the targets
 
 setup: $(STAMP) ## Make .venv here with everything in it; nothing to do if it is up to date
 
-demo: setup ## Fine-tune, repair, evaluate and gate a real model through Airflow and MLflow
-	@$(BIN)/safemerge demo
+demo: setup ## Fine-tune, repair, evaluate and gate a real model through Airflow and MLflow (SEED=1: another run)
+	@$(BIN)/safemerge demo $(if $(SEED),--seed $(SEED))
 
 test: setup ## Run the tests that take seconds (under 5 minutes in all)
 	@$(BIN)/python -m pytest -q -m "not slow and not gpu"
