@@ -126,7 +126,7 @@ def test_a_run_is_recorded_promoted_and_reused(pipeline: Pipeline, tiny_pipeline
     assert judged["safemerge"].run_id == done["safemerge"].run_id
     assert judged["scale"].outputs == {}
     assert judged["gate"].figures["passed"] is True
-    assert len(pipeline.runs()) == len(runs) + 4
+    assert len(pipeline.runs()) == len(runs) + 5  # another parent, its gate and its promotion
 
 
 def test_a_block_is_recorded_and_nothing_is_promoted(pipeline: Pipeline, tiny_pipeline: TinyPipeline) -> None:
