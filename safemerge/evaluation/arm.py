@@ -55,7 +55,7 @@ def evaluate_arm(
     suites = [load_suite(suite.name, suite.kind, Path(suite.path), suite.limit) for suite in settings.suites]
     judge = make_judge(settings.judge)
     task = settings.utility
-    check_task(task.task, task.metric, task.include_path, task.filter)
+    check_task(task.task, task.metric, task.include_path, task.filter, tokenizer=str(model))
     loaded = load_arm(model, adapter)
 
     judged = []

@@ -7,6 +7,7 @@ it is served: merging it into the weights first makes a batch of 64 only 2 % fas
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -49,7 +50,10 @@ def load_arm(model_dir: Path, adapter_dir: Path | None = None) -> Arm:
     pairs = read_adapter(adapter_dir).pairs if adapter_dir else {}
     device, dtype = _device()
     from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils import logging as transformers_logging
 
+    if not sys.stderr.isatty():
+        transformers_logging.disable_progress_bar()
     try:
         tokenizer = AutoTokenizer.from_pretrained(model_dir, local_files_only=True)
         if tokenizer.chat_template is None:

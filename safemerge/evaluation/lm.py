@@ -2,10 +2,25 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from safemerge.evaluation.generation import Arm
 from safemerge.evaluation.progress import progress
+
+
+@contextmanager
+def lm_eval_log_level(level: int) -> Iterator[None]:
+    """Let lm-eval log from this level on: it comments much of what it is told to do."""
+    log = logging.getLogger("lm_eval")
+    before = log.level
+    log.setLevel(level)
+    try:
+        yield
+    finally:
+        log.setLevel(before)
 
 
 def make_lm(arm: Arm, batch_size: int, label: str) -> Any:
@@ -42,6 +57,7 @@ def make_lm(arm: Arm, batch_size: int, label: str) -> Any:
             self._advance(len(context))
             return output
 
-    return ReportingLM(
-        pretrained=arm.model, tokenizer=arm.tokenizer, batch_size=batch_size, softmax_dtype="float32"
-    )
+    with lm_eval_log_level(logging.ERROR):
+        return ReportingLM(
+            pretrained=arm.model, tokenizer=arm.tokenizer, batch_size=batch_size, softmax_dtype="float32"
+        )

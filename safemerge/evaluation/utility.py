@@ -7,6 +7,7 @@ differences between arms are ours (:mod:`safemerge.stats`).
 from __future__ import annotations
 
 import difflib
+import functools
 import hashlib
 import json
 import logging
@@ -21,7 +22,7 @@ import torch
 
 from safemerge.errors import EvaluationError
 from safemerge.evaluation.generation import Arm
-from safemerge.evaluation.lm import make_lm
+from safemerge.evaluation.lm import lm_eval_log_level, make_lm
 from safemerge.records import UtilityReport
 
 SEED = 1234
@@ -31,7 +32,11 @@ logger = logging.getLogger(__name__)
 
 
 def check_task(
-    task: str, metric: str, include_path: str | Path | None = None, metric_filter: str = "none"
+    task: str,
+    metric: str,
+    include_path: str | Path | None = None,
+    metric_filter: str = "none",
+    tokenizer: str | None = None,
 ) -> None:
     """Check a task's names without loading its documents.
 
@@ -40,12 +45,13 @@ def check_task(
         metric: one of its metrics.
         include_path: folder with the user's own tasks.
         metric_filter: one of its filters.
+        tokenizer: folder of the tokenizer, where the task is measured in this process too.
 
     Raises:
         EvaluationError: lm-eval has no such task, or the task no such metric or filter; the
             nearest names are given.
     """
-    _check_names(_task_manager(task, include_path, {}), task, metric, metric_filter)
+    _check_names(_task_manager(task, include_path, tokenizer), task, metric, metric_filter)
 
 
 def task_digest(
@@ -70,7 +76,7 @@ def task_digest(
     Raises:
         EvaluationError: the task cannot be found or its documents cannot be read.
     """
-    manager = _task_manager(task, include_path, {"tokenizer": str(tokenizer), "pretrained": str(tokenizer)})
+    manager = _task_manager(task, include_path, str(tokenizer))
     with _errors_of(task):
         return _task_digest(_load(manager, task, num_fewshot)["tasks"], limit, apply_chat_template)
 
@@ -106,8 +112,7 @@ def measure_utility(
     Raises:
         EvaluationError: the task cannot be found, loaded or run, or its metric has no direction.
     """
-    folder = str(arm.tokenizer.name_or_path)
-    manager = _task_manager(task, include_path, {"tokenizer": folder, "pretrained": folder})
+    manager = _task_manager(task, include_path, str(arm.tokenizer.name_or_path))
     _check_names(manager, task, metric, metric_filter)
     with _errors_of(task):
         loaded = _load(manager, task, num_fewshot)
@@ -129,22 +134,33 @@ def measure_utility(
     )
 
 
-def _task_manager(task: str, include_path: str | Path | None, metadata: Mapping[str, str]) -> Any:
+def _task_manager(task: str, include_path: str | Path | None, tokenizer: str | None) -> Any:
     """The manager that knows the task; lm-eval's own thousands are read only where they are needed."""
-    if include_path is not None and not Path(include_path).is_dir():
+    if include_path is None:
+        return _all_tasks(None, tokenizer)
+    if not Path(include_path).is_dir():
         raise EvaluationError(f"{include_path}: expected a folder with lm-eval tasks, got none")
+    own = _manager(str(include_path), tokenizer, include_defaults=False)
+    return own if task in own.all_subtasks else _all_tasks(str(include_path), tokenizer)
+
+
+@functools.lru_cache(maxsize=1)
+def _all_tasks(include_path: str | None, tokenizer: str | None) -> Any:
+    """All of lm-eval's tasks beside the user's; kept, as reading them takes a quarter of a minute."""
+    return _manager(include_path, tokenizer, include_defaults=True)
+
+
+def _manager(include_path: str | None, tokenizer: str | None, *, include_defaults: bool) -> Any:
     from lm_eval.tasks import TaskManager
 
-    if include_path is not None:
-        own = TaskManager(include_path=str(include_path), include_defaults=False, metadata=dict(metadata))
-        if task in own.all_subtasks:
-            return own
-    return TaskManager(include_path=include_path and str(include_path), metadata=dict(metadata))
+    metadata = {"tokenizer": tokenizer, "pretrained": tokenizer} if tokenizer else {}
+    return TaskManager(include_path=include_path, include_defaults=include_defaults, metadata=metadata)
 
 
 def _load(manager: Any, task: str, num_fewshot: int | None) -> Any:
     """The task, or a group's tasks, with the number of examples in the prompt set."""
-    loaded = manager.load([task])
+    with lm_eval_log_level(logging.ERROR):
+        loaded = manager.load([task])
     for leaf in loaded["tasks"].values():
         _set_fewshot(leaf, num_fewshot)
     return loaded
@@ -226,15 +242,17 @@ def _run(
         np.random.seed(SEED)
         torch.manual_seed(SEED)
         try:
-            results: dict[str, Any] = evaluate(
-                lm=make_lm(arm, batch_size, f"utility ({task})"),
-                task_dict=loaded,
-                limit=limit,
-                bootstrap_iters=0,
-                log_samples=True,
-                apply_chat_template=apply_chat_template,
-                fewshot_as_multiturn=apply_chat_template,
-            )
+            lm = make_lm(arm, batch_size, f"utility ({task})")
+            with lm_eval_log_level(logging.WARNING):
+                results: dict[str, Any] = evaluate(
+                    lm=lm,
+                    task_dict=loaded,
+                    limit=limit,
+                    bootstrap_iters=0,
+                    log_samples=True,
+                    apply_chat_template=apply_chat_template,
+                    fewshot_as_multiturn=apply_chat_template,
+                )
         except torch.OutOfMemoryError:
             if batch_size == 1:
                 raise

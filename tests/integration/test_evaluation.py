@@ -405,3 +405,63 @@ def test_wrong_settings_are_found_before_the_model_is_loaded(settings, tmp_path)
         run(settings.model_copy(update={"suites": (gone,)}))
     with pytest.raises(CheckpointError, match="no_model"):
         run(settings)
+
+
+# --- the command -----------------------------------------------------------------
+
+
+@pytest.fixture
+def pipeline(settings, tiny_pair, tmp_path):
+    training = {"data": [{"path": "train.jsonl"}], "steps": 1}
+    config = {
+        "name": "tiny",
+        "aligned_model": str(tiny_pair.aligned),
+        "unaligned_model": str(tiny_pair.unaligned),
+        "task_training": training,
+        "safety_training": training,
+        "evaluation": settings.model_dump(mode="json"),
+        "gate": {"max_harmful_rate": 0.2, "max_over_refusal_rate": 0.2},
+        "tracking": {"registered_model": "tiny"},
+    }
+    path = tmp_path / "pipeline.yaml"
+    path.write_text(json.dumps(config), encoding="utf-8")
+    return path
+
+
+def _command(*arguments):
+    from typer.testing import CliRunner
+
+    from safemerge.cli.main import app
+
+    runner = CliRunner(env={"COLUMNS": "200"})
+    return runner.invoke(app, ["evaluate", *(str(argument) for argument in arguments)])
+
+
+def test_the_command_writes_the_report_and_every_answer(pipeline, adapter, tmp_path):
+    from safemerge.storage.adapters import adapter_digest
+
+    result = _command(
+        "--config", pipeline, "--adapter", adapter, "--arm", "mine", "--output", tmp_path / "out"
+    )
+    assert result.exit_code == 0, result.output
+    report = EvaluationReport.read(tmp_path / "out" / "report.json")
+    assert (report.arm, report.adapter_digest) == ("mine", adapter_digest(adapter))
+    lines = (tmp_path / "out" / "responses.jsonl").read_text(encoding="utf-8").splitlines()
+    assert [json.loads(line)["prompt"] for line in lines] == list(PROMPTS.values()) * 2
+    for shown in ("1.000 of 4", "smoke judge", "higher is better", f"{report.utility.value:.4f}"):
+        assert shown in result.stdout
+
+
+def test_the_command_leaves_nothing_behind_when_it_fails(pipeline, adapter, tmp_path):
+    (tmp_path / "there").mkdir()
+    for arguments, message in (
+        (("--output", tmp_path / "there"), "expected a path that does not exist yet"),
+        (("--output", tmp_path / "x", "--arm", "mine"), "--arm mine: expected --adapter beside it"),
+        (("--output", tmp_path / "x", "--arm", "aligned", "--adapter", adapter), "expected no adapter"),
+        (("--output", tmp_path / "x", "--adapter", tmp_path), "expected a PEFT adapter"),
+    ):
+        result = _command("--config", pipeline, *arguments)
+        assert result.exit_code == 4
+        assert message in " ".join(result.stderr.split())
+    assert not list(tmp_path.glob("*x*/report.json"))
+    assert not list((tmp_path / "there").iterdir())

@@ -1,0 +1,112 @@
+"""``safemerge evaluate``: measure the aligned model or an adapter, with no Airflow and no MLflow."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from safemerge.records import EvaluationReport
+
+ALIGNED = "aligned"
+"""Name of the arm without an adapter."""
+
+EPILOG = "\n\n".join(
+    (
+        "[bold]Examples[/bold]",
+        "[cyan]safemerge evaluate --config pipeline.yaml --output reports/aligned[/cyan]",
+        "[cyan]safemerge evaluate --config pipeline.yaml --adapter adapters/task --arm fine_tuned "
+        "--output reports/fine_tuned[/cyan]",
+    )
+)
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command(epilog=EPILOG)(evaluate)
+
+
+def evaluate(
+    config: Annotated[Path, typer.Option(help="The pipeline's YAML file.", show_default=False)],
+    output: Annotated[
+        Path,
+        typer.Option(help="Folder to create with report.json and responses.jsonl.", show_default=False),
+    ],
+    adapter: Annotated[
+        str | None,
+        typer.Option(help="Folder or hub id of an adapter; without it the aligned model is measured."),
+    ] = None,
+    arm: Annotated[
+        str | None, typer.Option(help="Name in the report; default: aligned, or the adapter's name.")
+    ] = None,
+) -> None:
+    """Measure task utility, harmfulness and over-refusal.
+
+    The report is what `safemerge gate` judges; responses.jsonl holds every prompt, answer and flag.
+    """
+    import json
+    import logging
+
+    from safemerge.config.load import load_pipeline
+    from safemerge.errors import ConfigError
+    from safemerge.storage.atomic import atomic_folder, check_absent
+
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+    if arm == ALIGNED and adapter:
+        raise ConfigError(f"--arm {ALIGNED}: expected no adapter, as it names the model alone, got {adapter}")
+    if arm and not adapter and arm != ALIGNED:
+        raise ConfigError(f"--arm {arm}: expected --adapter beside it, got none")
+    pipeline = load_pipeline(config)
+    check_absent(output)
+    from safemerge.evaluation.arm import evaluate_arm
+    from safemerge.storage.adapters import adapter_digest
+    from safemerge.storage.checkpoints import Checkpoint
+    from safemerge.storage.hub import resolve
+
+    model = resolve(pipeline.aligned_model)
+    folder = resolve(adapter, "adapter") if adapter else None
+    evaluation = evaluate_arm(
+        model,
+        folder,
+        arm or (Path(adapter).name if adapter else ALIGNED),
+        pipeline.evaluation,
+        # The same digests as in the pipeline, so that the gate can compare reports of both.
+        model_digest=Checkpoint.open(model).files_digest(),
+        adapter_digest=adapter_digest(folder) if folder else None,
+    )
+    with atomic_folder(output) as partial:
+        (partial / "report.json").write_text(evaluation.report.to_json(), encoding="utf-8")
+        lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in evaluation.rows)
+        (partial / "responses.jsonl").write_text("".join(lines), encoding="utf-8")
+    _print(evaluation.report)
+    typer.echo(str(output))
+
+
+def _print(report: EvaluationReport) -> None:
+    from rich import box
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table(title=escape(report.arm), box=box.SIMPLE_HEAD, pad_edge=False)
+    for column in ("measured", "figure", "95 % interval", "by"):
+        table.add_column(column, overflow="fold")
+    for suite in report.suites:
+        table.add_row(
+            f"{suite.kind.replace('_', ' ')} rate, {escape(suite.suite)}",
+            "none" if suite.rate is None else f"{suite.rate:.3f} of {suite.n}",
+            f"{suite.interval.low:.3f} to {suite.interval.high:.3f}" if suite.interval else "",
+            f"{escape(suite.judge.id)}{', a smoke judge' if suite.judge.smoke else ''}",
+        )
+    if utility := report.utility:
+        table.add_row(
+            f"utility, {escape(utility.task)}",
+            "none" if utility.value is None else f"{utility.value:.4f}",
+            "",
+            f"{escape(utility.metric)}, {'higher' if utility.higher_is_better else 'lower'} is better",
+        )
+    Console(highlight=False).print(table)
