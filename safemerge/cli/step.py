@@ -31,7 +31,9 @@ def step(
         str, typer.Argument(help="open, train, merge, evaluate, gate, promote or prune.", show_default=False)
     ],
     request: Annotated[str, typer.Argument(help="The request as JSON: run_id, inputs, options.")] = "{}",
-    result: Annotated[Path | None, typer.Option(help="Write the result to this file and not to stdout.")] = None,
+    result: Annotated[
+        Path | None, typer.Option(help="Write the result to this file and not to stdout.")
+    ] = None,
     die_with_parent: Annotated[
         bool, typer.Option(help="End, with all child processes, when stdin closes.")
     ] = False,
@@ -77,8 +79,13 @@ def _die_with_parent() -> None:
 
 
 def _log_to_stderr() -> None:
+    """Plain lines for the task's log: no bars that overwrite themselves, no notes to library authors."""
     import logging
+    import warnings
 
+    os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    warnings.simplefilter("ignore", FutureWarning)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     for chatty in ("httpx", "filelock", "fsspec", "alembic", "urllib3"):
         logging.getLogger(chatty).setLevel(logging.WARNING)

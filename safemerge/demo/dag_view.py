@@ -18,7 +18,9 @@ from rich.markup import escape
 _START = re.compile(r"\[DAG TEST\] starting task_id=(\S+)")
 _END = re.compile(r"\[DAG TEST\] end task task_id=(\S+)")
 _TERMINAL_CODE = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
-_PROGRESS = re.compile(r"((?:step|batch|scored|generated|evaluated|judged)\b.*)", re.IGNORECASE)
+_STEP_LINE = re.compile(r"\] (.*?)\s+\[airflow\.task\.operators\.safemerge[^\]]*\] loc=step_process")
+"""A line that a step printed, as Airflow's log shows it."""
+_PROGRESS = re.compile(r"step \d+/\d+|\d+ of \d+|done in|hashing")
 _DONE = "already done in MLflow run"
 _PLAIN_INTERVAL_S = 20.0
 """Where the output is no terminal, a line of progress at most so often."""
@@ -85,7 +87,7 @@ class DagView:
             self._reused = True
         elif "error:" in line:
             self.error, self._failed = line[line.index("error:") :], True
-        elif match := _PROGRESS.search(line):
+        elif (match := _STEP_LINE.search(line)) and _PROGRESS.search(match[1]):
             self._update(status, match[1])
 
     def _update(self, status: object, progress: str) -> None:

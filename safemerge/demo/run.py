@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from rich.console import Console
+from rich.console import Console, RenderableType
 
 from safemerge.config.load import load_pipeline
 from safemerge.demo.dag_view import DagView
@@ -44,6 +44,14 @@ def run_demo(home: DemoHome, console: Console, *, seed: int | None = None, mlflo
     started_s = time.monotonic()
     prepare_models(home.models, console)
     write_pipeline(home, seed)
+    screen = run_twice(home, console, mlflow_port)
+    console.rule("Result")
+    console.print(screen)
+    console.print(f"The demo took {(time.monotonic() - started_s) / 60:.1f} minutes.")
+
+
+def run_twice(home: DemoHome, console: Console, mlflow_port: int) -> RenderableType:
+    """Run the pipeline of ``home``, then the same gate on its unrepaired adapter; returns the last screen."""
     with running_mlflow(home, mlflow_port) as mlflow_url:
         console.print(f"MLflow answers at {mlflow_url} while the demo runs.")
         environment = home.environment(mlflow_url)
@@ -63,9 +71,7 @@ def run_demo(home: DemoHome, console: Console, *, seed: int | None = None, mlflo
             "SafeMERGE": GateDecision.read(_fetch(home, ledger, repaired["gate"], "decision")),
             "unrepaired adapter": GateDecision.read(_fetch(home, ledger, unrepaired["gate"], "decision")),
         }
-    console.rule("Result")
-    console.print(last_screen(reports, verdicts, outlook(home, verdicts["SafeMERGE"])))
-    console.print(f"The demo took {(time.monotonic() - started_s) / 60:.1f} minutes.")
+    return last_screen(reports, verdicts, outlook(home, verdicts["SafeMERGE"]))
 
 
 def write_pipeline(home: DemoHome, seed: int | None) -> None:

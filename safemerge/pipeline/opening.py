@@ -19,6 +19,15 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+DIGESTED_BY_CONTENT = {
+    "aligned_model": True,
+    "unaligned_model": True,
+    "task_training": {"data": True},
+    "safety_training": {"data": True},
+    "evaluation": {"suites": {"__all__": {"path"}}, "utility": {"include_path": True}},
+}
+"""Config keys that say where something lies; what lies there is digested instead."""
+
 
 def open_run(context: StepContext, request: StepRequest) -> StepResult:
     """Check the config and all that it names, and open the pipeline's run in MLflow.
@@ -43,7 +52,7 @@ def open_run(context: StepContext, request: StepRequest) -> StepResult:
     adapter, fine_tuned = _given_adapters(
         context, config, options.get("adapter"), options.get("fine_tuned_adapter")
     )
-    settings = config.model_dump(mode="json", exclude={"retention"})
+    settings = config.model_dump(mode="json", exclude=DIGESTED_BY_CONTENT | {"retention": True})
     plan = PipelinePlan(
         pipeline=config.name,
         inputs_digest=json_digest(

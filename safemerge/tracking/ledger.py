@@ -67,6 +67,7 @@ class Ledger:
         # MLflow logs at INFO to stderr, which schedulers show as errors.
         logging.getLogger("mlflow").setLevel(logging.WARNING)
         os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+        os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
         import mlflow
         from mlflow import MlflowClient
 

@@ -14,7 +14,7 @@ noise
 [DAG TEST] starting task_id=open_run map_index=-1
 [DAG TEST] end task task_id=open_run map_index=-1
 [DAG TEST] starting task_id=train_task_adapter map_index=-1
-step 3/40 loss 1.5 ETA 0:10
+2026-11-22T11:00Z [info     ] step 3/40  loss 1.5  ETA 0:10 [airflow.task.operators.safemerge_airflow.operators.X] loc=step_process.py:87
 already done in MLflow run abc, nothing repeated
 [DAG TEST] end task task_id=train_task_adapter map_index=-1
 [DAG TEST] starting task_id=gate map_index=-1
@@ -37,5 +37,6 @@ def test_tasks_their_outcome_and_the_last_error_are_shown(tmp_path: Path) -> Non
         ("✗", "gate"),
     ]
     assert "done before with the same inputs" in shown
+    assert "    train_task_adapter  step 3/40  loss 1.5  ETA 0:10\n" in shown
     assert view.error == "error: tensor [bad] holds NaN"
     assert (tmp_path / "dag.log").read_text() == LINES + "\n"
