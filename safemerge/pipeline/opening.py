@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from safemerge.config.load import load_pipeline
 from safemerge.config.models import PipelineConfig
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-DIGESTED_BY_CONTENT = {
+DIGESTED_BY_CONTENT: dict[str, Any] = {
     "aligned_model": True,
     "unaligned_model": True,
     "task_training": {"data": True},

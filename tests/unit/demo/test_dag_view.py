@@ -9,12 +9,13 @@ from rich.console import Console
 
 from safemerge.demo.dag_view import DagView
 
-LINES = """\
+SOURCE = "[airflow.task.operators.safemerge_airflow.operators.X] loc=step_process.py:87"
+LINES = f"""\
 noise
 [DAG TEST] starting task_id=open_run map_index=-1
 [DAG TEST] end task task_id=open_run map_index=-1
 [DAG TEST] starting task_id=train_task_adapter map_index=-1
-2026-11-22T11:00Z [info     ] step 3/40  loss 1.5  ETA 0:10 [airflow.task.operators.safemerge_airflow.operators.X] loc=step_process.py:87
+2026-11-22T11:00Z [info     ] step 3/40  loss 1.5  ETA 0:10 {SOURCE}
 already done in MLflow run abc, nothing repeated
 [DAG TEST] end task task_id=train_task_adapter map_index=-1
 [DAG TEST] starting task_id=gate map_index=-1
