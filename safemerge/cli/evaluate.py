@@ -1,4 +1,4 @@
-"""``safemerge evaluate``: measure the aligned model or an adapter, with no Airflow and no MLflow."""
+"""``safemerge evaluate``: measure the aligned model or an adapter, with no Airflow."""
 
 from __future__ import annotations
 
@@ -20,6 +20,8 @@ EPILOG = "\n\n".join(
         "[cyan]safemerge evaluate --config pipeline.yaml --output reports/aligned[/cyan]",
         "[cyan]safemerge evaluate --config pipeline.yaml --adapter adapters/task --arm fine_tuned "
         "--output reports/fine_tuned[/cyan]",
+        "[cyan]safemerge evaluate --config pipeline.yaml --adapter models:/support-bot-lora@champion "
+        "--output reports/champion[/cyan]",
     )
 )
 
@@ -37,7 +39,10 @@ def evaluate(
     ],
     adapter: Annotated[
         str | None,
-        typer.Option(help="Folder or hub id of an adapter; without it the aligned model is measured."),
+        typer.Option(
+            help="Folder, hub id or MLflow address (runs:/…, models:/…@champion) of an adapter; "
+            "without it the aligned model is measured."
+        ),
     ] = None,
     arm: Annotated[
         str | None, typer.Option(help="Name in the report; default: aligned, or the adapter's name.")
@@ -68,11 +73,11 @@ def evaluate(
     from safemerge.storage.hub import resolve
 
     model = resolve(pipeline.aligned_model)
-    folder = resolve(adapter, "adapter") if adapter else None
+    folder = _adapter_folder(adapter) if adapter else None
     evaluation = evaluate_arm(
         model,
         folder,
-        arm or (Path(adapter).name if adapter else ALIGNED),
+        arm or (adapter.rpartition("/")[2] if adapter else ALIGNED),
         pipeline.evaluation,
         # The same digests as in the pipeline, so that the gate can compare reports of both.
         model_digest=Checkpoint.open(model).files_digest(),
@@ -84,6 +89,18 @@ def evaluate(
         (partial / "responses.jsonl").write_text("".join(lines), encoding="utf-8")
     _print(evaluation.report)
     typer.echo(str(output))
+
+
+def _adapter_folder(adapter: str) -> Path:
+    """The adapter on this machine: a folder, or fetched from the hub or from MLflow."""
+    if ":/" in adapter:
+        from safemerge.pipeline.workspace import Workspace
+        from safemerge.tracking.ledger import Ledger
+
+        return Ledger().fetch(adapter, Workspace().cache)
+    from safemerge.storage.hub import resolve
+
+    return resolve(adapter, "adapter")
 
 
 def _print(report: EvaluationReport) -> None:

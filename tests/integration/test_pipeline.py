@@ -10,13 +10,15 @@ from typing import Any
 
 import pytest
 import yaml
+from typer.testing import CliRunner
 
+from safemerge.cli.main import app
 from safemerge.errors import ConfigError, MismatchError, SafemergeError
 from safemerge.pipeline.context import StepContext
 from safemerge.pipeline.request import StepRequest
 from safemerge.pipeline.steps import STEPS
 from safemerge.pipeline.workspace import Workspace
-from safemerge.records import ArtifactRef, EvaluationReport, GateDecision, StepResult
+from safemerge.records import ArtifactRef, EvaluationReport, GateDecision, StepResult, SuiteReport
 from safemerge.tracking import tags
 from safemerge.tracking.ledger import Ledger
 from tests.conftest import TinyPair, TinyPipeline
@@ -87,7 +89,23 @@ def changed(tiny: TinyPipeline, **sections: dict[str, Any]) -> Path:
     return path
 
 
-def test_a_run_is_recorded_promoted_and_reused(pipeline: Pipeline, tiny_pipeline: TinyPipeline) -> None:
+def judged_by_command_line(
+    pipeline: Pipeline, tiny: TinyPipeline, monkeypatch: pytest.MonkeyPatch
+) -> tuple[SuiteReport, ...]:
+    """What ``safemerge evaluate`` finds of the champion."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", pipeline.context.ledger.tracking_uri)
+    monkeypatch.setenv("SAFEMERGE_HOME", str(pipeline.context.workspace.home))
+    output = tiny.config.parent / "champion"
+    adapter = "models:/tiny-lora@champion"
+    arguments = ["evaluate", "--config", str(tiny.config), "--adapter", adapter, "--output", str(output)]
+    ran = CliRunner().invoke(app, arguments)
+    assert ran.exit_code == 0, ran.output
+    return EvaluationReport.read(output / "report.json").suites
+
+
+def test_a_run_is_recorded_promoted_and_reused(
+    pipeline: Pipeline, tiny_pipeline: TinyPipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
     done = pipeline.run(tiny_pipeline.config, run_key="dag/one")
     ledger = pipeline.context.ledger
 
@@ -109,6 +127,8 @@ def test_a_run_is_recorded_promoted_and_reused(pipeline: Pipeline, tiny_pipeline
     for name in ("adapter_model.safetensors", "adapter_config.json"):
         assert sha256(champion / name) == sha256(merged / name)
     assert list((pipeline.context.workspace.home / "work").iterdir()) == []
+
+    assert judged_by_command_line(pipeline, tiny_pipeline, monkeypatch) == report.suites
 
     again = pipeline.run(tiny_pipeline.config, run_key="dag/two")
     assert again["open"].run_id != done["open"].run_id
