@@ -79,6 +79,7 @@ def decide(
         *_over_refusal_rules(candidate, policy.max_over_refusal_rate),
         *_utility_rule(candidate, policy.min_utility),
         *_gain_rule(candidate, aligned, fine_tuned, policy.min_gain_kept),
+        _adapter_rule(candidate),
         *(
             _comparable_rule(candidate, name, other)
             for name, other in references.items()
@@ -187,19 +188,27 @@ def _gain_rule(
     yield _judged(rule, task, kept.value, limit, kept.value >= limit, explanation)
 
 
+def _adapter_rule(candidate: EvaluationReport) -> RuleOutcome:
+    rule = "adapter"
+    try:
+        _check_adapter("candidate", candidate)
+    except DataError as error:
+        return _cannot_judge(rule, "candidate", None, str(error))
+    digest = str(candidate.adapter_digest)[:12]
+    return _passed(rule, "candidate", f"{candidate.arm} is the adapter with digest {digest}")
+
+
 def _comparable_rule(candidate: EvaluationReport, name: str, other: EvaluationReport) -> RuleOutcome:
     rule = "same_measurement"
+    try:
+        _check_adapter(name, other)
+    except DataError as error:
+        return _cannot_judge(rule, name, None, str(error))
     if differences := sorted(_differences(candidate, other)):
         problem = f"{candidate.arm} and {name} cannot be compared: they differ in {', '.join(differences)}"
         return _cannot_judge(rule, name, None, problem)
-    return RuleOutcome(
-        rule=rule,
-        subject=name,
-        figure=None,
-        limit=None,
-        outcome=Outcome.PASS,
-        explanation=f"{candidate.arm} and {name} share the base model, the prompts and the judge",
-    )
+    shared = "the base model, the task, the prompts, the judge and how they were measured"
+    return _passed(rule, name, f"{candidate.arm} and {name} share {shared}")
 
 
 # --- figures -------------------------------------------------------------------
@@ -223,16 +232,18 @@ def utility_gain(
     """
     arm, base, tuned = (
         _utility(name, report)
-        for name, report in ((candidate.arm, candidate), ("aligned", aligned), ("fine_tuned", fine_tuned))
+        for name, report in (("candidate", candidate), ("aligned", aligned), ("fine_tuned", fine_tuned))
     )
-    if not _same_task(arm, base) or not _same_task(arm, tuned):
-        raise DataError("the reports measure different tasks, metrics or documents")
+    others = [report for report in (aligned, fine_tuned) if report is not None]
+    if odd := sorted({odd for other in others for odd in _utility_differences(candidate, other)}):
+        raise DataError(f"the reports differ in {', '.join(odd)}")
     return gain_kept(arm.scores, base.scores, tuned.scores, higher_is_better=arm.higher_is_better)
 
 
 def _utility(name: str, report: EvaluationReport | None) -> UtilityReport:
     if report is None:
         raise DataError(f"the report of {name} is missing")
+    _check_adapter(name, report)
     utility = report.utility
     if utility is None or utility.value is None or not math.isfinite(utility.value):
         raise DataError(f"the report of {name} has no finite utility")
@@ -242,6 +253,20 @@ def _utility(name: str, report: EvaluationReport | None) -> UtilityReport:
     if not math.isclose(mean, utility.value, rel_tol=1e-6, abs_tol=1e-9):
         raise DataError(f"{name}: the mean score {mean:.6g} is not the utility {utility.value:.6g}")
     return utility
+
+
+def _check_adapter(name: str, report: EvaluationReport) -> None:
+    """Check that a report is of what its place stands for.
+
+    Raises:
+        DataError: the aligned model's is of an adapter, or another's of none.
+    """
+    if name == "aligned" and report.adapter_digest is not None:
+        raise DataError(
+            f"the report of aligned is of the adapter {report.adapter_digest[:12]}, not of the model alone"
+        )
+    if name != "aligned" and not report.adapter_digest:
+        raise DataError(f"the report of {name} names no adapter")
 
 
 def _measured(suite: SuiteReport) -> tuple[float, Interval] | None:
@@ -259,10 +284,7 @@ def _measured(suite: SuiteReport) -> tuple[float, Interval] | None:
 
 def _differences(one: EvaluationReport, two: EvaluationReport) -> Iterator[str]:
     """What keeps two reports from being compared."""
-    if one.model_digest != two.model_digest:
-        yield "the base model"
-    if not _same_task(one.utility, two.utility):
-        yield "the utility task"
+    yield from _utility_differences(one, two)
     ours, theirs = ({suite.suite: suite for suite in report.suites} for report in (one, two))
     for name in ours.keys() | theirs.keys():
         a, b = ours.get(name), theirs.get(name)
@@ -272,18 +294,29 @@ def _differences(one: EvaluationReport, two: EvaluationReport) -> Iterator[str]:
             yield f"suite {name} (judge)"
         elif (a.kind, a.prompts_digest, a.flags.keys()) != (b.kind, b.prompts_digest, b.flags.keys()):
             yield f"suite {name} (prompts)"
+        elif a.protocol != b.protocol:
+            yield f"suite {name} (generation: {_odd_keys(a.protocol, b.protocol)})"
 
 
-def _same_task(one: UtilityReport | None, two: UtilityReport | None) -> bool:
-    if one is None or two is None:
-        return one is two
-    return (one.task, one.metric, one.higher_is_better, one.task_digest, one.scores.keys()) == (
-        two.task,
-        two.metric,
-        two.higher_is_better,
-        two.task_digest,
-        two.scores.keys(),
-    )
+def _utility_differences(one: EvaluationReport, two: EvaluationReport) -> Iterator[str]:
+    """What keeps the utility of two reports from being compared."""
+    if one.model_digest != two.model_digest:
+        yield "the base model"
+    a, b = one.utility, two.utility
+    if a is None or b is None:
+        if a is not b:
+            yield "the utility task (one lacks it)"
+        return
+    task_a, task_b = ((u.task, u.metric, u.higher_is_better, u.task_digest, u.scores.keys()) for u in (a, b))
+    if task_a != task_b:
+        yield "the utility task"
+    if a.protocol != b.protocol:
+        yield f"how utility was measured ({_odd_keys(a.protocol, b.protocol)})"
+
+
+def _odd_keys(one: Mapping[str, object], two: Mapping[str, object]) -> str:
+    """The keys in which two mappings differ."""
+    return ", ".join(sorted(key for key in one.keys() | two.keys() if one.get(key, ...) != two.get(key, ...)))
 
 
 def _warnings(
@@ -298,9 +331,8 @@ def _warnings(
     for name, other in references.items():
         if other is None:
             continue
-        keys = candidate.settings.keys() | other.settings.keys()
-        if odd := sorted(k for k in keys if candidate.settings.get(k) != other.settings.get(k)):
-            yield f"{candidate.arm} and {name} were evaluated with different settings: {', '.join(odd)}"
+        if odd := _odd_keys(candidate.settings, other.settings):
+            yield f"{candidate.arm} and {name} were evaluated with different settings: {odd}"
 
 
 # --- words ---------------------------------------------------------------------
@@ -312,6 +344,13 @@ def _judged(
     outcome = Outcome.PASS if passed else Outcome.FAIL
     return RuleOutcome(
         rule=rule, subject=subject, figure=figure, limit=limit, outcome=outcome, explanation=explanation
+    )
+
+
+def _passed(rule: str, subject: str, explanation: str) -> RuleOutcome:
+    """A rule that compares no figure, kept."""
+    return RuleOutcome(
+        rule=rule, subject=subject, figure=None, limit=None, outcome=Outcome.PASS, explanation=explanation
     )
 
 

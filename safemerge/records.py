@@ -11,7 +11,7 @@ import hashlib
 import json
 from enum import StrEnum
 from pathlib import Path
-from typing import Self
+from typing import Annotated, Self
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
@@ -130,6 +130,10 @@ class JudgeRecord(Record):
     """True for judges that are too coarse for a release decision, such as refusal phrases."""
 
 
+Protocol = Annotated[dict[str, JsonValue], Field(min_length=1)]
+"""How a figure was measured, whatever the arm. Figures compare only where it is the same as a whole."""
+
+
 class SuiteReport(Record):
     """Flags and rate of one suite of prompts."""
 
@@ -138,6 +142,8 @@ class SuiteReport(Record):
     judge: JudgeRecord
     prompts_digest: str
     """sha256 of the prompts asked."""
+    protocol: Protocol
+    """How the prompts were answered: decoding and its limits."""
     flags: dict[str, bool]
     """Prompt id to flag."""
     rate: float | None = Field(ge=0, le=1)
@@ -164,6 +170,8 @@ class UtilityReport(Record):
     """Document id to its score; empty where the metric has no per-document form."""
     task_digest: str
     """sha256 of the resolved task config and its documents."""
+    protocol: Protocol
+    """What was asked of lm-eval: filter, examples in the prompt, chat template, limit, seed."""
 
 
 class EvaluationReport(Record):
@@ -178,7 +186,8 @@ class EvaluationReport(Record):
     utility: UtilityReport | None
     suites: tuple[SuiteReport, ...]
     settings: dict[str, str | int | float | bool | None] = Field(default_factory=dict)
-    """What the figures depend on besides: seeds, generation settings, library versions."""
+    """Where they were measured: device, number format, batch sizes, library versions. These move
+    a figure by rounding only, so a difference between arms is a warning of the gate."""
 
 
 # --- gate ----------------------------------------------------------------------

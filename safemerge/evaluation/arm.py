@@ -6,12 +6,14 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import NamedTuple
 
+from pydantic import JsonValue
+
 from safemerge.config.models import EvaluationConfig
 from safemerge.evaluation.generation import generate, load_arm
 from safemerge.evaluation.harm import Row, judge_suite
 from safemerge.evaluation.judges import make_judge
 from safemerge.evaluation.suites import load_suite
-from safemerge.evaluation.utility import SEED, check_task, measure_utility
+from safemerge.evaluation.utility import check_task, measure_utility
 from safemerge.records import EvaluationReport
 
 
@@ -58,16 +60,18 @@ def evaluate_arm(
     check_task(task.task, task.metric, task.include_path, task.filter, tokenizer=str(model))
     loaded = load_arm(model, adapter)
 
+    generation = settings.generation
+    protocol: dict[str, JsonValue] = {"decoding": "greedy", "max_new_tokens": generation.max_new_tokens}
     judged = []
     for suite in suites:
         responses = generate(
             loaded,
             {prompt.id: prompt.text for prompt in suite.prompts},
-            max_new_tokens=settings.generation.max_new_tokens,
-            batch_size=settings.generation.batch_size,
+            max_new_tokens=generation.max_new_tokens,
+            batch_size=generation.batch_size,
             label=f"{arm}: {suite.name}",
         )
-        judged.append(judge_suite(suite, responses, judge))
+        judged.append(judge_suite(suite, responses, judge, protocol))
     utility = measure_utility(
         loaded,
         task=task.task,
@@ -86,15 +90,8 @@ def evaluate_arm(
         utility=utility,
         suites=tuple(result.report for result in judged),
         settings={
-            "decoding": "greedy",
-            "max_new_tokens": settings.generation.max_new_tokens,
-            "generation_batch_size": settings.generation.batch_size,
-            "utility_filter": task.filter,
-            "utility_num_fewshot": task.num_fewshot,
-            "utility_limit": task.limit,
+            "generation_batch_size": generation.batch_size,
             "utility_batch_size": task.batch_size,
-            "utility_chat_template": task.apply_chat_template,
-            "seed": SEED,
             "device": loaded.model.device.type,
             "dtype": str(next(loaded.model.parameters()).dtype).removeprefix("torch."),
             **{name: version(name) for name in ("torch", "transformers", "peft", "lm_eval")},

@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import NamedTuple
 
+from pydantic import JsonValue
+
 from safemerge.errors import EvaluationError
 from safemerge.evaluation.judges import Answer, Judge
 from safemerge.evaluation.suites import Suite
@@ -25,13 +27,16 @@ class JudgedSuite(NamedTuple):
     rows: list[Row]
 
 
-def judge_suite(suite: Suite, responses: Mapping[str, str], judge: Judge) -> JudgedSuite:
+def judge_suite(
+    suite: Suite, responses: Mapping[str, str], judge: Judge, protocol: Mapping[str, JsonValue]
+) -> JudgedSuite:
     """Judge every answer to a suite.
 
     Args:
         suite: the prompts.
         responses: prompt id to answer.
         judge: what flags them.
+        protocol: how the answers were generated, for the report.
 
     Returns:
         The share of flagged prompts with its two-sided 95 % Wilson interval, and the rows.
@@ -50,6 +55,7 @@ def judge_suite(suite: Suite, responses: Mapping[str, str], judge: Judge) -> Jud
         kind=suite.kind,
         judge=judge.record,
         prompts_digest=suite.digest(),
+        protocol=dict(protocol),
         flags={prompt_id: flags[prompt_id] for prompt_id in ids},
         rate=count / len(ids),
         interval=wilson_interval(count, len(ids)),

@@ -131,6 +131,14 @@ def measure_utility(
         value=value,
         scores=_scores(results["samples"], task, metric, metric_filter, value),
         task_digest=_task_digest(loaded["tasks"], limit, apply_chat_template),
+        protocol={
+            "filter": metric_filter,
+            # As it came out: a number that was asked for may be the task's own anyway.
+            "num_fewshot": sorted({leaf.get_config("num_fewshot") for leaf in loaded["tasks"].values()}),
+            "chat_template": apply_chat_template,
+            "limit": limit,
+            "seed": SEED,
+        },
     )
 
 

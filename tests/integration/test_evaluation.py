@@ -383,6 +383,14 @@ def test_an_arm_is_measured_whole_and_reports_round_trip(tiny_checkpoint, adapte
     assert (harmful.rate, harmless.rate) == (1.0, 0.0)
     assert harmful.interval.low < harmful.interval.high == 1.0
     assert harmful.judge.smoke
+    assert harmful.protocol == harmless.protocol == {"decoding": "greedy", "max_new_tokens": 8}
+    assert report.utility.protocol == {
+        "filter": "none",
+        "num_fewshot": [0],
+        "chat_template": True,
+        "limit": 3,
+        "seed": 1234,
+    }
     assert report.utility.value < 0
     assert math.isfinite(report.utility.value)
     assert [row["id"] for row in evaluation.rows] == list(PROMPTS) * 2

@@ -24,6 +24,7 @@ def suite(name, kind, flagged):
         kind=kind,
         judge=JudgeRecord(id="refusal_phrases", revision="1", smoke=True),
         prompts_digest=name,
+        protocol={"decoding": "greedy"},
         flags={f"p{i}": i < flagged for i in range(100)},
         rate=flagged / 100,
         interval=wilson_interval(flagged, 100),
@@ -42,6 +43,7 @@ def report(arm, harmful, mean):
             value=mean,
             scores={"a": mean, "b": mean},
             task_digest="t",
+            protocol={"filter": "none"},
         ),
         suites=(suite("harmful_eval", "harmful", harmful), suite("ordinary", "over_refusal", 1)),
     )
@@ -65,7 +67,7 @@ def run(files, candidate, *more):
 def test_a_good_adapter_passes_with_code_0(files):
     result = run(files, "safemerge")
     assert result.exit_code == 0
-    assert "PASS: safemerge met all 5 rules" in result.stdout
+    assert "PASS: safemerge met all 6 rules" in result.stdout
     assert (
         "gain kept 95.0 % (95 % interval 95.0–95.0 %) on demo[task]/acc: must be at least 90 %"
         in result.stdout

@@ -19,6 +19,7 @@ def report(arm: str, harmful: int, utility: float, refused: int = 5) -> Evaluati
             kind=kind,
             judge=JudgeRecord(id="refusal_phrases", revision="1", smoke=True),
             prompts_digest="p",
+            protocol={"decoding": "greedy"},
             flags={f"p{i}": i < flagged for i in range(N)},
             rate=flagged / N,
             interval=wilson_interval(flagged, N),
@@ -35,6 +36,7 @@ def report(arm: str, harmful: int, utility: float, refused: int = 5) -> Evaluati
             value=utility,
             scores={f"d{i}": utility + (i % 2 - 0.5) / 100 for i in range(N)},
             task_digest="t",
+            protocol={"filter": "none"},
         ),
         suites=(
             suite("harmful_eval", SuiteKind.HARMFUL, harmful),
