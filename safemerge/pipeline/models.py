@@ -30,10 +30,7 @@ def model_digest(checkpoint: Checkpoint, memo_folder: Path) -> str:
         memo_folder: where digests of earlier calls are kept.
     """
     stats = {
-        str(path.resolve()): [path.stat().st_size, path.stat().st_mtime_ns]
-        for path in sorted(
-            {entry.file for entry in checkpoint.tensors.values()} | {checkpoint.folder / "config.json"}
-        )
+        str(path.resolve()): [path.stat().st_size, path.stat().st_mtime_ns] for path in checkpoint.files()
     }
     key, memo_file = json_digest(stats), memo_folder / MEMO_FILE
     memo = json.loads(memo_file.read_text(encoding="utf-8")) if memo_file.exists() else {}

@@ -18,6 +18,7 @@ from torch import Tensor
 from safemerge.errors import CheckpointError, MismatchError
 from safemerge.records import json_digest
 from safemerge.storage.digests import file_digest
+from safemerge.storage.hub import MODEL_FILES
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
@@ -140,10 +141,18 @@ class Checkpoint:
         """sha256 of every tensor's name, dtype and shape, however they are spread over shards."""
         return json_digest({name: [entry.dtype, list(entry.shape)] for name, entry in self.tensors.items()})
 
+    def files(self) -> list[Path]:
+        """All that a program which loads the model may read, by name: shards, configs, tokenizer, template.
+
+        The shards are those that the tensors lie in; hidden files and subfolders do not count.
+        """
+        beside = {path for pattern in MODEL_FILES for path in self.folder.glob(pattern) if path.is_file()}
+        shown = {path for path in beside if not path.name.startswith(".")}
+        return sorted(shown | {entry.file for entry in self.tensors.values()})
+
     def files_digest(self) -> str:
-        """sha256 over config.json and the bytes of every shard."""
-        files = sorted({entry.file for entry in self.tensors.values()} | {self.folder / "config.json"})
-        return json_digest({file.name: file_digest(file) for file in files})
+        """sha256 over the names and bytes of the model's :meth:`files`."""
+        return json_digest({file.name: file_digest(file) for file in self.files()})
 
 
 def check_same_architecture(aligned: Checkpoint, unaligned: Checkpoint) -> None:

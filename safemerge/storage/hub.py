@@ -11,10 +11,13 @@ from safemerge.errors import AdapterError, CheckpointError
 Kind = Literal["adapter", "model"]
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[\w./-]+)?")
+MODEL_FILES = ("*.json", "*.model", "*.jinja", "merges.txt", "vocab.txt")
+"""What belongs to a model beside its weights: configs, tokenizer, chat template."""
+
 # No *.bin and no *.pt: pickled weights are never fetched.
 _PATTERNS = {
     "adapter": ["adapter_config.json", "adapter_model.safetensors"],
-    "model": ["*.safetensors", "*.json", "*.model", "*.jinja", "merges.txt", "vocab.txt"],
+    "model": ["*.safetensors", *MODEL_FILES],
 }
 
 

@@ -245,3 +245,30 @@ def test_the_files_digest_covers_every_byte(folder: Path, edit_tensors):
     assert Checkpoint.open(folder).files_digest() == before
     edit_tensors(folder / "model.safetensors", lambda t: t["model.embed_tokens.weight"].add_(1))
     assert Checkpoint.open(folder).files_digest() != before
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "config.json",
+        "generation_config.json",
+        "tokenizer.json",
+        "chat_template.jinja",
+        "vocab.txt",
+        "x.model",
+    ],
+)
+def test_the_files_digest_covers_what_shapes_tokens_and_answers(folder: Path, name: str):
+    before = Checkpoint.open(folder).files_digest()
+    (folder / name).write_text('{"model_type": "other"}')
+    assert folder / name in Checkpoint.open(folder).files()
+    assert Checkpoint.open(folder).files_digest() != before
+
+
+def test_files_that_are_not_the_models_do_not_count(folder: Path):
+    before = Checkpoint.open(folder).files_digest()
+    for name in ("README.md", "pytorch_model.bin", ".stamp.json", "other.safetensors"):
+        (folder / name).write_text("x")
+    (folder / "vocab.txt").mkdir()
+    assert Checkpoint.open(folder).files() == [folder / "config.json", folder / "model.safetensors"]
+    assert Checkpoint.open(folder).files_digest() == before
