@@ -10,11 +10,11 @@ from airflow.sdk import DAG, Param, TaskGroup
 from safemerge.config.models import MergeMethod
 from safemerge_airflow.device_lane import device_lane
 from safemerge_airflow.operators import (
+    CloseRunOperator,
     EvaluateOperator,
     GateOperator,
     OpenRunOperator,
     PromoteOperator,
-    PruneOperator,
     SafeMergeOperator,
     TrainAdapterOperator,
 )
@@ -31,6 +31,7 @@ button to its MLflow run.
 """
 
 MERGE = "Merge (empty: as in the config)"
+RECORD = "Record"
 RE_GATE = "Evaluate and gate an adapter again, without training"
 
 PARAMS = {
@@ -93,12 +94,19 @@ PARAMS = {
         description="The adapter that it came from, where the gate is to judge the gain kept.",
         section=RE_GATE,
     ),
+    "promote": Param(
+        True,
+        type="boolean",
+        title="Promote",
+        description="Whether an adapter that passes the gate becomes the champion.",
+        section=RECORD,
+    ),
     "run_key": Param(
         None,
         type=["null", "string"],
         title="Run key",
         description="Name under which MLflow finds this run again; DAG id and run id where empty.",
-        section=RE_GATE,
+        section=RECORD,
     ),
 }
 
@@ -106,7 +114,7 @@ with DAG(
     dag_id="safemerge_pipeline",
     description="Fine-tune, repair with SafeMERGE, evaluate, gate, release",
     doc_md=DOC,
-    schedule=None,
+    schedule=os.environ.get("SAFEMERGE_SCHEDULE") or None,
     catchup=False,
     max_active_runs=1,
     # Without a lane for devices, one task at a time keeps two steps off the same device.
@@ -127,6 +135,7 @@ with DAG(
         },
         adapter=dag.param("adapter"),
         fine_tuned_adapter=dag.param("fine_tuned_adapter"),
+        promote=dag.param("promote"),
         run_key=dag.param("run_key"),
     )
     run_id = open_run.output["run_id"]
@@ -172,8 +181,8 @@ with DAG(
         decision=gate.output["decision"],
         trigger_rule="none_failed",
     )
-    prune = PruneOperator(task_id="prune", run_id=run_id)
+    close = CloseRunOperator(task_id="close_run", run_id=run_id)
 
     evaluate >> gate
     # A teardown task runs whatever came before, and leaves the run's state to the others.
-    [train_safety, evaluate, promote] >> prune.as_teardown()
+    [train_safety, evaluate, promote] >> close.as_teardown()

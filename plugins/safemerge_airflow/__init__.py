@@ -8,5 +8,6 @@ Settings, all optional, in the ``[safemerge]`` section of the Airflow configurat
 
 - ``python``: interpreter that runs the steps, where it is not the worker's own.
 - ``mlflow_url``: address of the MLflow pages as a browser reaches them.
-- ``gpu_queue`` and ``gpu_pool``: names that differ from ``gpu`` and ``gpu_pool``.
+- ``gpu_queue``: the queue that device workers listen on, where no executor alias ``gpu`` says so;
+  ``gpu_pool``: their pool, where it is not ``gpu_pool``.
 """

@@ -125,13 +125,14 @@ class OpenRunOperator(SafemergeStepOperator):
         overrides: dotted config keys to values, such as ``{"merge.quantile": 0.5}``; None keeps the file's.
         adapter: URI of an adapter to evaluate and gate again, instead of training one.
         fine_tuned_adapter: URI of the unrepaired adapter that ``adapter`` came from.
+        promote: whether an adapter that passes becomes the champion.
         run_key: name of the pipeline run that stays the same when it is started again;
             DAG id and run id where None.
     """
 
     step = "open"
-    step_options = ("config", "run_key", "adapter", "fine_tuned_adapter")
-    template_fields = ("config", "overrides", "adapter", "fine_tuned_adapter", "run_key")
+    step_options = ("config", "run_key", "adapter", "fine_tuned_adapter", "promote")
+    template_fields = ("config", "overrides", "adapter", "fine_tuned_adapter", "promote", "run_key")
 
     def __init__(
         self,
@@ -140,6 +141,7 @@ class OpenRunOperator(SafemergeStepOperator):
         overrides: Mapping[str, Any] | None = None,
         adapter: str | None = None,
         fine_tuned_adapter: str | None = None,
+        promote: bool = True,
         run_key: str | None = None,
         **kwargs: Any,
     ) -> None:
@@ -148,6 +150,7 @@ class OpenRunOperator(SafemergeStepOperator):
         self.overrides = overrides
         self.adapter = adapter
         self.fine_tuned_adapter = fine_tuned_adapter
+        self.promote = promote
         self.run_key = run_key
 
     def options(self) -> dict[str, Any]:
@@ -277,14 +280,14 @@ class PromoteOperator(SafemergeStepOperator):
         self.decision = decision
 
 
-class PruneOperator(SafemergeStepOperator):
-    """Deletes old checkpoints and caches on the machine that it runs on; MLflow keeps everything."""
+class CloseRunOperator(SafemergeStepOperator):
+    """Marks a pipeline run that reached no verdict as failed in MLflow; a teardown for the whole DAG."""
 
-    step = "prune"
+    step = "close"
     template_fields = ("run_id",)
 
     def execute(self, context: Mapping[str, Any]) -> dict[str, Any]:
-        """Prune by the policy in the pipeline's config, which is read from the opened run."""
+        """Close the run, if one was opened."""
         if self.run_id is None:
-            raise AirflowSkipException("no pipeline run was opened, so there is no policy to prune by")
+            raise AirflowSkipException("no pipeline run was opened, so there is none to close")
         return super().execute(context)

@@ -28,7 +28,7 @@ def register(app: typer.Typer) -> None:
 
 def step(
     name: Annotated[
-        str, typer.Argument(help="open, train, merge, evaluate, gate, promote or prune.", show_default=False)
+        str, typer.Argument(help="open, train, merge, evaluate, gate, promote or close.", show_default=False)
     ],
     request: Annotated[str, typer.Argument(help="The request as JSON: run_id, inputs, options.")] = "{}",
     result: Annotated[
@@ -46,7 +46,7 @@ def step(
         _die_with_parent()
     _log_to_stderr()
     from safemerge.errors import TrackingError
-    from safemerge.pipeline.steps import run_step
+    from safemerge.pipeline.registry import run_step
     from safemerge.storage.atomic import atomic_file
 
     try:

@@ -61,7 +61,7 @@ def run_twice(home: DemoHome, console: Console, mlflow_port: int) -> RenderableT
         repaired = run_dag(home, console, ledger, environment, {})
         console.rule("The same gate on the unrepaired adapter")
         adapter = repaired["train_task_adapter"].outputs["adapter"].uri
-        unrepaired = run_dag(home, console, ledger, environment, {"adapter": adapter})
+        unrepaired = run_dag(home, console, ledger, environment, {"adapter": adapter, "promote": False})
         reports = {
             label.removeprefix("evaluate_"): EvaluationReport.read(_fetch(home, ledger, result, "report"))
             for label, result in repaired.items()
@@ -71,7 +71,11 @@ def run_twice(home: DemoHome, console: Console, mlflow_port: int) -> RenderableT
             "SafeMERGE": GateDecision.read(_fetch(home, ledger, repaired["gate"], "decision")),
             "unrepaired adapter": GateDecision.read(_fetch(home, ledger, unrepaired["gate"], "decision")),
         }
-    return last_screen(reports, verdicts, outlook(home, verdicts["SafeMERGE"]))
+    if verdicts["SafeMERGE"].passed and "promote" not in repaired:
+        raise StepError(
+            f"the gate passed, but the adapter was not promoted; the log: {home.logs / 'dag.log'}"
+        )
+    return last_screen(reports, verdicts, outlook(home, repaired.get("promote")))
 
 
 def write_pipeline(home: DemoHome, seed: int | None) -> None:
@@ -121,11 +125,11 @@ def run_dag(
     return steps
 
 
-def outlook(home: DemoHome, decision: GateDecision) -> list[str]:
+def outlook(home: DemoHome, promotion: StepResult | None) -> list[str]:
     """What to open and type next."""
     shipped = (
-        "The repaired adapter is now version and champion in MLflow's Model Registry."
-        if decision.passed
+        f"The repaired adapter is the champion: {promotion.outputs['model_version'].uri} in MLflow."
+        if promotion
         else "Nothing was promoted: what the gate blocks does not ship."
     )
     return [

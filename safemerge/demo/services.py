@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import shutil
 import signal
 import socket
 import subprocess
@@ -19,6 +18,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 from safemerge.errors import ConfigError, StepError
 from safemerge.storage.atomic import atomic_file
@@ -84,6 +84,20 @@ class DemoHome:
         return self.root / "airflow" / "airflow.db"
 
 
+class ServiceState(NamedTuple):
+    """A server process, told apart from a later one that got the same number."""
+
+    pid: int
+    started_at: str
+    url: str
+
+    def is_alive(self) -> bool:
+        """Whether that very process still runs."""
+        with contextlib.suppress(ChildProcessError):
+            os.waitpid(self.pid, os.WNOHANG)  # reap it where it is ours, so that it does not look alive
+        return _started_at(self.pid) == self.started_at != ""
+
+
 class Service:
     """One server process, its state kept in ``<root>/<name>.json``."""
 
@@ -98,12 +112,8 @@ class Service:
     @property
     def url(self) -> str | None:
         """Where it answers; None where it does not run."""
-        try:
-            state = json.loads(self.state_file.read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            return None
-        url = str(state["url"])
-        return url if _is_alive(state["pid"]) and _answers(url + self.health_path) else None
+        state = self._state()
+        return state.url if state and state.is_alive() and _answers(state.url + self.health_path) else None
 
     def start(self, command: list[str], port: int, environment: dict[str, str]) -> str:
         """Start it and wait until it answers.
@@ -121,8 +131,9 @@ class Service:
                 start_new_session=True,
             )
         url = f"http://{HOST}:{port}"
-        with atomic_file(self.state_file) as partial:
-            partial.write_text(json.dumps({"pid": process.pid, "url": url}), encoding="utf-8")
+        state = ServiceState(process.pid, _started_at(process.pid), url)
+        with atomic_file(self.state_file, replace=True) as partial:
+            partial.write_text(json.dumps(state._asdict()), encoding="utf-8")
         deadline_s = time.monotonic() + START_TIMEOUT_S
         while time.monotonic() < deadline_s:
             if process.poll() is not None:
@@ -138,23 +149,23 @@ class Service:
 
     def stop(self) -> bool:
         """Stop it with all its child processes; False where it did not run."""
-        try:
-            pid = json.loads(self.state_file.read_text(encoding="utf-8"))["pid"]
-        except FileNotFoundError:
-            return False
-        was_alive = _is_alive(pid)
-        for signum, patience_s in ((self.stop_signal, STOP_TIMEOUT_S), (signal.SIGKILL, 5)):
-            if not _is_alive(pid):
-                break
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(pid, signum)
-            deadline_s = time.monotonic() + patience_s
-            while _is_alive(pid) and time.monotonic() < deadline_s:
+        state = self._state()
+        was_alive = state is not None and state.is_alive()
+        if state is not None and was_alive:
+            os.killpg(state.pid, self.stop_signal)
+            deadline_s = time.monotonic() + STOP_TIMEOUT_S
+            while state.is_alive() and time.monotonic() < deadline_s:
                 time.sleep(0.2)
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(pid, signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(state.pid, signal.SIGKILL)  # what it left behind in its group
         self.state_file.unlink(missing_ok=True)
         return was_alive
+
+    def _state(self) -> ServiceState | None:
+        try:
+            return ServiceState(**json.loads(self.state_file.read_text(encoding="utf-8")))
+        except (FileNotFoundError, TypeError, ValueError):
+            return None
 
 
 def mlflow_service(home: DemoHome) -> Service:
@@ -256,21 +267,13 @@ def free_port(preferred: int) -> int:
     raise StepError(f"no free port on {HOST}")
 
 
-def remove(home: DemoHome) -> None:
-    """Delete everything that the demo made."""
-    shutil.rmtree(home.root, ignore_errors=True)
-
-
-def _is_alive(pid: int) -> bool:
-    with contextlib.suppress(ChildProcessError):
-        os.waitpid(pid, os.WNOHANG)  # reap it where it is ours, so that it does not look alive
+def _started_at(pid: int) -> str:
+    """When a process began, in clock ticks since boot; empty where there is none."""
     try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
+        stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+    except (FileNotFoundError, ProcessLookupError):
+        return ""
+    return stat.rpartition(")")[2].split()[19]  # after the name, which may hold spaces
 
 
 def _answers(url: str) -> bool:

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from safemerge.errors import MismatchError
 from safemerge.pipeline.workspace import Workspace
 from safemerge.records import ArtifactRef, StepResult, json_digest
+from safemerge.storage.digests import file_digest
 from safemerge.tracking.ledger import Ledger, PipelineRun
 
 logger = logging.getLogger(__name__)
@@ -22,16 +23,20 @@ class StepContext(NamedTuple):
     workspace: Workspace
 
 
+REVISIONS = {"train": 1, "merge": 1, "evaluate": 1, "gate": 1, "promote": 1}
+"""Raised when a step's outputs change though its inputs do not."""
+
+
 def inputs_digest(step: str, libraries: tuple[str, ...] = (), **parts: Any) -> str:
     """The sha256 of everything that a step's outputs depend on.
 
     Args:
         step: name of the step.
-        libraries: packages whose version may change the outputs.
+        libraries: packages whose version may change the outputs, installed or not.
         parts: plain values: settings and the digests of inputs.
     """
-    versions = {name: metadata.version(name) for name in ("safemerge", *libraries)}
-    return json_digest({"step": step, "versions": versions, **parts})
+    versions = {name: _version(name) for name in libraries}
+    return json_digest({"step": step, "revision": REVISIONS[step], "versions": versions, **parts})
 
 
 def already_done(
@@ -46,6 +51,18 @@ def already_done(
     return done
 
 
+def check_unchanged(what: str, expected: str, got: str) -> None:
+    """Refuse data that are not those which the pipeline run was opened with.
+
+    Raises:
+        MismatchError: the digests differ.
+    """
+    if got != expected:
+        raise MismatchError(
+            f"{what}: expected content of digest {expected[:12]}, as when the run was opened, got {got[:12]}"
+        )
+
+
 def local_adapter(context: StepContext, ref: ArtifactRef) -> Path:
     """An adapter folder on this machine, checked by its digest.
 
@@ -54,8 +71,27 @@ def local_adapter(context: StepContext, ref: ArtifactRef) -> Path:
     """
     from safemerge.storage.adapters import adapter_digest
 
-    folder = context.ledger.fetch(ref.uri, context.workspace.cache)
-    got = adapter_digest(folder)
-    if got != ref.digest:
-        raise MismatchError(f"adapter {ref.uri}: expected digest {ref.digest[:12]}, got {got[:12]}")
-    return folder
+    return context.ledger.fetch_checked(ref, context.workspace.cache, adapter_digest)
+
+
+def local_file(context: StepContext, ref: ArtifactRef) -> Path:
+    """A stored text file on this machine, checked by its digest.
+
+    Raises:
+        MismatchError: its content is not what the earlier step had written.
+    """
+    return context.ledger.fetch_checked(ref, context.workspace.cache, file_digest)
+
+
+def tidy(context: StepContext, run: PipelineRun) -> None:
+    """Delete what the pipeline's retention policy lets go on this machine."""
+    retention = run.config.retention
+    for path in context.workspace.prune(retention.checkpoints_days, retention.cache_days):
+        logger.info("deleted %s, which was older than the retention policy keeps", path)
+
+
+def _version(library: str) -> str | None:
+    try:
+        return metadata.version(library)
+    except metadata.PackageNotFoundError:
+        return None

@@ -5,10 +5,18 @@ from __future__ import annotations
 from pathlib import Path
 
 from safemerge.errors import ConfigError
-from safemerge.pipeline.context import StepContext, already_done, inputs_digest, local_adapter
+from safemerge.pipeline.context import (
+    StepContext,
+    already_done,
+    check_unchanged,
+    inputs_digest,
+    local_adapter,
+    tidy,
+)
 from safemerge.pipeline.models import local_model
 from safemerge.pipeline.request import StepRequest
 from safemerge.records import EvaluationReport, StepResult
+from safemerge.tracking import tags
 
 LIBRARIES = ("torch", "transformers", "peft", "lm_eval")
 
@@ -43,12 +51,17 @@ def evaluate(context: StepContext, request: StepRequest) -> StepResult:
     settings = run.config.evaluation
     label = f"evaluate_{arm}"
 
+    from safemerge.evaluation.judges import make_judge
     from safemerge.evaluation.suites import load_suite
 
     suites = [
         (suite, load_suite(suite.name, suite.kind, Path(suite.path), suite.limit))
         for suite in settings.suites
     ]
+    for suite, prompts in suites:
+        check_unchanged(f"suite {suite.name}", run.plan.data_digests[f"suite {suite.name}"], prompts.digest())
+    judge = make_judge(settings.judge).record
+    what = settings.model_dump(mode="json", exclude={"suites": True, "utility": {"include_path"}})
     digest = inputs_digest(
         "evaluate",
         LIBRARIES,
@@ -56,7 +69,8 @@ def evaluate(context: StepContext, request: StepRequest) -> StepResult:
         adapter=adapter and adapter.digest,
         suites={suite.name: [suite.kind, prompts.digest()] for suite, prompts in suites},
         task=run.plan.task_digest,
-        settings=settings.model_dump(mode="json", exclude={"suites": True, "utility": {"include_path"}}),
+        judge=judge.model_dump(mode="json"),
+        settings=what,
     )
     if done := already_done(context, run, "evaluate", digest, label):
         return done
@@ -66,7 +80,9 @@ def evaluate(context: StepContext, request: StepRequest) -> StepResult:
     from safemerge.evaluation.arm import evaluate_arm
 
     with context.ledger.step_run(run, "evaluate", digest, label) as step_run:
-        step_run.log_params({"arm": arm, **settings.model_dump(mode="json", exclude={"suites"})})
+        step_run.log_params(what)
+        smoke = ", a smoke judge" if judge.smoke else ""
+        step_run.set_tags({tags.ARM: arm, tags.JUDGE: f"{judge.id} (revision {judge.revision}){smoke}"})
         for suite, prompts in suites:
             step_run.log_dataset(suite.name, prompts.digest(), suite.path)
         evaluation = evaluate_arm(
@@ -77,11 +93,15 @@ def evaluate(context: StepContext, request: StepRequest) -> StepResult:
             model_digest=run.plan.model_digests["aligned_model"],
             adapter_digest=adapter.digest if adapter else None,
         )
+        if evaluation.report.utility is not None:
+            check_unchanged("utility task", run.plan.task_digest, evaluation.report.utility.task_digest)
         figures = headline_figures(evaluation.report)
         step_run.log_metrics(figures)
         step_run.log_table(evaluation.rows, "responses.json")
         report = step_run.log_text(evaluation.report.to_json(), "report.json")
-        return step_run.finish({"report": report}, figures)
+        result = step_run.finish({"report": report}, figures)
+    tidy(context, run)
+    return result
 
 
 def headline_figures(report: EvaluationReport) -> dict[str, float | None]:

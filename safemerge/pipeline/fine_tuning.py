@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from safemerge.errors import ConfigError
-from safemerge.pipeline.context import StepContext, already_done, inputs_digest
+from safemerge.pipeline.context import StepContext, already_done, check_unchanged, inputs_digest, tidy
 from safemerge.pipeline.models import local_model
 from safemerge.pipeline.request import StepRequest
 from safemerge.records import StepResult, TrainingReport
 
-LIBRARIES = ("torch", "transformers", "peft", "trl")
+LIBRARIES = ("torch", "transformers", "peft", "trl", "accelerate", "bitsandbytes")
 
 
 def train(context: StepContext, request: StepRequest) -> StepResult:
@@ -40,6 +40,7 @@ def train(context: StepContext, request: StepRequest) -> StepResult:
     settings = run.config.task_training if role == "task" else run.config.safety_training
     examples = load_examples(settings.data)
     data = data_digest(examples)
+    check_unchanged(f"{role} training data", run.plan.data_digests[f"{role}_training"], data)
     digest = inputs_digest(
         "train",
         LIBRARIES,
@@ -58,7 +59,9 @@ def train(context: StepContext, request: StepRequest) -> StepResult:
 
     output = work / "adapter"
     with context.ledger.step_run(run, "train", digest, label) as step_run:
-        step_run.log_params({"role": role, **settings.model_dump(mode="json", exclude={"data"})})
+        step_run.log_params(
+            {"role": role, **settings.model_dump(mode="json", exclude={"data", "save_every_steps"})}
+        )
         step_run.log_dataset(f"{role}_training", data, ", ".join(source.path for source in settings.data))
         if output.exists():  # a killed attempt had trained it, but not stored it
             report = TrainingReport.read(output / REPORT_NAME)
@@ -76,4 +79,5 @@ def train(context: StepContext, request: StepRequest) -> StepResult:
         figures = {"train_loss": report.final_loss, "steps": report.steps, "wall_s": report.wall_s}
         result = step_run.finish({"adapter": adapter}, figures)
     context.workspace.discard(work)
+    tidy(context, run)
     return result

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from safemerge.gate import decide
-from safemerge.pipeline.context import StepContext, already_done, inputs_digest
+from safemerge.pipeline.context import StepContext, already_done, inputs_digest, local_file
 from safemerge.pipeline.merging import CANDIDATE
 from safemerge.pipeline.request import StepRequest
 from safemerge.records import ArtifactRef, EvaluationReport, StepResult
@@ -67,5 +67,5 @@ def _judge(
 
 def _read_report(context: StepContext, ref: ArtifactRef, arm: str) -> EvaluationReport:
     """A report under its name in this run; the run that measured it may have called it otherwise."""
-    report = EvaluationReport.read(context.ledger.fetch(ref.uri, context.workspace.cache))
+    report = EvaluationReport.read(local_file(context, ref))
     return report.model_copy(update={"arm": arm})

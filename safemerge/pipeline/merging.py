@@ -7,8 +7,7 @@ import shutil
 from statistics import median
 
 from safemerge.config.models import MergeConfig, MergeMethod
-from safemerge.errors import ConfigError
-from safemerge.pipeline.context import StepContext, already_done, inputs_digest, local_adapter
+from safemerge.pipeline.context import StepContext, already_done, inputs_digest, local_adapter, tidy
 from safemerge.pipeline.models import local_model
 from safemerge.pipeline.request import StepRequest
 from safemerge.records import MergeReport, StepResult
@@ -60,7 +59,7 @@ def merge(context: StepContext, request: StepRequest) -> StepResult:
     if done := already_done(context, run, "merge", digest, "merge"):
         return done
 
-    from safemerge.steps.merging import merge_arms
+    from safemerge.merging import merge_arms
     from safemerge.storage.adapters import adapter_digest
 
     output = context.workspace.work("merge", digest) / "arms"
@@ -87,21 +86,20 @@ def merge(context: StepContext, request: StepRequest) -> StepResult:
         }
         result = step_run.finish(outputs, figures)
     context.workspace.discard(output.parent)
+    tidy(context, run)
     return result
 
 
 def headline_figures(report: MergeReport) -> dict[str, float | int | None]:
     """How many layers were merged, the spread of the cosines, and how strong the safety adapter is."""
     cosines = [layer.cosine for layer in report.layers if layer.cosine is not None]
-    if not cosines:
-        raise ConfigError("merge: expected at least one layer with a cosine, got none")
     return {
         "layers": len(report.layers),
         "merged_layers": sum(layer.merged for layer in report.layers),
         "threshold": report.threshold,
-        "cosine_min": min(cosines),
-        "cosine_median": median(cosines),
-        "cosine_max": max(cosines),
+        "cosine_min": min(cosines, default=None),
+        "cosine_median": median(cosines) if cosines else None,
+        "cosine_max": max(cosines, default=None),
         "task_norm": _total_norm([layer.task_norm for layer in report.layers]),
         "safety_norm": _total_norm([layer.safety_norm for layer in report.layers]),
     }

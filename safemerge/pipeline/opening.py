@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,6 +39,7 @@ def open_run(context: StepContext, request: StepRequest) -> StepResult:
         overrides: dotted config key to value, such as ``{"merge.quantile": 0.5}``.
         adapter: URI of an adapter to evaluate and gate again instead of training one.
         fine_tuned_adapter: URI of the unrepaired adapter it came from, where it is not on record.
+        promote: False lets the run judge without making what passes the champion.
 
     Raises:
         SafemergeError: whatever is wrong with the config, the models, the data or the adapter.
@@ -45,13 +47,17 @@ def open_run(context: StepContext, request: StepRequest) -> StepResult:
     options = request.options
     if not options.get("config"):
         raise ConfigError("option config: expected the path of a pipeline's YAML file, got nothing")
-    config = load_pipeline(Path(options["config"]), overrides=options.get("overrides") or {})
+    config = load_pipeline(Path(options["config"]), overrides=_with_partners(options.get("overrides") or {}))
     model_digests = check_models(context, config)
     data = check_data(config)
     task = check_task(config)
     adapter, fine_tuned = _given_adapters(
         context, config, options.get("adapter"), options.get("fine_tuned_adapter")
     )
+    run_key = str(options.get("run_key") or "run")
+    if "'" in run_key or '"' in run_key:
+        raise ConfigError(f"option run_key: expected a text without quotes, got {run_key}")
+    promote = options.get("promote", True) is not False
     settings = config.model_dump(mode="json", exclude=DIGESTED_BY_CONTENT | {"retention": True})
     plan = PipelinePlan(
         pipeline=config.name,
@@ -63,14 +69,17 @@ def open_run(context: StepContext, request: StepRequest) -> StepResult:
                 "task": task,
                 "adapter": adapter and adapter.digest,
                 "fine_tuned_adapter": fine_tuned and fine_tuned.digest,
+                "promote": promote,
             }
         ),
         model_digests=model_digests,
+        data_digests=data,
         task_digest=task,
+        promote=promote,
         adapter=adapter,
         fine_tuned_adapter=fine_tuned,
     )
-    run = context.ledger.open_pipeline_run(config, plan, options.get("run_key") or plan.inputs_digest[:12])
+    run = context.ledger.open_pipeline_run(config, plan, run_key)
     outputs = {"adapter": adapter, "fine_tuned_adapter": fine_tuned}
     return StepResult(
         step="open",
@@ -124,6 +133,16 @@ def check_task(config: PipelineConfig) -> str:
         limit=task.limit,
         apply_chat_template=task.apply_chat_template,
     )
+
+
+def _with_partners(overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """Overrides in which one of two keys that go together clears the other, unless that is given too."""
+    cleared = dict(overrides)
+    for one, other in (("threshold", "quantile"), ("task_weight", "safety_weight")):
+        for given, partner in ((one, other), (other, one)):
+            if f"merge.{given}" in overrides:
+                cleared.setdefault(f"merge.{partner}", None)
+    return cleared
 
 
 def _given_adapters(

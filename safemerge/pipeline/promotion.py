@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 
 from safemerge.errors import MismatchError
-from safemerge.pipeline.context import StepContext, inputs_digest, local_adapter
+from safemerge.pipeline.context import StepContext, inputs_digest, local_adapter, local_file
 from safemerge.pipeline.request import StepRequest
 from safemerge.records import ArtifactRef, GateDecision, StepResult
 
@@ -30,11 +30,21 @@ def promote(context: StepContext, request: StepRequest) -> StepResult:
     """
     run = context.ledger.pipeline_run(request.run_id or "")
     adapter, decision_ref = request.input("adapter"), request.input("decision")
-    decision = GateDecision.read(context.ledger.fetch(decision_ref.uri, context.workspace.cache))
+    decision = GateDecision.read(local_file(context, decision_ref))
     if not decision.passed or decision.adapter_digest != adapter.digest:
         raise MismatchError(
             f"promotion of adapter {adapter.digest[:12]}: expected a passing verdict about it, got "
             f"{'a pass' if decision.passed else 'a block'} about {str(decision.adapter_digest)[:12]}"
+        )
+    if not run.plan.promote:
+        context.ledger.close_pipeline_run(
+            run, passed=True, summary=decision.summary(), gate_run_id=_run_id_of(decision_ref)
+        )
+        return StepResult(
+            step="promote",
+            run_id=run.run_id,
+            inputs_digest=run.plan.inputs_digest,
+            figures={"note": "it passed; this run was asked not to promote"},
         )
     name = run.config.tracking.registered_model
     digest = inputs_digest("promote", name=name, adapter=adapter.digest, decision=decision_ref.digest)

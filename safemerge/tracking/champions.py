@@ -9,6 +9,7 @@ from safemerge.tracking import tags
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+    from mlflow.entities import LoggedModel
     from mlflow.entities.model_registry import ModelVersion
 
 ALIAS = "champion"
@@ -59,11 +60,17 @@ class Champions:
                 tags.VERDICT: "pass",
                 tags.VERDICT_SUMMARY: summary[:5000],
             }
-            model = self.client.create_logged_model(
-                experiment_id, name=name, source_run_id=source_run_id, tags=labels, model_type="peft-adapter"
-            )
-            self.client.log_model_artifacts(model.model_id, str(folder))
-            self.client.finalize_logged_model(model.model_id, "READY")
+            model = self._stored(experiment_id, adapter_digest)
+            if model is None:
+                model = self.client.create_logged_model(
+                    experiment_id,
+                    name=name,
+                    source_run_id=source_run_id,
+                    tags=labels,
+                    model_type="peft-adapter",
+                )
+                self.client.log_model_artifacts(model.model_id, str(folder))
+                self.client.finalize_logged_model(model.model_id, "READY")
             version = self.client.create_model_version(
                 name,
                 source=f"models:/{model.model_id}",
@@ -95,6 +102,13 @@ class Champions:
         except MlflowException as error:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise
+
+    def _stored(self, experiment_id: str, adapter_digest: str) -> LoggedModel | None:
+        """A model that an attempt killed before registering it had stored whole."""
+        models = self.client.search_logged_models(
+            [experiment_id], f"tags.`{tags.ADAPTER_DIGEST}` = '{adapter_digest}'"
+        )
+        return next((model for model in models if model.status == "READY"), None)
 
     def _find(self, name: str, adapter_digest: str) -> ModelVersion | None:
         versions = self.client.search_model_versions(f"name = '{name}'")

@@ -8,14 +8,17 @@ from __future__ import annotations
 import logging
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pydantic import ValidationError
+
 from safemerge.config.models import PipelineConfig
-from safemerge.errors import TrackingError
+from safemerge.errors import MismatchError, MissingDependencyError, OutputExistsError, TrackingError
 from safemerge.records import ArtifactRef, Record, StepResult
+from safemerge.storage.atomic import atomic_folder
 from safemerge.tracking import tags
 from safemerge.tracking.champions import Champions
 from safemerge.tracking.step_run import StepRun
@@ -38,8 +41,12 @@ class PipelinePlan(Record):
     """sha256 of the config, both models, all data, and the adapter given."""
     model_digests: dict[str, str]
     """aligned_model and unaligned_model to the sha256 of their files."""
+    data_digests: dict[str, str]
+    """``task_training``, ``safety_training`` and ``suite <name>`` to the sha256 of their rows."""
     task_digest: str
     """sha256 of the utility task: its config, code and documents."""
+    promote: bool = True
+    """Whether an adapter that passes becomes the champion."""
     adapter: ArtifactRef | None = None
     """An adapter to evaluate and gate again instead of training one."""
     fine_tuned_adapter: ArtifactRef | None = None
@@ -68,9 +75,11 @@ class Ledger:
         logging.getLogger("mlflow").setLevel(logging.WARNING)
         os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
         os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
-        import mlflow
-        from mlflow import MlflowClient
-
+        try:
+            import mlflow
+            from mlflow import MlflowClient
+        except ImportError as error:
+            raise MissingDependencyError("mlflow", "tracking") from error
         if tracking_uri is not None:
             # Some of the client's calls go through MLflow's global address.
             mlflow.set_tracking_uri(tracking_uri)
@@ -128,7 +137,7 @@ class Ledger:
             run = self.client.get_run(run_id)
             config = PipelineConfig.model_validate_json(self._text(run_id, CONFIG_FILE))
             plan = PipelinePlan.model_validate_json(self._text(run_id, PLAN_FILE))
-        except (MlflowException, OSError) as error:
+        except (MlflowException, OSError, ValidationError) as error:
             raise TrackingError(
                 f"MLflow run {run_id} at {self.tracking_uri}: expected an open pipeline run, got: {error}"
             ) from error
@@ -149,6 +158,18 @@ class Ledger:
         )
         return found.info.run_id if found else None
 
+    def abandon_pipeline_run(self, run: PipelineRun) -> bool:
+        """End a run without a verdict as failed, and what it left running; False where it has one."""
+        if tags.VERDICT in self.client.get_run(run.run_id).data.tags:
+            return False
+        left = self.client.search_runs(
+            [run.experiment_id],
+            f"tags.`mlflow.parentRunId` = '{run.run_id}' and attributes.status = 'RUNNING'",
+        )
+        for run_id in (*(child.info.run_id for child in left), run.run_id):
+            self.client.set_terminated(run_id, "FAILED")
+        return True
+
     # --- steps ---------------------------------------------------------------
 
     def find_done(
@@ -166,10 +187,8 @@ class Ledger:
             order_by=["attributes.start_time DESC"],
         )
         for candidate in done:
-            if tags.RESULT not in candidate.data.tags:
-                continue
-            result = StepResult.model_validate_json(candidate.data.tags[tags.RESULT])
-            if all(self._exists(ref) for ref in result.outputs.values()):
+            result = _result(candidate)
+            if result is not None and all(self._exists(ref) for ref in result.outputs.values()):
                 here = candidate.data.tags.get("mlflow.parentRunId") == run.run_id
                 if not here or candidate.data.tags.get(tags.LABEL) != (label or step):
                     self.client.set_tag(run.run_id, tags.REUSED + (label or step), candidate.info.run_id)
@@ -184,10 +203,10 @@ class Ledger:
             order_by=["attributes.start_time DESC"],
         )
         for run in runs:
-            if tags.RESULT in run.data.tags:
-                ref = StepResult.model_validate_json(run.data.tags[tags.RESULT]).outputs.get(output)
-                if ref is not None and ref.digest == digest and self._exists(ref):
-                    return ref
+            result = _result(run)
+            ref = result.outputs.get(output) if result else None
+            if ref is not None and ref.digest == digest and self._exists(ref):
+                return ref
         return None
 
     @contextmanager
@@ -200,7 +219,7 @@ class Ledger:
         """
         left = self._newest(
             run.experiment_id,
-            f"tags.`mlflow.parentRunId` = '{run.run_id}' and tags.`{tags.STEP}` = '{step}'"
+            f"tags.`mlflow.parentRunId` = '{run.run_id}' and tags.`{tags.LABEL}` = '{label or step}'"
             f" and tags.`{tags.INPUTS_DIGEST}` = '{inputs_digest}'",
         )
         if left is None:
@@ -237,11 +256,8 @@ class Ledger:
         for tag, reused_id in parent.data.tags.items():
             if tag.startswith(tags.REUSED):
                 runs[tag.removeprefix(tags.REUSED)] = self.client.get_run(reused_id)
-        return {
-            label: StepResult.model_validate_json(child.data.tags[tags.RESULT])
-            for label, child in runs.items()
-            if tags.RESULT in child.data.tags
-        }
+        results = {label: _result(child) for label, child in runs.items()}
+        return {label: result for label, result in results.items() if result is not None}
 
     # --- artifacts -------------------------------------------------------------
 
@@ -265,25 +281,46 @@ class Ledger:
         uri = self.pin(uri)
         target = cache / hashlib.sha256(f"{self.tracking_uri} {uri}".encode()).hexdigest()[:24]
         if not target.exists():
-            partial = target.with_suffix(".partial")
-            shutil.rmtree(partial, ignore_errors=True)
-            partial.mkdir(parents=True)
             try:
-                got = mlflow.artifacts.download_artifacts(
-                    artifact_uri=uri, dst_path=str(partial), tracking_uri=self.tracking_uri
-                )
+                with atomic_folder(target) as partial:
+                    got = mlflow.artifacts.download_artifacts(
+                        artifact_uri=uri, dst_path=str(partial), tracking_uri=self.tracking_uri
+                    )
+                    name = Path(got).relative_to(partial).as_posix()
+                    (partial / "name").write_text(name, encoding="utf-8")
+            except OutputExistsError:
+                logger.debug("another process fetched %s in the meantime", uri)
             except (MlflowException, OSError) as error:
                 raise TrackingError(f"{uri} at {self.tracking_uri}: could not be fetched: {error}") from error
-            (partial / "name").write_text(Path(got).relative_to(partial).as_posix(), encoding="utf-8")
-            partial.rename(target)
         target.touch()
         return target / (target / "name").read_text(encoding="utf-8")
+
+    def fetch_checked(self, ref: ArtifactRef, cache: Path, digest_of: Callable[[Path], str]) -> Path:
+        """A local copy of an artifact, its content checked by digest; a damaged copy is fetched anew.
+
+        Raises:
+            MismatchError: the stored artifact itself is not what was written.
+            TrackingError: nothing is there.
+        """
+        got = ""
+        for _ in range(2):
+            path = self.fetch(ref.uri, cache)
+            got = digest_of(path)
+            if got == ref.digest:
+                return path
+            if path.is_relative_to(cache):
+                shutil.rmtree(cache / path.relative_to(cache).parts[0], ignore_errors=True)
+        raise MismatchError(f"{ref.uri}: expected content of digest {ref.digest[:12]}, got {got[:12]}")
 
     def pin(self, uri: str) -> str:
         """A ``models:/`` URI with its alias replaced by the version it points to now."""
         from mlflow.exceptions import MlflowException
 
-        if not uri.startswith("models:/") or "@" not in uri:
+        if not uri.startswith("models:/"):
+            return uri
+        if "@" not in uri:
+            if not uri.rpartition("/")[2].isdigit() and not uri.startswith("models:/m-"):
+                raise TrackingError(f"{uri}: expected models:/<name>/<version> or models:/<name>@<alias>")
             return uri
         name, _, alias = uri.removeprefix("models:/").rpartition("@")
         try:
@@ -333,3 +370,22 @@ class Ledger:
         with tempfile.TemporaryDirectory() as folder:
             got = self.client.download_artifacts(run_id, path, folder)
             return Path(got).read_text(encoding="utf-8")
+
+
+@contextmanager
+def tracking_errors(address: str) -> Iterator[None]:
+    """Whatever MLflow raises, as one error that names the server."""
+    try:
+        yield
+    except Exception as error:
+        if not type(error).__module__.startswith("mlflow."):
+            raise
+        raise TrackingError(f"MLflow at {address}: {error}") from error
+
+
+def _result(run: Run) -> StepResult | None:
+    """What a finished step wrote; None where it did not finish, or wrote it in another format."""
+    try:
+        return StepResult.model_validate_json(run.data.tags[tags.RESULT])
+    except (KeyError, ValidationError):
+        return None

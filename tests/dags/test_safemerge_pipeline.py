@@ -31,7 +31,7 @@ UPSTREAM = {
         *("evaluate.safemerge", "evaluate.scale", "evaluate.scale_selected"),
     },
     "promote": {"open_run", "safemerge", "gate"},
-    "prune": {
+    "close_run": {
         *("open_run", "train_safety_adapter", "evaluate.aligned", "evaluate.fine_tuned"),
         *("evaluate.safemerge", "evaluate.scale", "evaluate.scale_selected", "promote"),
     },
@@ -95,15 +95,15 @@ def test_edges_are_those_of_the_table(dag: Any) -> None:
 
 def test_only_a_skipped_task_lets_the_next_one_run(dag: Any) -> None:
     rules = {task.task_id: task.trigger_rule for task in dag.tasks}
-    assert rules.pop("prune") == TriggerRule.ALL_DONE_SETUP_SUCCESS
+    assert rules.pop("close_run") == TriggerRule.ALL_DONE_SETUP_SUCCESS
     for always in ("open_run", "train_safety_adapter", "train_task_adapter"):
         assert rules.pop(always) == TriggerRule.ALL_SUCCESS
     assert set(rules.values()) == {TriggerRule.NONE_FAILED}
 
 
 def test_pruning_does_not_decide_the_run(dag: Any) -> None:
-    assert [task.task_id for task in dag.teardowns] == ["prune"]
-    assert not dag.get_task("prune").on_failure_fail_dagrun
+    assert [task.task_id for task in dag.teardowns] == ["close_run"]
+    assert not dag.get_task("close_run").on_failure_fail_dagrun
 
 
 def test_one_run_at_a_time_and_only_when_asked(dag: Any) -> None:
@@ -114,12 +114,13 @@ def test_trigger_form_is_typed(dag: Any) -> None:
     params = {name: dag.params.get_param(name) for name in dag.params}
     assert list(params) == [
         *("config", "method", "threshold", "quantile", "task_weight", "safety_weight"),
-        *("adapter", "fine_tuned_adapter", "run_key"),
+        *("adapter", "fine_tuned_adapter", "promote", "run_key"),
     ]
     for name, param in params.items():
         assert param.schema["title"], name
         assert param.description, name
     assert params.pop("config").schema["type"] == "string"
+    assert params.pop("promote").resolve() is True
     for name, param in params.items():
         assert param.schema["type"][0] == "null", name
         assert param.resolve() is None, name
@@ -140,12 +141,13 @@ def test_trigger_form_refuses(dag: Any, name: str, wrong: object) -> None:
 def test_parameters_reach_the_step_with_their_types(dag: Any) -> None:
     params = {"config": "/a.yaml", "quantile": 0.5, "method": None, "adapter": "models:/m@champion"}
     rest = dict.fromkeys(("threshold", "task_weight", "safety_weight", "fine_tuned_adapter", "run_key"))
-    context = {"dag_run": SimpleNamespace(conf={}), "params": params | rest}
+    context = {"dag_run": SimpleNamespace(conf={}), "params": params | rest | {"promote": False}}
     task = dag.get_task("open_run").prepare_for_execution()
     task.render_template_fields(context)
     assert task.options() == {
         "config": "/a.yaml",
         "adapter": "models:/m@champion",
+        "promote": False,
         "overrides": {"merge.quantile": 0.5},
     }
 

@@ -11,8 +11,8 @@ from safemerge_airflow.device_lane import device_lane
         ("LocalExecutor", {}),
         ("LocalExecutor,gpu:CeleryExecutor", {"executor": "gpu", "queue": "gpu", "pool": "gpu_pool"}),
         ("LocalExecutor, gpu:my.own.Executor", {"executor": "gpu", "queue": "gpu", "pool": "gpu_pool"}),
-        ("CeleryExecutor", {"queue": "gpu", "pool": "gpu_pool"}),
-        ("CeleryExecutor,tpu:KubernetesExecutor", {"queue": "gpu", "pool": "gpu_pool"}),
+        ("CeleryExecutor", {}),
+        ("CeleryExecutor,tpu:KubernetesExecutor", {}),
     ],
 )
 def test_lane_follows_the_configured_executors(
@@ -24,6 +24,8 @@ def test_lane_follows_the_configured_executors(
 
 def test_queue_and_pool_may_have_other_names(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AIRFLOW__CORE__EXECUTOR", "CeleryExecutor")
+    monkeypatch.setenv("AIRFLOW__SAFEMERGE__GPU_QUEUE", "gpu")
+    assert device_lane() == {"queue": "gpu", "pool": "gpu_pool"}
     monkeypatch.setenv("AIRFLOW__SAFEMERGE__GPU_QUEUE", "a100")
     monkeypatch.setenv("AIRFLOW__SAFEMERGE__GPU_POOL", "a100s")
     assert device_lane() == {"queue": "a100", "pool": "a100s"}

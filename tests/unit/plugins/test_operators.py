@@ -10,10 +10,10 @@ from airflow.sdk.exceptions import AirflowException, AirflowFailException, Airfl
 from safemerge_airflow import operators
 from safemerge_airflow.mlflow_link import MlflowRunLink
 from safemerge_airflow.operators import (
+    CloseRunOperator,
     EvaluateOperator,
     GateOperator,
     OpenRunOperator,
-    PruneOperator,
     SafeMergeOperator,
     SafemergeStepOperator,
     TrainAdapterOperator,
@@ -80,6 +80,7 @@ def test_open_names_the_run_after_its_dag_run(request_of: Any) -> None:
         "options": {
             "config": "/a.yaml",
             "run_key": "pipeline/manual__1",
+            "promote": True,
             "overrides": {"merge.quantile": 0.5},
         },
     }
@@ -113,7 +114,7 @@ def test_open_keeps_a_key_that_was_given(request_of: Any) -> None:
             {"arm": "scale"},
         ),
         (lambda **kw: EvaluateOperator(arm="aligned", **kw), {}, {"arm": "aligned"}),
-        (PruneOperator, {}, {}),
+        (CloseRunOperator, {}, {}),
     ],
 )
 def test_request_holds_what_is_there(request_of: Any, operator: Any, inputs: Any, options: Any) -> None:
@@ -189,17 +190,18 @@ def test_gate_without_a_verdict_blocks(answer_with: Any) -> None:
         answer_with(gate(), outputs={"decision": REPORT})
 
 
-def test_nothing_is_pruned_where_no_run_was_opened(context: dict[str, Any]) -> None:
+def test_nothing_is_closed_where_no_run_was_opened(context: dict[str, Any]) -> None:
     with pytest.raises(AirflowSkipException, match="no pipeline run was opened"):
-        PruneOperator(task_id="t", run_id=None).execute(context)
+        CloseRunOperator(task_id="t", run_id=None).execute(context)
 
 
 def test_killing_a_task_without_a_process_is_harmless() -> None:
-    PruneOperator(task_id="t", run_id="parent").on_kill()
+    CloseRunOperator(task_id="t", run_id="parent").on_kill()
 
 
 def test_arguments_of_a_task_beat_the_lane(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AIRFLOW__CORE__EXECUTOR", "CeleryExecutor")
+    monkeypatch.setenv("AIRFLOW__SAFEMERGE__GPU_QUEUE", "gpu")
     assert EvaluateOperator(task_id="t", run_id="r", arm="aligned").pool == "gpu_pool"
     own = EvaluateOperator(task_id="t", run_id="r", arm="aligned", pool="mine", queue="here")
     assert (own.pool, own.queue) == ("mine", "here")
@@ -207,5 +209,5 @@ def test_arguments_of_a_task_beat_the_lane(monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_steps_run_by_the_configured_interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AIRFLOW__SAFEMERGE__PYTHON", "/envs/ml/bin/python")
-    command = PruneOperator(task_id="t", run_id="r").command()
+    command = CloseRunOperator(task_id="t", run_id="r").command()
     assert command == ("/envs/ml/bin/python", "-m", "safemerge")

@@ -51,4 +51,6 @@ def run(ledger: Ledger, config: PipelineConfig) -> PipelineRun:
 
 def plan(digest: str) -> PipelinePlan:
     models = {"aligned_model": "1" * 64, "unaligned_model": "2" * 64}
-    return PipelinePlan(pipeline="tiny", inputs_digest=digest, model_digests=models, task_digest="3" * 64)
+    return PipelinePlan(
+        pipeline="tiny", inputs_digest=digest, model_digests=models, task_digest="3" * 64, data_digests={}
+    )

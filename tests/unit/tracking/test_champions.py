@@ -55,3 +55,23 @@ def test_an_alias_is_pinned_to_the_version_of_now(ledger: Ledger, run: PipelineR
     assert ledger.pin("runs:/x/y") == "runs:/x/y"
     with pytest.raises(TrackingError, match=r"models:/tiny-lora@nobody.*expected a model version"):
         ledger.pin("models:/tiny-lora@nobody")
+
+
+def test_a_registration_that_was_killed_is_taken_up(
+    ledger: Ledger, run: PipelineRun, adapter: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ledger.client, "create_model_version", killed)
+        with pytest.raises(KeyboardInterrupt):
+            register(ledger, run, adapter, "d1")
+    assert ledger.champions.current("tiny-lora") is None
+    assert register(ledger, run, adapter, "d1") == "1"
+    assert len(ledger.client.search_logged_models([run.experiment_id])) == 1
+
+
+def test_only_a_version_or_an_alias_names_an_adapter(ledger: Ledger) -> None:
+    with pytest.raises(TrackingError, match=r"expected models:/<name>/<version> or models:/<name>@<alias>"):
+        ledger.pin("models:/tiny-lora/latest")

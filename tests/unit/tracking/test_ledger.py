@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from safemerge.config.models import PipelineConfig
-from safemerge.errors import TrackingError
+from safemerge.errors import MismatchError, TrackingError
 from safemerge.records import ArtifactRef
+from safemerge.storage.digests import file_digest
 from safemerge.tracking import tags
-from safemerge.tracking.ledger import Ledger, PipelineRun
+from safemerge.tracking.ledger import Ledger, PipelineRun, tracking_errors
 from tests.unit.tracking.conftest import plan
 
 
@@ -146,3 +148,63 @@ def test_deleted_experiment_is_named(ledger: Ledger, config: PipelineConfig, run
     ledger.client.delete_experiment(run.experiment_id)
     with pytest.raises(TrackingError, match=r"experiment 'e' .* expected it active, got deleted"):
         ledger.open_pipeline_run(config, plan("c" * 64), "k")
+
+
+def test_an_abandoned_run_fails_with_what_it_left_running_and_is_adopted_later(
+    ledger: Ledger, config: PipelineConfig, run: PipelineRun
+) -> None:
+    with ledger.step_run(run, "train", "done") as step:
+        step.finish()
+    killed = ledger.step_run(run, "train", "killed").__enter__()
+    assert ledger.abandon_pipeline_run(run)
+    statuses = {run_id: ledger.client.get_run(run_id).info.status for run_id in (run.run_id, killed.run_id)}
+    assert statuses == {run.run_id: "FAILED", killed.run_id: "FAILED"}
+    assert ledger.client.get_run(step.run_id).info.status == "FINISHED"
+    assert ledger.open_pipeline_run(config, plan("a" * 64), "dag/second").run_id == run.run_id
+    ledger.close_pipeline_run(run, passed=True, summary="yes", gate_run_id="g")
+    assert not ledger.abandon_pipeline_run(run)
+
+
+def test_arms_of_one_digest_have_runs_of_their_own(ledger: Ledger, run: PipelineRun) -> None:
+    first = ledger.step_run(run, "evaluate", "d", "evaluate_one").__enter__()
+    second = ledger.step_run(run, "evaluate", "d", "evaluate_two").__enter__()
+    assert first.run_id != second.run_id
+
+
+def test_a_damaged_copy_is_fetched_anew_and_a_damaged_original_refused(
+    ledger: Ledger, run: PipelineRun, tmp_path: Path
+) -> None:
+    with ledger.step_run(run, "gate", "d") as step:
+        ref = step.log_text("whole", "note.txt")
+    copy = ledger.fetch_checked(ref, tmp_path / "cache", file_digest)
+    copy.write_text("damaged")
+    assert ledger.fetch_checked(ref, tmp_path / "cache", file_digest).read_text() == "whole"
+    wrong = ref.model_copy(update={"digest": "0" * 64})
+    with pytest.raises(MismatchError, match="expected content of digest 000000000000, got"):
+        ledger.fetch_checked(wrong, tmp_path / "cache", file_digest)
+
+
+def test_what_two_processes_fetch_at_once_is_there_for_both(
+    ledger: Ledger, run: PipelineRun, tmp_path: Path
+) -> None:
+    with ledger.step_run(run, "gate", "d") as step:
+        ref = step.log_text("whole", "note.txt")
+    with ThreadPoolExecutor(4) as pool:
+        paths = list(pool.map(lambda _: ledger.fetch(ref.uri, tmp_path / "cache"), range(4)))
+    assert {path.read_text() for path in paths} == {"whole"}
+
+
+def test_a_result_in_another_format_does_not_count_as_done(ledger: Ledger, run: PipelineRun) -> None:
+    with ledger.step_run(run, "gate", "d") as step:
+        step.finish()
+    ledger.client.set_tag(step.run_id, tags.RESULT, '{"step": "gate"}')
+    assert ledger.find_done(run, "gate", "d") is None
+
+
+def test_mlflow_errors_name_the_server() -> None:
+    from mlflow.exceptions import MlflowException
+
+    with pytest.raises(TrackingError, match="MLflow at http://there: no"), tracking_errors("http://there"):
+        raise MlflowException("no")
+    with pytest.raises(KeyError), tracking_errors("http://there"):
+        raise KeyError

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from difflib import get_close_matches
 
 from pydantic import ValidationError
 
 from safemerge.errors import ConfigError
+from safemerge.pipeline.closing import close
 from safemerge.pipeline.context import StepContext
 from safemerge.pipeline.evaluating import evaluate
 from safemerge.pipeline.fine_tuning import train
@@ -15,11 +17,10 @@ from safemerge.pipeline.gating import gate
 from safemerge.pipeline.merging import merge
 from safemerge.pipeline.opening import open_run
 from safemerge.pipeline.promotion import promote
-from safemerge.pipeline.pruning import prune
 from safemerge.pipeline.request import StepRequest
 from safemerge.pipeline.workspace import Workspace
 from safemerge.records import StepResult
-from safemerge.tracking.ledger import Ledger
+from safemerge.tracking.ledger import Ledger, tracking_errors
 
 STEPS: dict[str, Callable[[StepContext, StepRequest], StepResult]] = {
     "open": open_run,
@@ -28,7 +29,7 @@ STEPS: dict[str, Callable[[StepContext, StepRequest], StepResult]] = {
     "evaluate": evaluate,
     "gate": gate,
     "promote": promote,
-    "prune": prune,
+    "close": close,
 }
 
 
@@ -36,7 +37,7 @@ def run_step(name: str, request_json: str) -> StepResult:
     """Run one step against the MLflow server of ``MLFLOW_TRACKING_URI``.
 
     Raises:
-        ConfigError: no such step, or not a request.
+        ConfigError: no such step, not a request, or no server is named.
         SafemergeError: what the step raises.
     """
     if name not in STEPS:
@@ -51,4 +52,9 @@ def run_step(name: str, request_json: str) -> StepResult:
         raise ConfigError(
             f"step {name}: expected a request as JSON, got at {where}: {first['msg']}"
         ) from error
-    return STEPS[name](StepContext(Ledger(), Workspace()), request)
+    address = os.environ.get("MLFLOW_TRACKING_URI")
+    if not address:
+        # MLflow would make a database in the working directory, different for every worker.
+        raise ConfigError("MLFLOW_TRACKING_URI: expected the address of the MLflow server, got nothing")
+    with tracking_errors(address):
+        return STEPS[name](StepContext(Ledger(address), Workspace()), request)

@@ -1,0 +1,20 @@
+"""End the record of a pipeline run that reached no verdict."""
+
+from __future__ import annotations
+
+from safemerge.pipeline.context import StepContext, tidy
+from safemerge.pipeline.request import StepRequest
+from safemerge.records import StepResult
+
+
+def close(context: StepContext, request: StepRequest) -> StepResult:
+    """Mark a pipeline run without a verdict as failed; it is taken up again where it is started again."""
+    run = context.ledger.pipeline_run(request.run_id or "")
+    abandoned = context.ledger.abandon_pipeline_run(run)
+    tidy(context, run)
+    return StepResult(
+        step="close",
+        run_id=run.run_id,
+        inputs_digest=run.plan.inputs_digest,
+        figures={"verdict_reached": not abandoned},
+    )
