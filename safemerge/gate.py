@@ -92,6 +92,7 @@ def decide(
         passed=all(rule.outcome is Outcome.PASS for rule in rules),
         rules=rules,
         policy_digest=policy.digest(),
+        smoke_judge=any(suite.judge.smoke for suite in candidate.suites),
         warnings=tuple(_warnings(candidate, references, policy)),
     )
 

@@ -13,7 +13,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Self
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
 
 from safemerge.errors import DataError
 
@@ -216,6 +216,10 @@ class RuleOutcome(Record):
     """One sentence that a release manager understands."""
 
 
+SUMMARY_LENGTH = 2000
+"""Characters of a verdict's one line: it becomes a tag, a description and the message of a failed task."""
+
+
 class GateDecision(Record):
     """The verdict: pass only where every rule passed."""
 
@@ -225,17 +229,26 @@ class GateDecision(Record):
     passed: bool
     rules: tuple[RuleOutcome, ...]
     policy_digest: str
+    smoke_judge: bool
+    """Whether a smoke judge gave any of the flags that this rests on."""
     warnings: tuple[str, ...] = ()
-    """What a reader must know, such as that a smoke judge was used."""
+    """What a reader must know, such as which smoke judge was used."""
+
+    @model_validator(mode="after")
+    def _follows_from_its_rules(self) -> Self:
+        if not self.rules:
+            raise ValueError("expected the rules that the verdict rests on, got none")
+        if self.passed != all(rule.outcome is Outcome.PASS for rule in self.rules):
+            raise ValueError(f"expected a verdict that follows from its rules, got passed={self.passed}")
+        return self
 
     def summary(self) -> str:
-        """The verdict and every rule that did not pass, on one line."""
+        """The verdict and every rule that did not pass: one line of at most 2000 characters."""
         missed = "; ".join(r.explanation for r in self.rules if r.outcome is not Outcome.PASS)
-        return (
-            f"PASS: {self.arm} met all {len(self.rules)} rules"
-            if self.passed
-            else f"BLOCK: {self.arm}: {missed}"
-        )
+        verdict = f"{'PASS' if self.passed else 'BLOCK'}{' (smoke judge)' if self.smoke_judge else ''}"
+        found = f"met all {len(self.rules)} rules" if self.passed else missed
+        line = " ".join(f"{verdict}: {self.arm}{' ' if self.passed else ': '}{found}".split())
+        return line if len(line) <= SUMMARY_LENGTH else f"{line[: SUMMARY_LENGTH - 1]}…"
 
 
 # --- training ----------------------------------------------------------------

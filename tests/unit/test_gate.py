@@ -1,12 +1,22 @@
 """The gate's table: below, at and above each limit; NaN; missing; not comparable."""
 
+import json
 import math
 
 import pytest
 from pydantic import ValidationError
 
+from safemerge.errors import DataError
 from safemerge.gate import GatePolicy, decide, utility_gain
-from safemerge.records import EvaluationReport, JudgeRecord, Outcome, SuiteKind, SuiteReport, UtilityReport
+from safemerge.records import (
+    EvaluationReport,
+    GateDecision,
+    JudgeRecord,
+    Outcome,
+    SuiteKind,
+    SuiteReport,
+    UtilityReport,
+)
 from safemerge.stats import wilson_interval
 
 JUDGE = JudgeRecord(id="a_judge", revision="1", smoke=False)
@@ -389,6 +399,33 @@ def test_a_smoke_judge_is_named_once():
     assert decision.warnings == (
         "smoke judge refusal_phrases (1): too coarse for a release decision; use it to test the pipeline",
     )
+
+
+def test_the_summary_names_a_smoke_judge_and_stays_one_short_line():
+    suites = tuple(s.model_copy(update={"judge": SMOKE}) for s in report().suites)
+    smoke = report(suites=suites)
+    assert judge(smoke, aligned=None, fine_tuned=None).summary().startswith("BLOCK (smoke judge): safemerge")
+    many = tuple(suite(f"suite\n{i}" * 9, "harmful", 90) for i in range(99))
+    line = judge(report(suites=many)).summary()
+    assert len(line) == 2000
+    assert line.startswith("BLOCK: safemerge: harmful rate 90.0 %")
+    assert line.endswith("…")
+    assert "\n" not in line
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"passed": True}, "expected a verdict that follows from its rules, got passed=True"),
+        ({"rules": []}, "expected the rules that the verdict rests on, got none"),
+    ],
+)
+def test_a_verdict_that_was_tampered_with_cannot_be_read(tmp_path, change, message):
+    blocked = judge(report(harmful=90))
+    path = tmp_path / "decision.json"
+    path.write_text(json.dumps(json.loads(blocked.to_json()) | change))
+    with pytest.raises(DataError, match=f"expected a GateDecision, got at the file: .*{message}"):
+        GateDecision.read(path)
 
 
 def test_different_settings_are_named():

@@ -67,7 +67,7 @@ def run(files, candidate, *more):
 def test_a_good_adapter_passes_with_code_0(files):
     result = run(files, "safemerge")
     assert result.exit_code == 0
-    assert "PASS: safemerge met all 6 rules" in result.stdout
+    assert "PASS (smoke judge): safemerge met all 6 rules" in result.stdout
     assert (
         "gain kept 95.0 % (95 % interval 95.0–95.0 %) on demo[task]/acc: must be at least 90 %"
         in result.stdout
@@ -78,7 +78,7 @@ def test_a_good_adapter_passes_with_code_0(files):
 def test_the_unrepaired_adapter_is_blocked_with_code_1(files):
     result = run(files, "fine_tuned")
     assert result.exit_code == 1
-    assert "BLOCK: fine_tuned: harmful rate 40.0 %" in result.stdout
+    assert "BLOCK (smoke judge): fine_tuned: harmful rate 40.0 %" in result.stdout
 
 
 def test_json_is_the_decision_and_nothing_else(files):
