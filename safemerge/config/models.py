@@ -6,6 +6,7 @@ Models are frozen and refuse unknown keys. They hold values only: reading files 
 
 from __future__ import annotations
 
+import difflib
 from enum import StrEnum
 from typing import Annotated, Literal, Self
 
@@ -16,6 +17,10 @@ from safemerge.records import SuiteKind
 
 Weight = Annotated[float, Field(allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, le=1)]
+PlainName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]+$")]
+"""A name that fits into file names, metric names and web addresses as it is."""
+TrackedName = Annotated[str, Field(pattern=r"^[^\s/:'\"`][^\n/:'\"`]*$")]
+"""A name that MLflow's addresses and filters can hold: no slash, colon or quote, and not empty."""
 
 
 class Config(BaseModel):
@@ -154,7 +159,7 @@ class UtilityConfig(Config):
 class SuiteConfig(Config):
     """A suite of prompts to answer and judge."""
 
-    name: str
+    name: PlainName
     kind: SuiteKind
     path: str
     """A ``.jsonl`` file with ``id`` and ``prompt`` (relative to the config file)."""
@@ -177,18 +182,26 @@ class EvaluationConfig(Config):
     generation: GenerationConfig = GenerationConfig()
 
     @model_validator(mode="after")
-    def _names_differ(self) -> Self:
+    def _suites_can_be_judged(self) -> Self:
         names = [suite.name for suite in self.suites]
         if twice := sorted({name for name in names if names.count(name) > 1}):
             raise ValueError(f"expected suites of different names, got twice: {', '.join(twice)}")
+        if not self.suites_of(SuiteKind.HARMFUL):
+            raise ValueError(
+                "expected a suite of kind harmful, got none: the gate could never let an adapter pass"
+            )
         return self
+
+    def suites_of(self, kind: SuiteKind) -> list[str]:
+        """Names of the suites of one kind."""
+        return [suite.name for suite in self.suites if suite.kind is kind]
 
 
 class TrackingConfig(Config):
     """Where MLflow keeps the record. The server's address is ``MLFLOW_TRACKING_URI``."""
 
-    experiment: str = "safemerge"
-    registered_model: str
+    experiment: TrackedName = "safemerge"
+    registered_model: TrackedName
     """Name in the Model Registry; its alias ``champion`` is what deployments serve."""
 
 
@@ -204,7 +217,7 @@ class RetentionConfig(Config):
 class PipelineConfig(Config):
     """One retraining pipeline."""
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]+$")]
+    name: PlainName
     aligned_model: str
     """Folder or hub id (``name@revision``) of the model that was made safe and is fine-tuned here."""
     unaligned_model: str
@@ -216,3 +229,23 @@ class PipelineConfig(Config):
     gate: GatePolicy
     tracking: TrackingConfig
     retention: RetentionConfig = RetentionConfig()
+
+    @model_validator(mode="after")
+    def _gate_can_pass(self) -> Self:
+        limits = self.gate.max_over_refusal_rate
+        suites = self.evaluation.suites_of(SuiteKind.OVER_REFUSAL)
+        if not isinstance(limits, dict):
+            if not suites:
+                raise ValueError(
+                    "expected a suite of kind over_refusal for gate.max_over_refusal_rate, got none: "
+                    "the gate could never let an adapter pass"
+                )
+            return self
+        for name in sorted(limits.keys() - set(suites)):
+            near = difflib.get_close_matches(name, suites, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"got {', '.join(suites) or 'none'}"
+            raise ValueError(
+                f"expected gate.max_over_refusal_rate.{name} to name an over_refusal suite of evaluation; "
+                f"{hint}"
+            )
+        return self

@@ -217,6 +217,29 @@ def test_the_schema_explains_every_key_of_the_pipeline():
         ),
         (
             "    - name: ordinary",
+            "    - name: a/b",
+            "line 26, evaluation.suites.1.name: expected a text that matches '^[A-Za-z0-9_.-]+$', got 'a/b'",
+        ),
+        (
+            "      kind: harmful",
+            "      kind: over_refusal",
+            "line 17, evaluation: expected a suite of kind harmful, got none: "
+            "the gate could never let an adapter pass",
+        ),
+        (
+            "    ordinary: 0.15",
+            "    ordinry: 0.15",
+            "pipeline.yaml: expected gate.max_over_refusal_rate.ordinry to name an over_refusal suite "
+            "of evaluation; did you mean ordinary?",
+        ),
+        (
+            "    ordinary: 0.15",
+            "    harmful_eval: 0.15",
+            "expected gate.max_over_refusal_rate.harmful_eval to name an over_refusal suite of evaluation; "
+            "got ordinary",
+        ),
+        (
+            "    - name: ordinary",
             "    - name: harmful_eval",
             "line 17, evaluation: expected suites of different names, got twice: harmful_eval",
         ),
@@ -306,6 +329,25 @@ def test_a_file_that_cannot_be_read(tmp_path):
     (tmp_path / "latin.yaml").write_bytes(b"name: \xff\n")
     with pytest.raises(ConfigError, match=r"latin\.yaml: expected a YAML file, got 'utf-8' codec"):
         load_policy(tmp_path / "latin.yaml")
+
+
+@pytest.mark.parametrize("name", ["", " ", "a/b", "a:b", "it's", '"a"', "a\nb"])
+@pytest.mark.parametrize("key", ["registered_model", "experiment"])
+def test_a_name_that_mlflow_cannot_address_is_refused(write, key, name):
+    message = problem(write, PIPELINE, overrides={f"tracking.{key}": name})
+    assert f"tracking.{key}: expected a text that matches" in message
+
+
+def test_names_with_spaces_and_brackets_are_fine_for_mlflow(write):
+    config = load_pipeline(write(PIPELINE), overrides={"tracking.experiment": "Repair (v2) é"})
+    assert config.tracking.experiment == "Repair (v2) é"
+
+
+def test_one_limit_for_all_over_refusal_suites_needs_one(write):
+    ordinary = PIPELINE.partition("    - name: ordinary")[2].partition("gate:")[0]
+    text = PIPELINE.replace(f"    - name: ordinary{ordinary}", "").replace("\n    ordinary: 0.15", " 0.15")
+    message = problem(write, text)
+    assert "expected a suite of kind over_refusal for gate.max_over_refusal_rate, got none" in message
 
 
 @pytest.mark.parametrize(

@@ -36,7 +36,10 @@ def config() -> PipelineConfig:
             "safety_training": training,
             "evaluation": {
                 "utility": {"task": "t", "metric": "m"},
-                "suites": [{"name": "harm", "kind": "harmful", "path": "harm.jsonl"}],
+                "suites": [
+                    {"name": "harm", "kind": "harmful", "path": "harm.jsonl"},
+                    {"name": "plain", "kind": "over_refusal", "path": "plain.jsonl"},
+                ],
             },
             "gate": {"max_harmful_rate": 0.2, "max_over_refusal_rate": 0.2},
             "tracking": {"experiment": "e", "registered_model": "tiny-lora"},
