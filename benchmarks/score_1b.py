@@ -127,7 +127,7 @@ def adapted_modules(layers: int) -> list[str]:
 
 def run_safemerge(folder: Path) -> dict[str, Any]:
     """Merge with safemerge; times, peak memory and what came out."""
-    from safemerge.steps.merging import merge_adapters
+    from safemerge.merging import merge_adapters
 
     start = _now()
     report = merge_adapters(

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from safemerge.core.lora import LoraPair
     from safemerge.core.merge import MergeResult, safemerge
+    from safemerge.merging import merge_adapters
     from safemerge.peft_model import merge_into
-    from safemerge.steps.merging import merge_adapters
 
 __version__ = "0.1.0"
 
@@ -18,7 +18,7 @@ __all__ = ["LoraPair", "MergeResult", "merge_adapters", "merge_into", "safemerge
 _HOMES = {
     "LoraPair": "safemerge.core.lora",
     "MergeResult": "safemerge.core.merge",
-    "merge_adapters": "safemerge.steps.merging",
+    "merge_adapters": "safemerge.merging",
     "merge_into": "safemerge.peft_model",
     "safemerge": "safemerge.core.merge",
 }

@@ -19,8 +19,8 @@ from safemerge.core.lora import LoraPair
 from safemerge.core.merge import MergeResult, Progress, merge_scored
 from safemerge.core.options import MergeOptions, OnUndefined
 from safemerge.errors import ConfigError, MissingDependencyError, NonFiniteError, UnsupportedAdapterError
+from safemerge.merging import merge_report, score_pairs
 from safemerge.records import MergeReport, json_digest
-from safemerge.steps.merging import merge_report, score_pairs
 from safemerge.storage.adapters import refuse_variants
 from safemerge.storage.digests import tensor_digest
 

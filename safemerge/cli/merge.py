@@ -175,7 +175,7 @@ def merge(
         )
     arguments = merge_arguments(published) if as_published else _own_arguments(ctx, own)
 
-    from safemerge.steps.merging import merge_adapters
+    from safemerge.merging import merge_adapters
 
     with _progress_bar() as progress:
         report = merge_adapters(

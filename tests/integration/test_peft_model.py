@@ -11,8 +11,8 @@ from peft.tuners.lora import LoraLayer
 from transformers import AutoModelForCausalLM
 
 from safemerge.errors import ConfigError, MismatchError, NonFiniteError, UnsupportedAdapterError
+from safemerge.merging import merge_adapters
 from safemerge.peft_model import merge_into
-from safemerge.steps.merging import merge_adapters
 
 pytestmark = pytest.mark.integration
 

@@ -1,4 +1,4 @@
-"""The merge step on files: what it writes, what PEFT makes of it, what it refuses without a trace."""
+"""The merge on files: what it writes, what PEFT makes of it, what it refuses without a trace."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ from safemerge.errors import (
     OutputExistsError,
     UnsupportedAdapterError,
 )
+from safemerge.merging import merge_arms
 from safemerge.records import MergeReport
-from safemerge.steps.merging import merge_arms
 from safemerge.storage.adapters import adapter_digest, read_adapter
 
 MODULES = [f"model.layers.{index}.self_attn.{name}" for index in (0, 1) for name in ("q_proj", "v_proj")]

@@ -1,4 +1,4 @@
-"""The merge step: two adapter folders and two checkpoints in, a merged adapter folder and its report out.
+"""The merge on files: two adapter folders and two checkpoints in, a merged adapter folder and its report out.
 
 Scoring reads the checkpoints and is the costly half; any number of merges can be
 written from one scoring.
