@@ -57,8 +57,10 @@ def evaluate(
 
     from safemerge.config.load import load_pipeline
     from safemerge.errors import ConfigError
+    from safemerge.evaluation.libraries import check_libraries
     from safemerge.storage.atomic import atomic_folder, check_absent
 
+    check_libraries()
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     logging.getLogger("httpx").setLevel(logging.WARNING)
     if arm == ALIGNED and adapter:

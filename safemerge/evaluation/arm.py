@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from importlib.metadata import version
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,6 +11,7 @@ from safemerge.config.models import EvaluationConfig
 from safemerge.evaluation.generation import generate, load_arm
 from safemerge.evaluation.harm import Row, judge_suite
 from safemerge.evaluation.judges import make_judge
+from safemerge.evaluation.libraries import check_libraries, versions
 from safemerge.evaluation.suites import load_suite
 from safemerge.evaluation.utility import check_task, measure_utility
 from safemerge.records import EvaluationReport
@@ -47,6 +47,7 @@ def evaluate_arm(
         adapter_digest: sha256 of the adapter.
 
     Raises:
+        MissingDependencyError: transformers, peft or lm_eval is not installed.
         DataError: a suite cannot be read.
         EvaluationError: a task is unknown or fails, or a prompt does not fit the model.
         CheckpointError: the model cannot be loaded.
@@ -54,6 +55,7 @@ def evaluate_arm(
         NonFiniteError: the adapter holds NaN or infinity.
         MismatchError: the adapter belongs to another model.
     """
+    check_libraries()
     suites = [load_suite(suite.name, suite.kind, Path(suite.path), suite.limit) for suite in settings.suites]
     judge = make_judge(settings.judge)
     task = settings.utility
@@ -94,7 +96,7 @@ def evaluate_arm(
             "utility_batch_size": task.batch_size,
             "device": loaded.model.device.type,
             "dtype": str(next(loaded.model.parameters()).dtype).removeprefix("torch."),
-            **{name: version(name) for name in ("torch", "transformers", "peft", "lm_eval")},
+            **versions(),
         },
     )
     return Evaluation(report, [row for result in judged for row in result.rows])

@@ -3,13 +3,21 @@ from __future__ import annotations
 import json
 import logging
 import math
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 
 from safemerge.config.models import EvaluationConfig, GenerationConfig, SuiteConfig, UtilityConfig
-from safemerge.errors import AdapterError, CheckpointError, DataError, EvaluationError, MismatchError
+from safemerge.errors import (
+    AdapterError,
+    CheckpointError,
+    DataError,
+    EvaluationError,
+    MismatchError,
+    MissingDependencyError,
+)
 from safemerge.evaluation.arm import evaluate_arm
 from safemerge.evaluation.generation import generate, load_arm
 from safemerge.evaluation.utility import check_task, measure_utility
@@ -458,6 +466,18 @@ def test_the_command_writes_the_report_and_every_answer(pipeline, adapter, tmp_p
     assert [json.loads(line)["prompt"] for line in lines] == list(PROMPTS.values()) * 2
     for shown in ("1.000 of 4", "smoke judge", "higher is better", f"{report.utility.value:.4f}"):
         assert shown in result.stdout
+
+
+@pytest.mark.parametrize("library", ["transformers", "peft", "lm_eval"])
+def test_a_library_that_is_missing_is_named_first(library, settings, tmp_path, monkeypatch):
+    # What an import finds where a package is not installed, down to find_spec.
+    monkeypatch.setitem(sys.modules, library, None)
+    result = _command("--config", tmp_path / "unread.yaml", "--output", tmp_path / "out")
+    assert (result.exit_code, result.stdout) == (4, "")
+    expected = f"error: {library} is not installed: pip install 'safemerge[evaluation]'"
+    assert " ".join(result.stderr.split()) == expected
+    with pytest.raises(MissingDependencyError, match=f"{library} is not installed"):
+        evaluate_arm(tmp_path, None, "x", settings, model_digest="m", adapter_digest=None)
 
 
 def test_the_command_leaves_nothing_behind_when_it_fails(pipeline, adapter, tmp_path):
