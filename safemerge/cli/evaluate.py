@@ -63,9 +63,12 @@ def evaluate(
     check_libraries()
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     logging.getLogger("httpx").setLevel(logging.WARNING)
-    if arm == ALIGNED and adapter:
-        raise ConfigError(f"--arm {ALIGNED}: expected no adapter, as it names the model alone, got {adapter}")
-    if arm and not adapter and arm != ALIGNED:
+    name = arm or (arm_name(adapter) if adapter else ALIGNED)
+    if adapter and name == ALIGNED:
+        raise ConfigError(
+            f"--arm {ALIGNED}: expected another name for {adapter}, as this one means the model alone"
+        )
+    if not adapter and name != ALIGNED:
         raise ConfigError(f"--arm {arm}: expected --adapter beside it, got none")
     pipeline = load_pipeline(config)
     check_absent(output)
@@ -79,7 +82,7 @@ def evaluate(
     evaluation = evaluate_arm(
         model,
         folder,
-        arm or (adapter.rpartition("/")[2] if adapter else ALIGNED),
+        name,
         pipeline.evaluation,
         # The same digests as in the pipeline, so that the gate can compare reports of both.
         model_digest=Checkpoint.open(model).files_digest(),
@@ -91,6 +94,28 @@ def evaluate(
         (partial / "responses.jsonl").write_text("".join(lines), encoding="utf-8")
     _print(evaluation.report)
     typer.echo(str(output))
+
+
+def arm_name(adapter: str) -> str:
+    """What to call an adapter in a report: the last part of its folder, hub id or MLflow address.
+
+    >>> arm_name("models:/support-bot-lora@champion")
+    'support-bot-lora@champion'
+    >>> arm_name("models:/support-bot-lora/3")
+    'support-bot-lora/3'
+    >>> arm_name("runs:/0a1b2c/merge/safemerge/")
+    'safemerge'
+    >>> arm_name("org/support-lora@v1")
+    'support-lora@v1'
+    """
+    scheme, _, address = adapter.partition(":/")
+    if scheme == "models":
+        return address.strip("/")
+    if address:
+        return address.rstrip("/").rpartition("/")[2]
+    folder = Path(adapter).expanduser()
+    # Resolved, as "." and ".." are no names.
+    return folder.resolve().name if folder.is_dir() else adapter.partition("/")[2] or adapter
 
 
 def _adapter_folder(adapter: str) -> Path:

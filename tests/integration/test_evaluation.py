@@ -485,7 +485,8 @@ def test_the_command_leaves_nothing_behind_when_it_fails(pipeline, adapter, tmp_
     for arguments, message in (
         (("--output", tmp_path / "there"), "expected a path that does not exist yet"),
         (("--output", tmp_path / "x", "--arm", "mine"), "--arm mine: expected --adapter beside it"),
-        (("--output", tmp_path / "x", "--arm", "aligned", "--adapter", adapter), "expected no adapter"),
+        (("--output", tmp_path / "x", "--arm", "aligned", "--adapter", adapter), "expected another name"),
+        (("--output", tmp_path / "x", "--adapter", "org/aligned"), "expected another name for org/aligned"),
         (("--output", tmp_path / "x", "--adapter", tmp_path), "expected a PEFT adapter"),
     ):
         result = _command("--config", pipeline, *arguments)

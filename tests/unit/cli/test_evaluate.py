@@ -1,0 +1,34 @@
+"""What ``safemerge evaluate`` calls an arm whose name was not given."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from safemerge.cli.evaluate import arm_name
+
+
+@pytest.mark.parametrize(
+    ("adapter", "name"),
+    [
+        ("models:/support-bot-lora@champion", "support-bot-lora@champion"),
+        ("models:/support-bot-lora/3", "support-bot-lora/3"),
+        ("runs:/0a1b2c/merge/safemerge", "safemerge"),
+        ("mlflow-artifacts:/0/0a1b2c/artifacts/adapter/", "adapter"),
+        ("org/support-lora", "support-lora"),
+        ("org/support-lora@refs/pr/1", "support-lora@refs/pr/1"),
+    ],
+)
+def test_an_address_gives_the_name_of_what_it_leads_to(adapter: str, name: str) -> None:
+    assert arm_name(adapter) == name
+
+
+@pytest.mark.parametrize("written", ["mine", "mine/", "./mine", "./mine/", "mine/.", "mine/in/.."])
+def test_a_folder_gives_its_own_name_however_it_is_written(
+    written: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "mine" / "in").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    assert arm_name(written) == "mine"
+    assert arm_name(f"{tmp_path}/mine/") == "mine"
