@@ -20,7 +20,14 @@ from safemerge.core.merge import LayerScore, MergeResult, Progress, check_shapes
 from safemerge.core.options import MergeOptions, Method, OnUndefined
 from safemerge.errors import ConfigError
 from safemerge.records import LayerReport, MergeReport
-from safemerge.storage.adapters import Adapter, adapter_digest, copy_adapter, read_adapter, write_adapter
+from safemerge.storage.adapters import (
+    Adapter,
+    adapter_digest,
+    check_same_base,
+    copy_adapter,
+    read_adapter,
+    write_adapter,
+)
 from safemerge.storage.alignment_reader import AlignmentReader
 from safemerge.storage.atomic import atomic_folder, check_absent
 from safemerge.storage.checkpoints import Checkpoint
@@ -39,6 +46,7 @@ class ScoredAdapters:
     scores: dict[str, LayerScore]
     digests: dict[str, str]
     """sha256 of task_adapter, safety_adapter, aligned_model, unaligned_model."""
+    warnings: tuple[str, ...]
 
 
 def merge_adapters(
@@ -148,11 +156,12 @@ def score_adapters(
         SafemergeError: files or tensors are wrong.
     """
     task, safety = (read_adapter(resolve(source, "adapter")) for source in (task_adapter, safety_adapter))
+    warnings = check_same_base(task.config, safety.config, aligned_model)
     scores, model_digests = score_pairs(
         task.pairs, safety.pairs, aligned_model, unaligned_model, hash_files=hash_files, progress=progress
     )
     digests = {"task_adapter": adapter_digest(task.folder), "safety_adapter": adapter_digest(safety.folder)}
-    return ScoredAdapters(task, safety, scores, digests | model_digests)
+    return ScoredAdapters(task, safety, scores, digests | model_digests, warnings)
 
 
 def score_pairs(
@@ -190,7 +199,7 @@ def write_merge(scored: ScoredAdapters, options: MergeOptions, output: Path) -> 
     from safemerge.plots import layer_plot_html
 
     result = merge_scored(scored.task.pairs, scored.safety.pairs, scored.scores, options)
-    report = merge_report(result, options, scored.digests)
+    report = merge_report(result, options, scored.digests, scored.warnings)
     with atomic_folder(output) as folder:
         if result.unchanged:
             copy_adapter(scored.task.folder, folder)
@@ -201,7 +210,9 @@ def write_merge(scored: ScoredAdapters, options: MergeOptions, output: Path) -> 
     return report
 
 
-def merge_report(result: MergeResult, options: MergeOptions, digests: dict[str, str]) -> MergeReport:
+def merge_report(
+    result: MergeResult, options: MergeOptions, digests: dict[str, str], warnings: tuple[str, ...]
+) -> MergeReport:
     """The record of a merge."""
     return MergeReport(
         safemerge_version=safemerge.__version__,
@@ -212,6 +223,7 @@ def merge_report(result: MergeResult, options: MergeOptions, digests: dict[str, 
         digests=digests,
         layers=tuple(LayerReport(**decision._asdict()) for decision in result.decisions),
         safety_only_layers=result.safety_only,
+        warnings=warnings,
     )
 
 

@@ -21,7 +21,7 @@ from safemerge.core.options import MergeOptions, OnUndefined
 from safemerge.errors import ConfigError, MissingDependencyError, NonFiniteError, UnsupportedAdapterError
 from safemerge.merging import merge_report, score_pairs
 from safemerge.records import MergeReport, json_digest
-from safemerge.storage.adapters import refuse_variants
+from safemerge.storage.adapters import check_same_base, refuse_variants
 from safemerge.storage.digests import tensor_digest
 
 if TYPE_CHECKING:
@@ -78,12 +78,14 @@ def merge_into(
         on_undefined=on_undefined,
     )
     _check_names(model, task_adapter, safety_adapter, name)
+    configs = {adapter: model.peft_config[adapter].to_dict() for adapter in (task_adapter, safety_adapter)}
+    warnings = check_same_base(configs[task_adapter], configs[safety_adapter], aligned_model)
     task, safety = (_pairs(model, adapter) for adapter in (task_adapter, safety_adapter))
     scores, digests = score_pairs(task, safety, aligned_model, unaligned_model, progress=progress)
     result = merge_scored(task, safety, scores, options)
     _add(model, name, task_adapter, result)
     digests |= {"task_adapter": _digest(task), "safety_adapter": _digest(safety)}
-    return merge_report(result, options, digests)
+    return merge_report(result, options, digests, warnings)
 
 
 def _check_names(model: PeftModel, task_adapter: str, safety_adapter: str, name: str) -> None:

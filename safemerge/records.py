@@ -107,6 +107,8 @@ class MergeReport(Record):
     layers: tuple[LayerReport, ...]
     safety_only_layers: tuple[str, ...] = ()
     """Layers that only the safety adapter has; left out of the merge."""
+    warnings: tuple[str, ...] = ()
+    """What a reader must know, such as that the adapters name different base models."""
 
 
 # --- evaluation --------------------------------------------------------------

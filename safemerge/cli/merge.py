@@ -187,8 +187,9 @@ def merge(
         _print_summary(report, arguments["output"])
     if as_published:
         typer.echo(formula_notice(arguments), err=as_json)
-    if warning := threshold_warning(report):
-        typer.echo(f"warning: {warning}", err=True)
+    for warning in (*report.warnings, threshold_warning(report)):
+        if warning:
+            typer.echo(f"warning: {warning}", err=True)
 
 
 def _own_arguments(ctx: typer.Context, own: dict[str, Any]) -> dict[str, Any]:

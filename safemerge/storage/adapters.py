@@ -20,6 +20,7 @@ from safemerge.core.lora import LoraPair
 from safemerge.errors import AdapterError, MismatchError, NonFiniteError, UnsupportedAdapterError
 from safemerge.records import json_digest
 from safemerge.storage.digests import file_digest
+from safemerge.storage.hub import hub_id
 
 CONFIG_FILE = "adapter_config.json"
 TENSORS_FILE = "adapter_model.safetensors"
@@ -154,6 +155,42 @@ def adapter_digest(folder: Path) -> str:
     return json_digest({"config": settings, "tensors": file_digest(folder / TENSORS_FILE)})
 
 
+def check_same_base(
+    task: Mapping[str, Any], safety: Mapping[str, Any], aligned_model: str | Path
+) -> tuple[str, ...]:
+    """Check that the adapters were trained on one model, the aligned one, as far as names can tell.
+
+    Hub ids tell models apart. Folders do not, since they are moved, and downloaded from a hub id.
+
+    Args:
+        task: adapter_config.json of the task adapter.
+        safety: The same of the safety adapter.
+        aligned_model: Folder or hub id.
+
+    Returns:
+        A warning where the adapters' names differ in a way that proves nothing.
+
+    Raises:
+        MismatchError: hub ids differ; all are named.
+    """
+    bases = {
+        "task adapter": _base_of(task),
+        "safety adapter": _base_of(safety),
+        "aligned model": aligned_model,
+    }
+    ids = {role: name for role, base in bases.items() if base and (name := hub_id(base))}
+    if len(set(ids.values())) > 1:
+        got = ", ".join(f"{bases[role]} ({role})" for role in ids)
+        raise MismatchError(
+            f"expected adapters of one base model, the aligned one, got {got}; where these are one model, "
+            f"let base_model_name_or_path in the {CONFIG_FILE} say so"
+        )
+    first, second = bases["task adapter"], bases["safety adapter"]
+    if first and second and _place(first) != _place(second):
+        return (f"the task adapter names {first} as its base model, the safety adapter {second}",)
+    return ()
+
+
 def refuse_variants(folder: Path | str, config: Mapping[str, Any]) -> None:
     """Refuse adapters whose update is not scale · B · A of the stored factors.
 
@@ -179,6 +216,15 @@ def refuse_variants(folder: Path | str, config: Mapping[str, Any]) -> None:
         raise UnsupportedAdapterError(
             f"{folder}: expected a plain LoRA adapter, got what no LoRA update holds: {', '.join(variants)}"
         )
+
+
+def _base_of(config: Mapping[str, Any]) -> str | None:
+    name = config.get("base_model_name_or_path")
+    return name if isinstance(name, str) else None
+
+
+def _place(base: str | Path) -> str:
+    return hub_id(base) or str(Path(base).expanduser().resolve())
 
 
 def _read_tensors(path: Path) -> dict[str, Tensor]:

@@ -21,6 +21,13 @@ _PATTERNS = {
 }
 
 
+def hub_id(source: str | Path) -> str | None:
+    """The hub id without revision, in the lower case that the hub compares by; None of what is a folder."""
+    if isinstance(source, Path) or Path(source).expanduser().is_dir() or not _HUB_ID.fullmatch(source):
+        return None
+    return source.partition("@")[0].lower()
+
+
 def resolve(source: str | Path, kind: Kind = "model") -> Path:
     """The local folder of an adapter or a model; a hub id is downloaded once and cached.
 

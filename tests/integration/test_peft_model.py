@@ -111,6 +111,13 @@ def test_wrong_names_and_options_are_refused(model, tiny_pair, names, expected) 
     assert sorted(model.peft_config) == ["safety", "task"]
 
 
+def test_adapters_of_another_base_model_are_refused(model, tiny_pair) -> None:
+    model.peft_config["safety"].base_model_name_or_path = "org/b"
+    models = _models(tiny_pair) | {"aligned_model": "org/a"}
+    with pytest.raises(MismatchError, match=r"got org/b \(safety adapter\), org/a \(aligned model\)"):
+        merge_into(model, **models)
+
+
 @pytest.mark.parametrize("variant", ["use_dora", "lora_bias"])
 @pytest.mark.filterwarnings("ignore:`lora_bias=True` was passed")
 def test_variants_that_no_lora_update_holds_are_refused_by_name(model, tiny_pair, variant) -> None:

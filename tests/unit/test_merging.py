@@ -108,6 +108,21 @@ def test_hashing_whole_files_covers_tensors_that_are_not_read(merge_files, tmp_p
     assert changed["unaligned_model"] == whole["unaligned_model"]
 
 
+def test_adapters_of_another_base_model_are_refused_or_pointed_out(merge_files, tmp_path: Path, edit_json):
+    output = tmp_path / "merged"
+    for folder, base in ((merge_files.task, "org/a"), (merge_files.safety, "org/b")):
+        edit_json(folder / "adapter_config.json", base_model_name_or_path=base)
+    with pytest.raises(MismatchError, match=r"got org/a .* org/b"):
+        merge_adapters(*merge_files, output=output)
+    assert not output.exists()
+    edit_json(merge_files.safety / "adapter_config.json", base_model_name_or_path="/models/b")
+    report = merge_adapters(*merge_files, output=output)
+    assert report.warnings == (
+        "the task adapter names org/a as its base model, the safety adapter /models/b",
+    )
+    assert MergeReport.read(output / "safemerge_report.json") == report
+
+
 def test_layers_of_one_adapter_alone_are_reported(merge_files, tmp_path: Path, edit_tensors):
     def drop(module: str):
         def change(tensors: dict[str, torch.Tensor]) -> None:

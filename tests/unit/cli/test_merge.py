@@ -239,3 +239,11 @@ def test_the_warning_goes_to_stderr(tmp_path: Path) -> None:
     result = _invoke(*_own(REFERENCES[0]), "--threshold", 0.001, "--output", tmp_path / "merged")
     assert result.exit_code == 0
     assert result.stderr.startswith("warning: threshold 0.001 merged no layer")
+
+
+def test_warnings_of_the_report_go_to_stderr(merge_files, edit_json, tmp_path: Path) -> None:
+    for name in ("task", "safety"):
+        edit_json(tmp_path / name / "adapter_config.json", base_model_name_or_path=f"/models/{name}")
+    result = _invoke(*_own(tmp_path), "--quantile", 0.5, "--output", tmp_path / "merged", "--json")
+    assert result.stderr.startswith("warning: the task adapter names /models/task as its base model")
+    assert json.loads(result.stdout)["warnings"]
