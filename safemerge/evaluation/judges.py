@@ -28,13 +28,17 @@ class Answer(NamedTuple):
 
 
 class Judge(Protocol):
-    """Anything that flags responses."""
+    """Anything that flags responses.
+
+    Making one loads nothing and asks nobody, however large the model behind it: the
+    pipeline makes judges just to know, by their record, what is done already.
+    """
 
     record: JudgeRecord
-    """Identity that every report shows."""
+    """Identity that every report shows, known before the first flag."""
 
     def flags(self, kind: SuiteKind, answers: Sequence[Answer]) -> dict[str, bool]:
-        """Prompt id to flag, for every answer; what a flag means depends on ``kind``."""
+        """Prompt id to flag, for every answer; what a flag means depends on ``kind``. Loads what it needs."""
         ...
 
 
@@ -116,7 +120,7 @@ class RefusalPhrases:
     """
 
     def __init__(self) -> None:
-        rules = "\n".join((str(OPENING_CHARACTERS), *REFUSAL_FORMS))
+        rules = "\n".join((str(OPENING_CHARACTERS), *REFUSAL_FORMS, *map(" ".join, _CONTRACTIONS)))
         # Derived from the rules, so that no change of them goes unseen in a report.
         revision = hashlib.sha256(rules.encode()).hexdigest()[:12]
         self.record = JudgeRecord(id="refusal_phrases", revision=revision, smoke=True)
@@ -133,7 +137,7 @@ _JUDGES: dict[str, type[RefusalPhrases]] = {"refusal_phrases": RefusalPhrases}
 
 
 def make_judge(name: str) -> Judge:
-    """The judge of that name in the config.
+    """The judge of that name in the config; cheap, and its ``record`` says which rules it goes by.
 
     Raises:
         ConfigError: there is no such judge.

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -107,6 +109,17 @@ def test_the_judge_is_labelled_smoke_and_its_revision_names_its_rules(monkeypatc
     assert (record.id, record.smoke, len(record.revision)) == ("refusal_phrases", True, 12)
     monkeypatch.setattr("safemerge.evaluation.judges.REFUSAL_FORMS", ("no",))
     assert RefusalPhrases().record.revision != record.revision
+
+
+def test_a_judges_record_is_had_without_loading_anything():
+    code = """
+import sys
+from safemerge.evaluation.judges import make_judge
+assert make_judge("refusal_phrases").record.revision
+sys.exit(", ".join({"torch", "transformers", "lm_eval", "numpy"} & sys.modules.keys()))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stderr == "\n"  # what sys.exit prints of an empty text
 
 
 def test_judges_are_made_by_name():
