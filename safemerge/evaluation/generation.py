@@ -18,6 +18,7 @@ from safemerge.core.lora import LoraPair
 from safemerge.errors import CheckpointError, EvaluationError, MismatchError
 from safemerge.evaluation.progress import progress
 from safemerge.storage.adapters import read_adapter
+from safemerge.storage.checkpoints import Checkpoint
 
 logger = logging.getLogger(__name__)
 
@@ -34,6 +35,7 @@ class Arm(NamedTuple):
 def load_arm(model_dir: Path, adapter_dir: Path | None = None) -> Arm:
     """Load a model, and an adapter on it.
 
+    Whether the adapter fits is read from the headers of the weights before they are loaded.
     The weights are held in fp32 on a CPU and in 16 bits on a GPU.
 
     Args:
@@ -41,13 +43,18 @@ def load_arm(model_dir: Path, adapter_dir: Path | None = None) -> Arm:
         adapter_dir: folder of a PEFT LoRA adapter trained on it.
 
     Raises:
-        CheckpointError: the model or its tokenizer cannot be loaded.
+        CheckpointError: the model or its tokenizer cannot be loaded, or lacks a module of the adapter.
         AdapterError: the adapter folder cannot be read, or is no plain LoRA adapter.
         NonFiniteError: the adapter holds NaN or infinity.
         MismatchError: the adapter belongs to another model.
         EvaluationError: the tokenizer has no chat template.
     """
     pairs = read_adapter(adapter_dir).pairs if adapter_dir else {}
+    where = f"{adapter_dir} on {model_dir}"
+    if pairs:
+        checkpoint = Checkpoint.open(model_dir)
+        names = checkpoint.locate(pairs)
+        check_fits({module: checkpoint.tensors[name].shape for module, name in names.items()}, pairs, where)
     device, dtype = _device()
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.utils import logging as transformers_logging
@@ -62,7 +69,10 @@ def load_arm(model_dir: Path, adapter_dir: Path | None = None) -> Arm:
     except (OSError, ValueError, KeyError) as error:
         raise CheckpointError(f"{model_dir}: expected a model with its tokenizer, got {error}") from error
     if adapter_dir:
-        check_fits(model, pairs, f"{adapter_dir} on {model_dir}")
+        # Again, as the loaded model may name its modules otherwise than its file, and PEFT
+        # passes over what it does not find.
+        weights = model.state_dict().items()
+        check_fits({n.removesuffix(".weight"): tuple(w.shape) for n, w in weights}, pairs, where)
         from peft import PeftModel
 
         model = PeftModel.from_pretrained(model, adapter_dir)
@@ -75,22 +85,21 @@ def _device() -> tuple[str, torch.dtype]:
     return "cuda", torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
 
 
-def check_fits(model: torch.nn.Module, pairs: Mapping[str, LoraPair], where: str) -> None:
+def check_fits(shapes: Mapping[str, tuple[int, ...]], pairs: Mapping[str, LoraPair], where: str) -> None:
     """Check that every layer of an adapter has a weight of its shape in the model.
 
     Args:
-        model: the loaded model.
+        shapes: module path to the shape of its weight in the model.
         pairs: module path to update.
         where: adapter and model, for the message.
 
     Raises:
         MismatchError: layers do not; all are named.
     """
-    weights = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     wrong = [
-        f"{module} (adapter {pair.shape}, model {weights.get(f'{module}.weight', 'none')})"
+        f"{module} (adapter {pair.shape}, model {shapes.get(module, 'none')})"
         for module, pair in pairs.items()
-        if weights.get(f"{module}.weight") != pair.shape
+        if shapes.get(module) != pair.shape
     ]
     if wrong:
         raise MismatchError(

@@ -139,26 +139,55 @@ def test_an_adapter_changes_the_answers_and_is_that_of_the_folder(tiny_checkpoin
     assert answers != generate(aligned, PROMPTS, max_new_tokens=12, batch_size=4)
 
 
-def test_an_adapter_of_another_model_is_refused_and_its_layers_named(tiny_checkpoint, tiny_adapter, tmp_path):
+@pytest.mark.parametrize(
+    ("layers", "hidden", "error", "message"),
+    [
+        (2, 16, MismatchError, r"layers\.0\.self_attn\.q_proj \(adapter \(16, 16\), model \(32, 32\)\)"),
+        (3, 32, CheckpointError, r"got none for model\.layers\.2\.self_attn\.q_proj"),
+    ],
+)
+def test_an_adapter_of_another_model_is_refused_before_the_model_is_loaded(
+    layers, hidden, error, message, tiny_checkpoint, tiny_adapter, tmp_path
+):
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(0)
     other = LlamaForCausalLM(
         LlamaConfig(
             vocab_size=32,
-            hidden_size=16,
+            hidden_size=hidden,
             intermediate_size=16,
-            num_hidden_layers=3,
+            num_hidden_layers=layers,
             num_attention_heads=2,
             num_key_value_heads=2,
         )
     )
     other.save_pretrained(tmp_path / "other")
     foreign = tiny_adapter(model_dir=tmp_path / "other")
-    with pytest.raises(MismatchError, match=r"layers\.0\.self_attn\.q_proj \(adapter \(16, 16\), model \(32"):
-        load_arm(tiny_checkpoint, foreign)
-    with pytest.raises(MismatchError, match=r"layers\.2\.self_attn\.v_proj \(adapter \(16, 16\), model none"):
-        load_arm(tiny_checkpoint, foreign)
+    # Without its tokenizer, so that loading would fail first.
+    unloadable = tmp_path / "unloadable"
+    unloadable.mkdir()
+    for name in ("config.json", "model.safetensors"):
+        (unloadable / name).symlink_to(tiny_checkpoint / name)
+    with pytest.raises(error, match=message):
+        load_arm(unloadable, foreign)
+
+
+def test_an_adapter_whose_modules_only_the_file_names_alike_is_refused(
+    tiny_checkpoint, tiny_adapter, tmp_path
+):
+    import shutil
+
+    from safetensors.torch import load_file, save_file
+
+    # As saved from the model without its head: found in the file, but passed over by PEFT.
+    folder = shutil.copytree(tiny_adapter(seed=3), tmp_path / "headless")
+    tensors = load_file(folder / "adapter_model.safetensors")
+    renamed = {name.replace("model.model.layers", "model.layers"): tensor for name, tensor in tensors.items()}
+    assert renamed.keys() != tensors.keys()
+    save_file(renamed, folder / "adapter_model.safetensors")
+    with pytest.raises(MismatchError, match=r"got other layers: layers\.0\.self_attn\.q_proj .*model none"):
+        load_arm(tiny_checkpoint, folder)
 
 
 def test_models_and_adapters_that_cannot_be_loaded_are_named(tiny_checkpoint, tmp_path):
