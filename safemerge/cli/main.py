@@ -5,13 +5,14 @@ one means writing that module and naming it in ``_COMMANDS``. No module here imp
 torch, transformers, mlflow or plotly at its head: commands import what they need
 when they run, so that ``safemerge --help`` answers at once.
 
-Exit codes: 0 done, 1 and 3 verdicts of the gate, 2 wrong usage, 4 an error that
-safemerge names on one line, 130 interrupted.
+Exit codes: 0 done, 1 blocked by the gate, 2 wrong usage, 4 an error that safemerge names
+on one line, 75 a pipeline step that may be tried again, 130 interrupted. 3 is reserved.
 """
 
 from __future__ import annotations
 
 import errno
+import os
 import sys
 import traceback
 from typing import Annotated, Any
@@ -93,4 +94,8 @@ for _module in _COMMANDS:
 
 def main() -> None:
     """Entry point of ``safemerge`` and ``python -m safemerge``."""
+    if not sys.stderr.isatty():
+        # tqdm reads it when it is first imported. Bars of other libraries litter logs; our progress
+        # comes in lines there.
+        os.environ.setdefault("TQDM_DISABLE", "1")
     sys.exit(app(prog_name="safemerge"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 
@@ -49,6 +50,21 @@ def test_help_loads_no_heavy_library(arguments: list[str]) -> None:
 def test_python_m_safemerge_is_the_command_line() -> None:
     done = _run("--version")
     assert (done.returncode, done.stdout) == (0, f"safemerge {__version__}\n")
+
+
+@pytest.mark.parametrize(("given", "bars"), [(None, False), ("", True)])
+def test_other_libraries_draw_no_bars_into_a_log_unless_asked(given: str | None, bars: bool) -> None:
+    code = """
+from safemerge.cli import main
+main.app = lambda prog_name: list(__import__("tqdm").tqdm(range(3), desc="Building"))
+main.main()
+"""
+    environment = {name: value for name, value in os.environ.items() if name != "TQDM_DISABLE"}
+    environment |= {} if given is None else {"TQDM_DISABLE": given}
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False, env=environment
+    )
+    assert ("Building" in done.stderr) is bars
 
 
 def test_every_command_has_help_and_no_two_share_a_name() -> None:
