@@ -15,14 +15,15 @@ The tree:
     ├── EvaluationError         an evaluation could not give a figure
     ├── TrackingError           the tracking server refused, or lacks what was asked for
     ├── MissingDependencyError  an optional library is not installed
-    └── StepError               a pipeline step failed in its own process
+    └── StepError               a process that safemerge started (a service, a run) failed or gave no answer
 
 Messages name what, where, expected and got. The command line prints them on one
 line without a traceback and exits with ``EXIT_ERROR``.
 """
 
 EXIT_ERROR = 4
-"""Exit code of the command line after any ``SafemergeError`` (1 and 3 belong to the gate, 2 to usage)."""
+"""Exit code of the command line after any ``SafemergeError``. Of the others below it, 1 is the gate's
+block, 2 wrong usage, and 3 is reserved."""
 
 
 class SafemergeError(Exception):
@@ -81,4 +82,4 @@ class MissingDependencyError(SafemergeError):
 
 
 class StepError(SafemergeError):
-    """A pipeline step failed in its own process."""
+    """A process that safemerge started (a service or DAG run of the demo) failed or gave no answer."""
