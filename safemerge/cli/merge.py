@@ -10,19 +10,15 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from statistics import median
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from safemerge.cli.published import PublishedFlags, formula_notice, merge_arguments
+from safemerge.core.options import DEFAULT_TASK_WEIGHT, DEFAULT_THRESHOLD, OnUndefined, PlainMethod
 
 if TYPE_CHECKING:
     from safemerge.records import MergeReport
-
-# The values of safemerge.config.models.MergeMethod and OnUndefined: importing them
-# here would double the time that --help takes.
-Method = Literal["exact", "peft_linear", "scale", "scale_selected"]
-OnUndefined = Literal["keep", "merge", "fail"]
 
 INPUTS = "Inputs: each a folder or a hub id, with @revision or without"
 CHOICE = "Which layers are merged"
@@ -71,22 +67,23 @@ def merge(
         str | None, typer.Option(help="Folder to write; must not exist.", show_default=False)
     ] = None,
     threshold: Annotated[
-        float | None, _own(CHOICE, "Merge layers whose cosine lies below it. [dim]\\[default: 0.35][/dim]")
+        float | None,
+        _own(CHOICE, f"Merge layers whose cosine lies below it. [dim]\\[default: {DEFAULT_THRESHOLD}][/dim]"),
     ] = None,
     quantile: Annotated[
         float | None,
         _own(CHOICE, "Merge this share of the layers, those with the lowest cosines.", min=0, max=1),
     ] = None,
     on_undefined: Annotated[
-        OnUndefined,
-        typer.Option(
-            help="What to do where a cosine is undefined, because alignment did not change the layer "
-            "or the update is zero.",
-            rich_help_panel=CHOICE,
+        OnUndefined | None,
+        _own(
+            CHOICE,
+            "What to do where a cosine is undefined, because alignment did not change the layer or the "
+            "update is zero. [dim]\\[default: keep; merge with the flags of the published script][/dim]",
         ),
-    ] = "keep",
+    ] = None,
     method: Annotated[
-        Method | None,
+        PlainMethod | None,
         _own(
             WAY,
             "[bold]exact[/bold]: the paper's formula. [bold]peft_linear[/bold]: as the published script. "
@@ -95,7 +92,10 @@ def merge(
         ),
     ] = None,
     task_weight: Annotated[
-        float | None, _own(WAY, "Weight of the task adapter in merged layers. [dim]\\[default: 0.8][/dim]")
+        float | None,
+        _own(
+            WAY, f"Weight of the task adapter in merged layers. [dim]\\[default: {DEFAULT_TASK_WEIGHT}][/dim]"
+        ),
     ] = None,
     safety_weight: Annotated[
         float | None,
@@ -173,14 +173,13 @@ def merge(
             f"{', '.join(as_own)} and {', '.join(as_published)} belong to two families of flags, safemerge's "
             "own and the published script's: use one"
         )
-    arguments = merge_arguments(published) if as_published else _own_arguments(ctx, own)
+    arguments = merge_arguments(published, on_undefined) if as_published else _own_arguments(ctx, own)
+    arguments.setdefault("on_undefined", on_undefined or "keep")
 
     from safemerge.merging import merge_adapters
 
     with _progress_bar() as progress:
-        report = merge_adapters(
-            **arguments, on_undefined=on_undefined, hash_files=hash_files, progress=progress
-        )
+        report = merge_adapters(**arguments, hash_files=hash_files, progress=progress)
     if as_json:
         typer.echo(report.to_json(), nl=False)
     else:

@@ -18,6 +18,8 @@ from typing import Any
 
 import typer
 
+from safemerge.core.options import DEFAULT_THRESHOLD, OnUndefined
+
 METHODS = {"linear": "peft_linear", "dare_linear": "dare_linear"}
 """The script's ``--merge_type`` to our method."""
 
@@ -42,8 +44,13 @@ class PublishedFlags:
     """Ours: the script's own draws cannot be repeated."""
 
 
-def merge_arguments(flags: PublishedFlags) -> dict[str, Any]:
+def merge_arguments(flags: PublishedFlags, on_undefined: OnUndefined | None = None) -> dict[str, Any]:
     """What ``merge_adapters`` is to be called with.
+
+    Args:
+        flags: The script's flags.
+        on_undefined: What to do with layers whose cosine is undefined, where the user says
+            so; else it is what the script makes of a cosine of 0.
 
     Raises:
         typer.BadParameter: a flag is missing or its value cannot be used.
@@ -67,7 +74,7 @@ def merge_arguments(flags: PublishedFlags) -> dict[str, Any]:
             param_hint="--merge_type",
         )
     task_weight, safety_weight = _weights(flags)
-    threshold = 0.35 if flags.cos_threshold is None else flags.cos_threshold
+    threshold = DEFAULT_THRESHOLD if flags.cos_threshold is None else flags.cos_threshold
     arguments = {
         "task_adapter": flags.finetuned_model_id,
         "safety_adapter": flags.safety_model_id,
@@ -77,6 +84,7 @@ def merge_arguments(flags: PublishedFlags) -> dict[str, Any]:
         "threshold": threshold,
         "task_weight": task_weight,
         "safety_weight": safety_weight,
+        "on_undefined": on_undefined or ("merge" if threshold > 0 else "keep"),
     }
     name = f"safemerge_{merge_type}_t{threshold:g}_w{task_weight:g}_{safety_weight:g}"
     if merge_type == "dare_linear":
@@ -96,6 +104,7 @@ def formula_notice(arguments: dict[str, Any]) -> str:
         "threshold",
         "task_weight",
         "safety_weight",
+        "on_undefined",
     ):
         command += [f"--{flag.replace('_', '-')}", str(arguments[flag])]
     return (

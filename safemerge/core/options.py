@@ -8,7 +8,9 @@ from typing import Literal, get_args
 
 from safemerge.errors import ConfigError
 
-Method = Literal["exact", "peft_linear", "dare_linear", "scale", "scale_selected"]
+PlainMethod = Literal["exact", "peft_linear", "scale", "scale_selected"]
+"""What a user of safemerge chooses from; ``dare_linear`` is there for the published script's users."""
+Method = Literal[PlainMethod, "dare_linear"]
 OnUndefined = Literal["keep", "merge", "fail"]
 
 DEFAULT_THRESHOLD = 0.35

@@ -12,8 +12,9 @@ from safetensors.torch import load_file
 from typer.testing import CliRunner, Result
 
 from safemerge.cli.main import app
-from safemerge.cli.merge import Method, OnUndefined, threshold_warning
+from safemerge.cli.merge import threshold_warning
 from safemerge.config import models
+from safemerge.core.options import OnUndefined, PlainMethod
 from safemerge.records import LayerReport, MergeReport
 
 GOLDEN = Path(__file__).parents[3] / ".." / "shared" / "golden"
@@ -50,7 +51,7 @@ def _expected(folder: Path) -> dict:
 
 
 def test_the_choices_offered_are_those_of_the_config() -> None:
-    assert set(get_args(Method)) == {method.value for method in models.MergeMethod}
+    assert set(get_args(PlainMethod)) == {method.value for method in models.MergeMethod}
     assert set(get_args(OnUndefined)) == {choice.value for choice in models.OnUndefined}
 
 
@@ -247,3 +248,26 @@ def test_warnings_of_the_report_go_to_stderr(merge_files, edit_json, tmp_path: P
     result = _invoke(*_own(tmp_path), "--quantile", 0.5, "--output", tmp_path / "merged", "--json")
     assert result.stderr.startswith("warning: the task adapter names /models/task as its base model")
     assert json.loads(result.stdout)["warnings"]
+
+
+@pytest.mark.parametrize(
+    ("family", "arguments", "merged"),
+    [("own", [], False), ("published", [], True), ("published", ["--on-undefined", "keep"], False)],
+)
+def test_a_layer_without_a_cosine_is_kept_unless_the_flags_are_the_scripts(
+    merge_files, edit_tensors, tmp_path: Path, family: str, arguments: list[str], merged: bool
+) -> None:
+    module = "model.layers.0.self_attn.q_proj"
+    weight = load_file(merge_files.aligned / "model.safetensors")[f"{module}.weight"]
+    edit_tensors(
+        merge_files.unaligned / "model.safetensors", lambda t: t.update({f"{module}.weight": weight})
+    )
+    flags = {
+        "own": [*_own(tmp_path), "--threshold", 0.35, "--output", tmp_path / "merged"],
+        "published": [*_published(tmp_path), "--output_path", tmp_path / "merged"],
+    }
+    result = _invoke(*flags[family], *arguments, "--json")
+    assert result.exit_code == 0, result.stderr
+    (layer,) = (layer for layer in json.loads(result.stdout)["layers"] if layer["module"] == module)
+    assert layer["cosine"] is None
+    assert layer["merged"] == merged

@@ -30,6 +30,7 @@ def test_the_defaults_are_the_scripts() -> None:
         "threshold": 0.35,
         "task_weight": 0.8,
         "safety_weight": 0.2,
+        "on_undefined": "merge",
         "output": Path("safemerge_models/safemerge_linear_t0.35_w0.8_0.2"),
     }
 
@@ -47,6 +48,12 @@ def test_the_defaults_are_the_scripts() -> None:
 def test_a_ratio_overrides_the_weighting(given: dict, weights: tuple[float, float]) -> None:
     arguments = merge_arguments(replace(FLAGS, **given))
     assert (arguments["task_weight"], arguments["safety_weight"]) == weights
+
+
+def test_the_scripts_cosine_of_zero_gives_way_to_what_the_user_says() -> None:
+    assert merge_arguments(FLAGS, "fail") == merge_arguments(FLAGS) | {"on_undefined": "fail"}
+    assert merge_arguments(replace(FLAGS, cos_threshold=0.01))["on_undefined"] == "merge"
+    assert merge_arguments(replace(FLAGS, cos_threshold=0.0))["on_undefined"] == "keep"
 
 
 @pytest.mark.parametrize(
@@ -113,5 +120,6 @@ def test_the_notice_holds_the_command_for_the_formula() -> None:
         *("--threshold", "0.35"),
         *("--task-weight", "0.7"),
         *("--safety-weight", "0.3"),
+        *("--on-undefined", "merge"),
         *("--output", "DIR"),
     ]
