@@ -131,7 +131,7 @@ def merge_arms(
     check_absent(output)
     if wrong := sorted(arm for arm in arms if not arm or Path(arm).name != arm or arm.startswith(".")):
         raise ConfigError(f"arms: expected plain names, got {', '.join(map(repr, wrong))}")
-    options = {arm: _options(config) for arm, config in arms.items()}
+    options = {arm: merge_options(config) for arm, config in arms.items()}
     scored = score_adapters(
         task_adapter, safety_adapter, aligned_model, unaligned_model, hash_files=hash_files, progress=progress
     )
@@ -242,7 +242,8 @@ def _one_torch_thread() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _options(config: MergeConfig) -> MergeOptions:
+def merge_options(config: MergeConfig) -> MergeOptions:
+    """The same choices, checked, for the core."""
     return MergeOptions(
         method=config.method.value,
         threshold=config.threshold,

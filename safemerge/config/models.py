@@ -70,13 +70,6 @@ class MergeConfig(Config):
             raise ValueError("expected threshold or quantile, got both")
         return self
 
-    def weights(self) -> tuple[float, float]:
-        """[task, safety]; a single weight given makes the other 1 minus it."""
-        task, safety = self.task_weight, self.safety_weight
-        if task is None:
-            task = 0.8 if safety is None else 1 - safety
-        return task, 1 - task if safety is None else safety
-
 
 class DataSource(Config):
     """Prompt and response pairs: a JSON Lines file, or a hub data set."""

@@ -59,13 +59,14 @@ def merge(context: StepContext, request: StepRequest) -> StepResult:
     if done := already_done(context, run, "merge", digest, "merge"):
         return done
 
-    from safemerge.merging import merge_arms
+    from safemerge.merging import merge_arms, merge_options
     from safemerge.storage.adapters import adapter_digest
 
     output = context.workspace.work("merge", digest) / "arms"
     shutil.rmtree(output, ignore_errors=True)  # a killed attempt may have written it, but not stored it
     with context.ledger.step_run(run, "merge", digest) as step_run:
-        weights = dict(zip(("task_weight", "safety_weight"), run.config.merge.weights(), strict=True))
+        task_weight, safety_weight = merge_options(run.config.merge).weights
+        weights = {"task_weight": task_weight, "safety_weight": safety_weight}
         step_run.log_params(run.config.merge.model_dump(mode="json") | weights)
         reports = merge_arms(
             local_adapter(context, task),
