@@ -94,27 +94,6 @@ def rate_difference(arm: Mapping[str, bool], other: Mapping[str, bool], confiden
     )
 
 
-def mean_difference(
-    arm: Mapping[str, float], other: Mapping[str, float], confidence: float = 0.95, *, seed: int = 0
-) -> Estimate:
-    """Mean score of ``arm`` minus mean score of ``other`` over the same documents.
-
-    The interval is a percentile interval of :func:`_drawn_means`.
-
-    Args:
-        arm: document id to score, finite.
-        other: document id to score; the same ids.
-        confidence: coverage aimed at, in (0, 1).
-        seed: of the resampling.
-
-    Raises:
-        DataError: there are fewer than two documents, the ids differ, or a score is not finite.
-    """
-    scores = _table(arm, other)
-    draws = _drawn_means(scores, seed)
-    return _difference(scores.mean(axis=0), draws[:, 0] - draws[:, 1], len(scores), confidence)
-
-
 def gain_kept(
     arm: Mapping[str, float],
     aligned: Mapping[str, float],

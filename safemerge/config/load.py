@@ -8,7 +8,6 @@ Relative paths count from the folder of the file that names them.
 from __future__ import annotations
 
 import difflib
-import json
 import re
 from collections.abc import Iterator, Mapping
 from copy import copy
@@ -22,7 +21,6 @@ from pydantic_core import ErrorDetails
 from safemerge.config.models import DataSource, PipelineConfig, SuiteConfig, UtilityConfig
 from safemerge.errors import ConfigError
 from safemerge.gate import GatePolicy
-from safemerge.records import json_digest
 
 Model = TypeVar("Model", bound=BaseModel)
 Key = tuple[str | int, ...]
@@ -68,16 +66,6 @@ def load_policy(path: Path) -> GatePolicy:
     if "gate" in data:
         data, prefix = data["gate"], ("gate",)
     return _validated(GatePolicy, data, path, lines, prefix)
-
-
-def dump_pipeline(config: PipelineConfig) -> str:
-    """The config as canonical JSON (sorted keys, every default written out), with a closing newline."""
-    return json.dumps(config.model_dump(mode="json"), indent=2, sort_keys=True, ensure_ascii=False) + "\n"
-
-
-def config_digest(config: BaseModel) -> str:
-    """Sha256 of a config's canonical JSON."""
-    return json_digest(config.model_dump(mode="json"))
 
 
 def pipeline_json_schema() -> dict[str, Any]:
