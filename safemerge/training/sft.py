@@ -22,6 +22,7 @@ from safemerge.config.models import Quantization, TrainingSettings
 from safemerge.errors import ConfigError, DataError, MissingDependencyError
 from safemerge.records import TrainingReport, json_digest
 from safemerge.storage.atomic import atomic_folder, check_absent
+from safemerge.storage.checkpoints import Checkpoint
 from safemerge.training.data import Example, data_digest
 
 if TYPE_CHECKING:
@@ -66,13 +67,14 @@ def train_adapter(
     Raises:
         OutputExistsError: ``output`` exists.
         DataError: no examples, or none with an answer within the largest length.
+        CheckpointError: the model's files are missing, damaged, pickled or quantised.
         ConfigError: 4-bit training without CUDA, or a model without chat template.
         MissingDependencyError: 4-bit training without bitsandbytes.
         NonFiniteError: the loss became NaN or infinite.
     """
     _check_before_loading(data, output, settings)
     name = model_name or str(model)
-    job = _Job(model, name, data, work, settings, _fingerprint(name, data, settings))
+    job = _Job(model, name, data, work, settings, _fingerprint(model, data, settings))
     batch_size, accumulation = settings.batch_size, settings.gradient_accumulation
     while True:
         try:
@@ -275,10 +277,16 @@ def _name_model(lora: Any, name: str) -> None:
         lora.base_model_name_or_path, lora.revision = hub_id, revision
 
 
-def _fingerprint(name: str, data: Sequence[Example], settings: TrainingSettings) -> str:
-    """sha256 of all that the weights in a checkpoint depend on."""
+def _fingerprint(model: Path, data: Sequence[Example], settings: TrainingSettings) -> str:
+    """sha256 of all that the weights in a checkpoint depend on.
+
+    The model counts by its files' bytes, since other weights may come to lie in the same
+    folder. Hashing takes seconds a gigabyte, and warms the files for the load that follows.
+    """
     kept = settings.model_dump(mode="json", exclude={"data", "save_every_steps"})
-    return json_digest({"model": name, "data": data_digest(data), "settings": kept})
+    return json_digest(
+        {"model": Checkpoint.open(model).files_digest(), "data": data_digest(data), "settings": kept}
+    )
 
 
 def _largest_proper_divisor(number: int) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -78,14 +79,20 @@ def test_a_checkpoint_counts_only_when_whole_and_of_the_same_inputs(tmp_path: Pa
     assert last_complete_checkpoint(tmp_path, "f") == tmp_path / "checkpoint-10"
 
 
-def test_the_fingerprint_follows_what_the_weights_depend_on():
-    settings = TrainingSettings(steps=5)
+def test_the_fingerprint_follows_what_the_weights_depend_on(merge_files, edit_tensors, tmp_path: Path):
+    model, settings = merge_files.aligned, TrainingSettings(steps=5)
     print_of = sft._fingerprint
-    same = print_of("m", DATA, settings)
-    assert print_of("m", DATA, settings.model_copy(update={"save_every_steps": 1})) == same
+    same = print_of(model, DATA, settings)
+    assert print_of(model, DATA, settings.model_copy(update={"save_every_steps": 1})) == same
+    assert print_of(shutil.copytree(model, tmp_path / "moved"), DATA, settings) == same
     others = [
-        print_of("n", DATA, settings),
-        print_of("m", DATA * 2, settings),
-        print_of("m", DATA, settings.model_copy(update={"seed": 1})),
+        print_of(merge_files.unaligned, DATA, settings),
+        print_of(model, DATA * 2, settings),
+        print_of(model, DATA, settings.model_copy(update={"seed": 1})),
     ]
+    edit_tensors(model / "model.safetensors", lambda t: t["model.embed_tokens.weight"].add_(1))
+    others.append(print_of(model, DATA, settings))
+    (model / "chat_template.jinja").write_text("x")
+    others.append(print_of(model, DATA, settings))
     assert same not in others
+    assert len(set(others)) == len(others)
