@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+import shutil
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -99,10 +100,21 @@ class Progress(TrainerCallback):
 
 
 class CheckpointMarker(TrainerCallback):
-    """Marks a checkpoint as whole once everything else of it is written."""
+    """Marks a checkpoint as whole once everything else of it is written, and clears away stale ones."""
 
     def __init__(self, fingerprint: str) -> None:
         self._fingerprint = fingerprint
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Discard every checkpoint but the one resumed from.
+
+        The trainer keeps the two of the highest steps, so one left by another training
+        would have this one's deleted in its stead.
+        """
+        if state.is_world_process_zero:
+            for folder in Path(args.output_dir).glob("checkpoint-*"):
+                if checkpoint_step(folder) != state.global_step:
+                    shutil.rmtree(folder)
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Write the marker with the fingerprint of what the checkpoint was made from."""
