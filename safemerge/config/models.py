@@ -119,7 +119,8 @@ class TrainingSettings(Config):
     max_length_tokens: Annotated[int, Field(gt=0)] = 1024
     warmup_share: Share = 0.1
     quantization: Quantization = Quantization.NONE
-    gradient_checkpointing: bool = False
+    gradient_checkpointing: bool | None = None
+    """Compute activations again instead of keeping them. Where not given: on CUDA devices alone."""
     save_every_steps: Annotated[int, Field(gt=0)] = 50
     """Checkpoint interval; an interrupted training resumes from the last one."""
     seed: int = 0

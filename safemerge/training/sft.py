@@ -200,7 +200,9 @@ def _build_trainer(job: _Job, batch_size: int, accumulation: int) -> AnswerTrain
     tokenizer = AutoTokenizer.from_pretrained(job.model)
     if tokenizer.chat_template is None:
         raise ConfigError(f"{job.name}: expected a tokenizer with a chat template, got none")
-    bf16 = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+    cuda = torch.cuda.is_available()
+    bf16 = cuda and torch.cuda.is_bf16_supported()
+    recompute = settings.gradient_checkpointing
     arguments = SFTConfig(
         output_dir=str(job.work),
         max_steps=settings.steps,
@@ -211,7 +213,7 @@ def _build_trainer(job: _Job, batch_size: int, accumulation: int) -> AnswerTrain
         warmup_steps=round(settings.warmup_share * settings.steps),
         max_length=settings.max_length_tokens,
         completion_only_loss=True,
-        activation_checkpointing=settings.gradient_checkpointing,
+        activation_checkpointing=cuda if recompute is None else recompute,
         bf16=bf16,
         save_strategy="steps",
         save_steps=settings.save_every_steps,
@@ -221,7 +223,7 @@ def _build_trainer(job: _Job, batch_size: int, accumulation: int) -> AnswerTrain
         logging_nan_inf_filter=False,
         seed=settings.seed,
         data_seed=settings.seed,
-        dataloader_pin_memory=torch.cuda.is_available(),
+        dataloader_pin_memory=cuda,
         disable_tqdm=True,  # the log lines below carry an ETA, and live through a scheduler's log
         report_to="none",
     )

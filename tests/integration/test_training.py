@@ -181,6 +181,25 @@ def test_a_smaller_batch_after_running_out_of_memory_learns_the_same(
     assert all(torch.allclose(first[name], second[name], atol=1e-4) for name in first)
 
 
+def test_activations_computed_again_give_the_same_adapter(
+    tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    from transformers.models.llama.modeling_llama import LlamaMLP
+
+    calls = []
+    forward = LlamaMLP.forward
+    monkeypatch.setattr(LlamaMLP, "forward", lambda *args: calls.append(1) or forward(*args))
+    counts = {}
+    for recompute in (None, False, True):
+        settings = SETTINGS.model_copy(update={"steps": 1, "gradient_checkpointing": recompute})
+        train_adapter(tiny_checkpoint, DATA, tmp_path / f"{recompute}", tmp_path / f"w{recompute}", settings)
+        counts[recompute] = len(calls)
+        calls.clear()
+    assert counts[True] == 2 * counts[False]
+    assert counts[None] == counts[torch.cuda.is_available()]
+    assert same(weights(tmp_path / "True"), weights(tmp_path / "False"))
+
+
 def test_examples_too_long_are_counted_and_none_left_is_an_error(
     tiny_checkpoint: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ):
