@@ -121,8 +121,10 @@ def check_data(config: PipelineConfig) -> dict[str, str]:
 def check_task(config: PipelineConfig) -> str:
     """The digest of the utility task, once lm-eval is known to have it, its metric and its documents."""
     from safemerge.evaluation import utility
+    from safemerge.evaluation.libraries import check_libraries
     from safemerge.storage.hub import resolve
 
+    check_libraries()
     task = config.evaluation.utility
     utility.check_task(task.task, task.metric, task.include_path, task.filter)
     return utility.task_digest(
