@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from safemerge.cli.logs import plain_logs
+
 EPILOG = """
 **Examples**
 
@@ -46,6 +48,7 @@ def demo(
     """Fine-tune, repair, evaluate, gate and record a small real model, through Airflow and MLflow."""
     if context.invoked_subcommand is not None:
         return
+    plain_logs()
     from rich.console import Console
 
     from safemerge.demo.run import run_demo

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from safemerge.cli.logs import plain_logs
 
 if TYPE_CHECKING:
     from safemerge.records import EvaluationReport
@@ -53,7 +54,6 @@ def evaluate(
     The report is what `safemerge gate` judges; responses.jsonl holds every prompt, answer and flag.
     """
     import json
-    import logging
 
     from safemerge.config.load import load_pipeline
     from safemerge.errors import ConfigError
@@ -61,8 +61,7 @@ def evaluate(
     from safemerge.storage.atomic import atomic_folder, check_absent
 
     check_libraries()
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    logging.getLogger("httpx").setLevel(logging.WARNING)
+    plain_logs()
     name = arm or (arm_name(adapter) if adapter else ALIGNED)
     if adapter and name == ALIGNED:
         raise ConfigError(

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import signal
-import sys
 import threading
 from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from safemerge.cli.logs import plain_logs
 
 EXIT_RETRY = 75
 """Exit code (EX_TEMPFAIL) where the tracking server was at fault and a retry may mend it."""
@@ -44,7 +45,7 @@ def step(
     """
     if die_with_parent:
         _die_with_parent()
-    _log_to_stderr()
+    plain_logs()
     from safemerge.errors import TrackingError
     from safemerge.pipeline.registry import run_step
     from safemerge.storage.atomic import atomic_file
@@ -76,16 +77,3 @@ def _die_with_parent() -> None:
         os.killpg(os.getpgrp(), signal.SIGKILL)
 
     threading.Thread(target=wait, daemon=True).start()
-
-
-def _log_to_stderr() -> None:
-    """Plain lines for the task's log: no bars that overwrite themselves, no notes to library authors."""
-    import logging
-    import warnings
-
-    os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    warnings.simplefilter("ignore", FutureWarning)
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    for chatty in ("httpx", "filelock", "fsspec", "alembic", "urllib3"):
-        logging.getLogger(chatty).setLevel(logging.WARNING)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from safemerge.cli.logs import plain_logs
 
 EPILOG = "\n\n".join(
     (
@@ -43,14 +44,12 @@ def train(
 
     The adapter's folder also holds safemerge_training.json: how it was trained.
     """
-    import logging
     import shutil
 
     from safemerge.config.load import load_pipeline
     from safemerge.storage.atomic import check_absent
 
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    logging.getLogger("httpx").setLevel(logging.WARNING)
+    plain_logs()
     pipeline = load_pipeline(config)
     settings = pipeline.task_training if adapter is AdapterRole.TASK else pipeline.safety_training
     check_absent(output)

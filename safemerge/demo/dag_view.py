@@ -15,6 +15,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.markup import escape
 
+from safemerge.demo.live_line import LiveLine
+
 _START = re.compile(r"\[DAG TEST\] starting task_id=(\S+)")
 _END = re.compile(r"\[DAG TEST\] end task task_id=(\S+)")
 _TERMINAL_CODE = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
@@ -22,8 +24,6 @@ _STEP_LINE = re.compile(r"\] (.*?)\s+\[airflow\.task\.operators\.safemerge[^\]]*
 """A line that a step printed, as Airflow's log shows it."""
 _PROGRESS = re.compile(r"step \d+/\d+|\d+ of \d+|done in|hashing")
 _DONE = "already done in MLflow run"
-_PLAIN_INTERVAL_S = 20.0
-"""Where the output is no terminal, a line of progress at most so often."""
 
 
 class DagView:
@@ -43,13 +43,9 @@ class DagView:
         self._started_s = 0.0
         self._reused = False
         self._failed = False
-        self._last_plain_s = 0.0
 
     def follow(self, command: Sequence[str], environment: Mapping[str, str]) -> int:
         """Run the command to its end and return its exit code; Ctrl-C ends it with all its children."""
-        status = (
-            self.console.status("Airflow starts …") if self.console.is_terminal else contextlib.nullcontext()
-        )
         with (
             subprocess.Popen(
                 [sys.executable, "-m", *command],
@@ -62,25 +58,25 @@ class DagView:
                 start_new_session=True,
             ) as process,
             self.log_file.open("a", encoding="utf-8") as log,
-            status,
+            LiveLine(self.console, "Airflow starts …") as live,
         ):
             try:
                 for raw in process.stdout or ():
                     line = _TERMINAL_CODE.sub("", raw)
                     log.write(line)
                     log.flush()
-                    self._show(line.rstrip(), status)
+                    self._show(line.rstrip(), live)
                 return process.wait()
             except BaseException:
                 with contextlib.suppress(ProcessLookupError):
                     os.killpg(process.pid, signal.SIGTERM)
                 raise
 
-    def _show(self, line: str, status: object) -> None:
+    def _show(self, line: str, live: LiveLine) -> None:
         if match := _START.search(line):
             self._task, self._started_s = match[1], time.monotonic()
             self._reused = self._failed = False
-            self._update(status, "")
+            live.update(self._task, "")
         elif match := _END.search(line):
             self._close(match[1])
         elif _DONE in line:
@@ -88,16 +84,7 @@ class DagView:
         elif "error:" in line:
             self.error, self._failed = line[line.index("error:") :], True
         elif (match := _STEP_LINE.search(line)) and _PROGRESS.search(match[1]):
-            self._update(status, match[1])
-
-    def _update(self, status: object, progress: str) -> None:
-        text = f"{self._task}  {progress}".strip()
-        update = getattr(status, "update", None)
-        if update:
-            update(escape(text))
-        elif progress and time.monotonic() - self._last_plain_s > _PLAIN_INTERVAL_S:
-            self._last_plain_s = time.monotonic()
-            self.console.print(f"    {escape(text)}", highlight=False)
+            live.update(self._task, match[1])
 
     def _close(self, task: str) -> None:
         took_s = time.monotonic() - self._started_s

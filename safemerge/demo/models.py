@@ -21,6 +21,7 @@ import torch
 from rich.console import Console
 
 from safemerge.config.models import DataSource, LoraSettings, TrainingConfig
+from safemerge.demo.live_line import showing_logs
 from safemerge.errors import CheckpointError, MissingDependencyError
 from safemerge.records import json_digest
 from safemerge.storage.atomic import atomic_folder, check_absent
@@ -91,7 +92,8 @@ def _keep_or_make(model: Path, digest: str, console: Console, make: Callable[[],
     console.print(f"Making the {model.name} model.")
     shutil.rmtree(model, ignore_errors=True)
     started_s = time.monotonic()
-    make()
+    with showing_logs(console, f"{model.name} model"):
+        make()
     stamp.write_text(json.dumps(digest), encoding="utf-8")
     console.print(f"Made the {model.name} model in {time.monotonic() - started_s:.0f} s.")
 
