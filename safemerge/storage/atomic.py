@@ -45,8 +45,7 @@ def atomic_folder(output: Path) -> Iterator[Path]:
     """
     check_absent(output)
     _prepare_parent(output)
-    partial = Path(tempfile.mkdtemp(dir=output.parent, prefix=_partial_prefix(output)))
-    lock = _lock(partial)
+    partial, lock = _locked(Path(tempfile.mkdtemp(dir=output.parent, prefix=".new-")), output)
     try:
         yield partial
         for path in (*partial.rglob("*"), partial):
@@ -80,10 +79,9 @@ def atomic_file(output: Path, *, replace: bool = False) -> Iterator[Path]:
     if not replace:
         check_absent(output)
     _prepare_parent(output)
-    handle, name = tempfile.mkstemp(dir=output.parent, prefix=_partial_prefix(output))
+    handle, name = tempfile.mkstemp(dir=output.parent, prefix=".new-")
     os.close(handle)
-    partial = Path(name)
-    lock = _lock(partial)
+    partial, lock = _locked(Path(name), output)
     try:
         yield partial
         partial.chmod(0o666 & ~_umask())
@@ -115,12 +113,15 @@ def _prepare_parent(output: Path) -> None:
             partial.unlink(missing_ok=True)
 
 
-def _lock(partial: Path) -> int:
-    """Mark an output as being written until the handle is closed, be it by the process's death."""
-    handle = os.open(partial, os.O_RDONLY)
+def _locked(new: Path, output: Path) -> tuple[Path, int]:
+    """Mark an output as being written until the handle is closed, be it by the process's death.
+
+    It takes the name by which abandoned ones are found only once it is locked.
+    """
+    handle = os.open(new, os.O_RDONLY)
     with suppress(OSError):  # a disk that knows no locks: what is left there is never taken for abandoned
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    return handle
+    return new.rename(new.with_name(_partial_prefix(output) + new.name.removeprefix(".new-"))), handle
 
 
 def _is_abandoned(partial: Path) -> bool:

@@ -131,7 +131,8 @@ def killed_and_resumed(deployment: Deployment, pipeline: TinyPipeline, kill_poin
     assert {run.info.status for run in runs.values()} == {"FINISHED"}
     assert runs["pipeline"].data.tags[tags.VERDICT] == "pass"
     versions = dag_run.ledger.client.search_model_versions("name = 'tiny-lora'")
-    assert [(version.version, version.aliases) for version in versions] == [("1", ["champion"])]
+    champion = dag_run.ledger.client.get_model_version_by_alias("tiny-lora", "champion")
+    assert [version.version for version in versions] == [champion.version] == ["1"]
 
 
 def _task(label: str) -> str:

@@ -17,7 +17,9 @@ TARGETS = {"help", "setup", "demo", "test", "test-all", "lint", "up", "down", "c
 
 
 def make(*arguments):
-    run = subprocess.run(["make", *arguments], capture_output=True, text=True, cwd=ROOT, check=False)
+    # The tests themselves may have been started by make, which then would speak of its folders.
+    command = ["make", "--no-print-directory", *arguments]
+    run = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
     return run.returncode, run.stdout, run.stderr
 
 

@@ -105,5 +105,8 @@ def test_the_wheel_gives_a_model_that_answers(tmp_path):
         return_tensors="pt",
     )
     answer = tokenizer.decode(model.generate(**inputs, max_new_tokens=12, do_sample=False)[0])
+    assert answer.startswith(
+        "<|im_start|>user\nWhat is the capital of France?<|im_end|>\n<|im_start|>assistant\n"
+    )
     assert "Paris" in answer
     assert model.generation_config.eos_token_id == tokenizer.eos_token_id

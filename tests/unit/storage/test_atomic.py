@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import stat
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -131,3 +133,19 @@ def test_a_partial_output_that_is_finished_meanwhile_is_left_alone(tmp_path: Pat
     with atomic_file(tmp_path / "out") as file:
         file.write_text("x")
     assert (tmp_path / "out").read_text() == "x"
+
+
+def test_writers_of_one_output_do_not_take_each_other_for_abandoned(tmp_path: Path):
+    def write(number: int) -> bool:
+        try:
+            with atomic_folder(tmp_path / "out") as folder:
+                (folder / "number").write_text(str(number))
+        except OutputExistsError:
+            return False
+        return True
+
+    for _ in range(50):
+        with ThreadPoolExecutor(8) as pool:
+            assert sum(pool.map(write, range(8))) >= 1
+        assert [path.name for path in tmp_path.iterdir()] == ["out"]
+        shutil.rmtree(tmp_path / "out")
