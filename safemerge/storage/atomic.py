@@ -53,7 +53,11 @@ def atomic_folder(output: Path) -> Iterator[Path]:
             path.chmod((0o777 if path.is_dir() else 0o666) & ~_umask())
             _flush(path)
         check_absent(output)  # a rename would replace an empty folder silently
-        partial.rename(output)
+        try:
+            partial.rename(output)
+        except OSError:
+            check_absent(output)  # made by another process this very moment
+            raise
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
