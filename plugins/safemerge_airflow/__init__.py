@@ -9,5 +9,7 @@ Settings, all optional, in the ``[safemerge]`` section of the Airflow configurat
 - ``python``: interpreter that runs the steps, where it is not the worker's own.
 - ``mlflow_url``: address of the MLflow pages as a browser reaches them.
 - ``gpu_queue``: the queue that device workers listen on, where no executor alias ``gpu`` says so;
+  ``gpu_pod_template``: the pod template of tasks with a device, under KubernetesExecutor;
   ``gpu_pool``: their pool, where it is not ``gpu_pool``.
+- ``gpu_devices``: the devices of each slot of DeviceLocalExecutor, such as ``0 1``.
 """

@@ -1,6 +1,8 @@
-"""Where tasks that use an accelerator run: executor, queue and pool."""
+"""Where tasks that use an accelerator run: executor, queue, pool and pod template."""
 
 from __future__ import annotations
+
+from typing import Any
 
 from airflow.sdk import conf
 
@@ -10,23 +12,34 @@ POOL = "gpu_pool"
 """Pool with one slot a device, where the configuration gives no other."""
 
 
-def device_lane() -> dict[str, str]:
+def device_lane() -> dict[str, Any]:
     """Operator arguments for tasks that use an accelerator.
 
-    A deployment has a lane where its ``[core] executor`` names an alias ``gpu``, as in
-    ``LocalExecutor,gpu:CeleryExecutor``, or where ``[safemerge] gpu_queue`` names the queue
-    that its device workers listen on. Elsewhere tasks run as all others do.
+    A deployment has a lane where its configuration says so in one of three ways:
+
+    - ``[core] executor`` names an alias ``gpu``, as in ``LocalExecutor,gpu:CeleryExecutor``;
+    - ``[safemerge] gpu_queue`` names the queue that its Celery workers with devices listen on;
+    - ``[safemerge] gpu_pod_template`` names the pod template of KubernetesExecutor's tasks
+      with devices, as the scheduler sees the file.
+
+    Elsewhere tasks run as all others do.
 
     The lane's pool must exist: Airflow leaves tasks of a missing pool waiting without an error.
 
     Returns:
-        ``queue`` and ``pool``, and ``executor`` where the alias is configured (another name
-        would be an import error). Empty where the deployment has no lane; there the DAG runs
-        one task at a time instead, which needs no pool.
+        ``queue`` and ``pool``, ``executor`` where the alias is configured (another name would
+        be an import error), and ``executor_config`` where there is a pod template. Empty where
+        the deployment has no lane; there the DAG runs one task at a time instead, which needs
+        no pool.
     """
     executors = [entry.split(":")[0].strip() for entry in conf.get("core", "executor").split(",")]
     queue = conf.get("safemerge", "gpu_queue", fallback=None)
-    if LANE not in executors and not queue:
+    template = conf.get("safemerge", "gpu_pod_template", fallback=None)
+    if not (LANE in executors or queue or template):
         return {}
     lane = {"queue": queue or LANE, "pool": conf.get("safemerge", "gpu_pool", fallback=POOL)}
-    return lane | {"executor": LANE} if LANE in executors else lane
+    if LANE in executors:
+        lane["executor"] = LANE
+    if template:
+        lane["executor_config"] = {"pod_template_file": template}
+    return lane

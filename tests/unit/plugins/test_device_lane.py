@@ -29,3 +29,12 @@ def test_queue_and_pool_may_have_other_names(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setenv("AIRFLOW__SAFEMERGE__GPU_QUEUE", "a100")
     monkeypatch.setenv("AIRFLOW__SAFEMERGE__GPU_POOL", "a100s")
     assert device_lane() == {"queue": "a100", "pool": "a100s"}
+
+
+def test_pod_template_makes_a_lane_of_kubernetes(monkeypatch: pytest.MonkeyPatch) -> None:
+    template = {"executor_config": {"pod_template_file": "/pods/gpu.yaml"}}
+    monkeypatch.setenv("AIRFLOW__CORE__EXECUTOR", "KubernetesExecutor")
+    monkeypatch.setenv("AIRFLOW__SAFEMERGE__GPU_POD_TEMPLATE", "/pods/gpu.yaml")
+    assert device_lane() == {"queue": "gpu", "pool": "gpu_pool", **template}
+    monkeypatch.setenv("AIRFLOW__CORE__EXECUTOR", "LocalExecutor,gpu:KubernetesExecutor")
+    assert device_lane() == {"executor": "gpu", "queue": "gpu", "pool": "gpu_pool", **template}
