@@ -39,7 +39,7 @@ ALIGNMENT = TrainingConfig(
         DataSource(path=str(DATA / "safety_ordinary_train.jsonl")),
     ),
     lora=LoraSettings(r=16, alpha=32, target_modules="all-linear"),
-    steps=120,
+    steps=200,
     learning_rate=1.5e-3,
     batch_size=8,
     max_length_tokens=192,
