@@ -10,12 +10,18 @@ PIP    := $(BIN)/python -m pip --disable-pip-version-check -qq
 # index of CPU wheels: make setup TORCH_INDEX=<address>
 TORCH_INDEX ?=
 
+# Said before anything is installed, in one line.
+NEED_DOCKER = docker info >/dev/null 2>&1 || { \
+    echo "$@ needs a running Docker engine: \`docker info\` fails" >&2; exit 1; }; \
+  docker compose version >/dev/null 2>&1 || docker-compose version >/dev/null 2>&1 || { \
+    echo "$@ needs Compose: neither \`docker compose\` nor \`docker-compose\` answers" >&2; exit 1; }
+
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test test-all lint up down clean
+.PHONY: help setup demo test test-all compose-test lint up down clean
 
 help: ## Explain the targets
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  make %-9s %s\n", $$1, $$2 }'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  make %-12s %s\n", $$1, $$2 }'
 
 setup: $(STAMP) ## Make .venv here with everything in it; nothing to do if it is up to date
 
@@ -27,6 +33,11 @@ test: setup ## Run the tests that take seconds (under 5 minutes in all)
 
 test-all: setup ## Run every test, the slow ones too
 	@$(BIN)/python -m pytest -q
+
+compose-test: ## Run the pipeline on Celery workers under Docker Compose, then take it all down
+	@$(NEED_DOCKER)
+	@$(MAKE) --no-print-directory setup
+	@$(BIN)/python -m pytest -q tests/compose
 
 lint: setup ## Check style, types and import rules
 	@$(BIN)/ruff check .

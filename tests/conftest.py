@@ -183,11 +183,15 @@ class TinyPipeline(NamedTuple):
 @pytest.fixture
 def tiny_pipeline(tiny_pair: TinyPair, tmp_path: Path) -> TinyPipeline:
     """Data, suites, an lm-eval task and a lenient policy: a run of it passes the gate."""
+    return write_tiny_pipeline(tmp_path / "pipeline", tiny_pair)
+
+
+def write_tiny_pipeline(root: Path, pair: TinyPair) -> TinyPipeline:
+    """Write what :func:`tiny_pipeline` gives below ``root``."""
     import json
 
     import yaml
 
-    root = tmp_path / "pipeline"
     (root / "tasks").mkdir(parents=True)
 
     def rows(name: str, items: list[dict[str, object]]) -> str:
@@ -227,8 +231,8 @@ def tiny_pipeline(tiny_pair: TinyPair, tmp_path: Path) -> TinyPipeline:
     }
     lines: dict[str, object] = {
         "name": "tiny",
-        "aligned_model": str(tiny_pair.aligned),
-        "unaligned_model": str(tiny_pair.unaligned),
+        "aligned_model": str(pair.aligned),
+        "unaligned_model": str(pair.unaligned),
         "task_training": {**training, "data": [{"path": rows("task.jsonl", helpful)}]},
         "safety_training": {**training, "data": [{"path": rows("safety.jsonl", refusals)}]},
         "merge": {"quantile": 0.5, "task_weight": 0.6},

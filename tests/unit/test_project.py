@@ -13,7 +13,7 @@ import safemerge
 ROOT = Path(__file__).parents[2]
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 MAKEFILE = (ROOT / "Makefile").read_text(encoding="utf-8")
-TARGETS = {"help", "setup", "demo", "test", "test-all", "lint", "up", "down", "clean"}
+TARGETS = {"help", "setup", "demo", "test", "test-all", "compose-test", "lint", "up", "down", "clean"}
 
 
 def make(*arguments):
@@ -76,6 +76,62 @@ def test_every_direct_dependency_has_a_tested_version(extra):
     names = {normalised(re.split(r"[\[<>=,]", requirement)[0]) for requirement in wanted} - {"safemerge"}
     assert names
     assert names <= pins().keys()
+
+
+def test_images_take_tested_versions():
+    dockerfile = (ROOT / "Dockerfile").read_text(encoding="utf-8")
+    installs = re.findall(r"pip install (?!--no-deps)(.*?)(?: &&.*)?$", dockerfile, re.MULTILINE)
+    assert len(installs) == 4
+    assert all(line.startswith("-c constraints.txt ") for line in installs)
+    words = " ".join(installs).replace('"', "").split()
+    names = {normalised(word.partition("[")[0]) for word in words if re.match("[a-z]", word)}
+    assert {"mlflow", "apache-airflow", "torch"} <= names
+    assert names - {"constraints-txt"} <= pins().keys()
+
+
+COMPOSE_FILES = sorted(ROOT.glob("docker-compose*.yml"))
+EXAMPLE = (ROOT / ".env.example").read_text(encoding="utf-8")
+SETTINGS = dict(re.findall(r"^([A-Z0-9_]+)=(.*)$", EXAMPLE, re.MULTILINE))
+
+
+def test_example_explains_every_setting_of_compose():
+    used = re.findall(
+        r"\$\{([A-Z0-9_]+)", "".join(file.read_text(encoding="utf-8") for file in COMPOSE_FILES)
+    )
+    assert set(used) == SETTINGS.keys()
+
+
+@pytest.mark.parametrize("file", COMPOSE_FILES, ids=lambda file: file.name)
+def test_compose_defaults_are_those_of_the_example(file):
+    defaults = re.findall(r"\$\{([A-Z0-9_]+):-([^}]*)\}", file.read_text(encoding="utf-8"))
+    assert [(name, default) for name, default in defaults if SETTINGS[name] != default] == []
+
+
+def test_secrets_have_no_default():
+    _, _, secrets = EXAMPLE.partition("# --- secrets")
+    names = re.findall(r"^([A-Z_]+)=$", secrets, re.MULTILINE)
+    assert set(names) == {name for name in SETTINGS if re.search("_(PASSWORD|SECRET|KEY)$", name)} - {
+        "AWS_SECRET_ACCESS_KEY"
+    }
+    text = "".join(file.read_text(encoding="utf-8") for file in COMPOSE_FILES)
+    assert [name for name in names if f"${{{name}:?" not in text or f"${{{name}:-" in text] == []
+
+
+def test_secrets_are_generated_once_and_differ(tmp_path):
+    target = tmp_path / ".env"
+    make_env = [ROOT / "docker" / "make-env", target]
+    subprocess.run(make_env, check=True, capture_output=True)
+    assert target.stat().st_mode & 0o077 == 0
+    written = dict(re.findall(r"^([A-Z0-9_]+)=(.*)$", target.read_text(encoding="utf-8"), re.MULTILINE))
+    generated = {name: value for name, value in written.items() if value != SETTINGS[name]}
+    assert len(set(generated.values())) == len(generated) == 11
+    for name, value in generated.items():
+        assert re.fullmatch(
+            r"([A-Za-z0-9]{43}=){2}" if name.endswith("_SECRET") else r"[A-Za-z0-9]{43}=", value
+        )
+    again = subprocess.run(make_env, check=False, capture_output=True, text=True)
+    assert again.returncode == 1
+    assert "exists and is kept" in again.stderr
 
 
 def test_constraints_hold_plain_versions():
