@@ -13,7 +13,7 @@ import typer
 from safemerge.cli.logs import plain_logs
 
 EXIT_RETRY = 75
-"""Exit code (EX_TEMPFAIL) where the tracking server was at fault and a retry may mend it."""
+"""Exit code (EX_TEMPFAIL) where the tracking server or a full disk was at fault, and a retry may mend it."""
 
 EPILOG = """
 **Example** (paste it from a task's log to repeat a step by hand):
@@ -46,15 +46,17 @@ def step(
     if die_with_parent:
         _die_with_parent()
     plain_logs()
-    from safemerge.errors import TrackingError
+    from safemerge.errors import DiskFullError, TrackingError
     from safemerge.pipeline.registry import run_step
     from safemerge.storage.atomic import atomic_file
 
     try:
         outcome = run_step(name, request)
-    except TrackingError as error:
+    except (TrackingError, DiskFullError) as error:
         typer.echo(f"error: {' '.join(str(error).split())}", err=True)
         raise typer.Exit(EXIT_RETRY) from error
+    if os.environ.get("RANK", "0") != "0":
+        return  # started by torchrun: the main process answers for all
     if result is None:
         typer.echo(outcome.to_json(), nl=False)
         return

@@ -20,6 +20,7 @@ from safemerge.pipeline.promotion import promote
 from safemerge.pipeline.request import StepRequest
 from safemerge.pipeline.workspace import Workspace
 from safemerge.records import StepResult
+from safemerge.storage.disk import full_disk_errors
 from safemerge.tracking.ledger import Ledger, tracking_errors
 
 STEPS: dict[str, Callable[[StepContext, StepRequest], StepResult]] = {
@@ -56,5 +57,6 @@ def run_step(name: str, request_json: str) -> StepResult:
     if not address:
         # MLflow would make a database in the working directory, different for every worker.
         raise ConfigError("MLFLOW_TRACKING_URI: expected the address of the MLflow server, got nothing")
-    with tracking_errors(address):
-        return STEPS[name](StepContext(Ledger(address), Workspace()), request)
+    workspace = Workspace()
+    with tracking_errors(address), full_disk_errors(workspace.home):
+        return STEPS[name](StepContext(Ledger(address), workspace), request)
