@@ -29,7 +29,8 @@ from safemerge.records import StepResult
 EXIT_USAGE = 2
 """Exit code of the command line after a wrong flag."""
 POLL_S = 0.5
-"""How soon the end of a step is noticed when something it started keeps the output open."""
+"""How soon the end of a step is noticed when something it started keeps the output open, and
+how soon the death of the process that watches over the task."""
 GRACE_S = 3.0
 """Time between SIGTERM and SIGKILL; Airflow kills the task process itself after 5 s."""
 PROGRESS_S = 10.0
@@ -173,9 +174,13 @@ class StepProcess:
         """Pass the output on until it closes, or nothing more comes after the step's end."""
         if process.stdout is None:  # never so: it was asked for
             return
+        supervisor = os.getppid()
         with selectors.DefaultSelector() as selector:
             selector.register(process.stdout, selectors.EVENT_READ)
             while True:
+                if os.getppid() != supervisor:
+                    # Nobody sends heartbeats any more: Airflow is about to start the task elsewhere.
+                    raise AirflowException("the process that supervised this task died")
                 ended = self._has_ended()  # asked first, so that nothing printed before is missed
                 if ended:
                     self._signal(signal.SIGKILL)

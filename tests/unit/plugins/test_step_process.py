@@ -222,26 +222,31 @@ def test_exception_in_the_task_ends_the_group(process: StepProcess, lines: Lines
     assert_all_end(pids_in(lines.wait_for("pids")))
 
 
-def test_step_ends_when_its_task_process_is_killed(command: tuple[str, str], tmp_path: Path) -> None:
-    parent = tmp_path / "task_process.py"
-    parent.write_text(
-        "import logging\n"
-        "from safemerge_airflow.step_process import StepProcess\n"
-        "log = logging.Logger('step')\n"
-        "log.addHandler(logging.StreamHandler())\n"
-        f"StepProcess({command!r}, log).run('hang', {request()!r})\n",
-        encoding="utf-8",
-    )
+TASK_PROCESS = """
+import logging
+from safemerge_airflow.step_process import StepProcess
+log = logging.Logger("step")
+log.addHandler(logging.StreamHandler())
+StepProcess({command!r}, log).run("hang", {request!r})
+"""
+
+
+@pytest.mark.parametrize("killed", ["task process", "its supervisor"])
+def test_step_ends_when_nobody_watches_it(command: tuple[str, str], tmp_path: Path, killed: str) -> None:
+    script = tmp_path / "task_process.py"
+    script.write_text(TASK_PROCESS.format(command=command, request=request()), encoding="utf-8")
+    task = [sys.executable, str(script)]
+    supervisor = [sys.executable, "-c", f"import subprocess; subprocess.run({task!r})"]
     plugins = str(Path(step_process.__file__).resolve().parents[1])
-    task = subprocess.Popen(
-        [sys.executable, str(parent)],
+    victim = subprocess.Popen(
+        task if killed == "task process" else supervisor,
         stderr=subprocess.PIPE,
         text=True,
         env=os.environ | {"PYTHONPATH": plugins},
     )
-    assert task.stderr is not None
-    with task.stderr:
-        said = next(line for line in task.stderr if line.startswith("pids"))
-        task.kill()
-        task.wait()
+    assert victim.stderr is not None
+    with victim.stderr:
+        said = next(line for line in victim.stderr if line.startswith("pids"))
+        victim.kill()
+        victim.wait()
     assert_all_end(pids_in(said))
