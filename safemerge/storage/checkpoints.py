@@ -228,7 +228,9 @@ def _header(file: Path) -> dict[str, TensorEntry]:
                 for name, part in slices.items()
             }
     except FileNotFoundError as error:
-        raise CheckpointError(f"{file}: expected a shard of the checkpoint, got no such file") from error
+        # safetensors says so of a file that it may not open, too.
+        got = "one that this user may not read" if file.exists() else "no such file"
+        raise CheckpointError(f"{file}: expected a shard of the checkpoint, got {got}") from error
     except (SafetensorError, OSError) as error:
         raise CheckpointError(
             f"{file}: expected a whole safetensors file, got a damaged one ({error})"

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.compose.stack import IMAGES, Stack
+from tests.compose.stack import IMAGES, Stack, run
 from tests.conftest import TinyPair, write_tiny_pipeline
 
 SCREEN = pytest.StashKey[list[str]]()
@@ -69,4 +69,5 @@ def tiny_config(tiny_pair: TinyPair, pipelines: Path) -> str:
     for file in folder.rglob("*.yaml"):
         text = file.read_text(encoding="utf-8")
         file.write_text(text.replace(str(pipelines), "/pipelines"), encoding="utf-8")
+    run("chmod", "-R", "a+rX", str(folder))  # safetensors writes for the owner alone
     return f"/pipelines/tiny/{pipeline.config.name}"

@@ -154,6 +154,15 @@ def test_a_folder_without_weights_is_refused(folder: Path):
         Checkpoint.open(folder)
 
 
+def test_an_unreadable_file_is_told_from_a_missing_one(folder: Path, monkeypatch: pytest.MonkeyPatch):
+    def refuse(*_: Any, **__: Any) -> None:  # as safetensors does, but for root, who may read all
+        raise FileNotFoundError
+
+    monkeypatch.setattr("safemerge.storage.checkpoints.safe_open", refuse)
+    with pytest.raises(CheckpointError, match=r"expected a shard .*, got one that this user may not read"):
+        Checkpoint.open(folder)
+
+
 def test_a_missing_shard_is_named(folder: Path):
     shard(folder)
     (folder / "model-00002-of-00003.safetensors").unlink()
