@@ -273,6 +273,10 @@ class TrainingReport(Record):
     batch_size: int
     """Examples a device and forward pass; smaller than asked for where memory ran out."""
     gradient_accumulation: int
+    processes: int
+    """Processes that trained together, one a device."""
+    effective_batch_size: int
+    """Examples an optimiser step, over all processes."""
     steps: int
     resumed_from_step: int | None
     """Step of the checkpoint that training went on from; None where it began at zero."""

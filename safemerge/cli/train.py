@@ -16,6 +16,9 @@ EPILOG = "\n\n".join(
         "[cyan]safemerge train --config pipeline.yaml --adapter task --output adapters/task[/cyan]",
         "[cyan]safemerge train --config pipeline.yaml --adapter safety --output adapters/safety[/cyan]",
         "Interrupted, the same command goes on from its last checkpoint.",
+        "On several devices of a machine: processes: 2 in the pipeline file. On several machines: "
+        "[cyan]torchrun --nnodes … -m safemerge train …[/cyan] on each, with the number of all "
+        "processes in the file.",
     )
 )
 
@@ -55,6 +58,7 @@ def train(
     check_absent(output)
     from safemerge.storage.hub import resolve
     from safemerge.training.data import load_examples
+    from safemerge.training.processes import is_main_process
     from safemerge.training.sft import train_adapter
 
     examples = load_examples(settings.data)
@@ -67,6 +71,8 @@ def train(
         settings,
         model_name=pipeline.aligned_model,
     )
+    if not is_main_process():
+        return
     if work is None:
         shutil.rmtree(checkpoints, ignore_errors=True)
     typer.echo(

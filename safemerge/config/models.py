@@ -116,6 +116,8 @@ class TrainingSettings(Config):
     batch_size: Annotated[int, Field(gt=0)] = 8
     """Examples a device and forward pass."""
     gradient_accumulation: Annotated[int, Field(gt=0)] = 1
+    processes: Annotated[int, Field(gt=0)] = 1
+    """Processes that train together, one a device; so many times larger is the effective batch."""
     max_length_tokens: Annotated[int, Field(gt=0)] = 1024
     warmup_share: Share = 0.1
     quantization: Quantization = Quantization.NONE

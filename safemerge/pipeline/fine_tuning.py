@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 from safemerge.errors import ConfigError
 from safemerge.pipeline.context import StepContext, already_done, check_unchanged, inputs_digest, tidy
 from safemerge.pipeline.models import local_model
@@ -55,9 +57,23 @@ def train(context: StepContext, request: StepRequest) -> StepResult:
     work = context.workspace.work(label, digest)
 
     from safemerge.storage.adapters import adapter_digest
+    from safemerge.training.processes import is_main_process
     from safemerge.training.sft import REPORT_NAME, train_adapter
 
     output = work / "adapter"
+    fine_tune = functools.partial(
+        train_adapter,
+        base,
+        examples,
+        output,
+        work / "checkpoints",
+        settings,
+        model_name=run.config.aligned_model,
+    )
+    if not is_main_process():  # started by torchrun: the main process records and stores for all
+        if not output.exists():
+            fine_tune()
+        return StepResult(step="train", run_id=run.run_id, inputs_digest=digest)
     with context.ledger.step_run(run, "train", digest, label) as step_run:
         step_run.log_params(
             {"role": role, **settings.model_dump(mode="json", exclude={"data", "save_every_steps"})}
@@ -66,17 +82,14 @@ def train(context: StepContext, request: StepRequest) -> StepResult:
         if output.exists():  # a killed attempt had trained it, but not stored it
             report = TrainingReport.read(output / REPORT_NAME)
         else:
-            report = train_adapter(
-                base,
-                examples,
-                output,
-                work / "checkpoints",
-                settings,
-                model_name=run.config.aligned_model,
-                on_log=lambda step, metrics: step_run.log_metrics(metrics, step),
-            )
+            report = fine_tune(on_log=step_run.log_metrics)
         adapter = step_run.log_folder(output, "adapter", adapter_digest(output))
-        figures = {"train_loss": report.final_loss, "steps": report.steps, "wall_s": report.wall_s}
+        figures = {
+            "train_loss": report.final_loss,
+            "steps": report.steps,
+            "effective_batch_size": report.effective_batch_size,
+            "wall_s": report.wall_s,
+        }
         result = step_run.finish({"adapter": adapter}, figures)
     context.workspace.discard(work)
     tidy(context, run)

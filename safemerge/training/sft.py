@@ -24,6 +24,7 @@ from safemerge.records import TrainingReport, json_digest
 from safemerge.storage.atomic import atomic_folder, check_absent
 from safemerge.storage.checkpoints import Checkpoint
 from safemerge.training.data import Example, data_digest
+from safemerge.training.processes import check_processes, launched_processes, run_together
 
 if TYPE_CHECKING:
     from safemerge.training.trainer import AnswerTrainer, OnLog
@@ -48,8 +49,9 @@ def train_adapter(
 ) -> TrainingReport:
     """Fine-tune one LoRA adapter on prompt and response pairs.
 
-    Started under a multi-process launcher, every process calls this with the same
-    arguments; the main one writes the adapter.
+    Where ``settings.processes`` are several, they are started here. Under ``torchrun`` or
+    ``accelerate launch`` every process calls this with the same arguments instead, ``output`` and
+    ``work`` on a disk that all machines share. The main process writes the adapter.
 
     Args:
         model: folder of the model to adapt, with a tokenizer that has a chat template.
@@ -59,7 +61,8 @@ def train_adapter(
         settings: adapter shape, optimiser, checkpoint interval and seed.
         model_name: what the adapter's config shall name as its model: a hub id, with
             ``@revision`` where one is meant; the folder where not given.
-        on_log: called about forty times a run with the step and its metrics.
+        on_log: called about forty times a run with metrics and their step, in the main process;
+            pickled on the way where there are several.
 
     Returns:
         What was trained and how; the same record lies in ``output``.
@@ -68,7 +71,8 @@ def train_adapter(
         OutputExistsError: ``output`` exists.
         DataError: no examples, or none with an answer within the largest length.
         CheckpointError: the model's files are missing, damaged, pickled or quantised.
-        ConfigError: 4-bit training without CUDA, or a model without chat template.
+        ConfigError: 4-bit training without CUDA, a model without chat template, or another number
+            of processes than there are devices for or a launcher started.
         MissingDependencyError: 4-bit training without bitsandbytes.
         NonFiniteError: the loss became NaN or infinite.
     """
@@ -76,11 +80,15 @@ def train_adapter(
     name = model_name or str(model)
     job = _Job(model, name, data, work, settings, _fingerprint(model, data, settings))
     batch_size, accumulation = settings.batch_size, settings.gradient_accumulation
+    launched = launched_processes()
     while True:
         try:
+            if launched is None and settings.processes > 1:
+                return run_together(settings.processes, _train, job, output, batch_size, accumulation, on_log)
             return _train(job, output, batch_size, accumulation, on_log)
         except torch.cuda.OutOfMemoryError:
-            if batch_size == 1:
+            # The others of a launcher's processes wait for this one: they can only end together.
+            if batch_size == 1 or launched not in (None, 1):
                 raise
             smaller = _largest_proper_divisor(batch_size)
             accumulation *= batch_size // smaller
@@ -103,6 +111,7 @@ class _Job(NamedTuple):
 
 def _check_before_loading(data: Sequence[Example], output: Path, settings: TrainingSettings) -> None:
     check_absent(output)
+    check_processes(settings.processes)
     if not data:
         raise DataError("training data: expected at least one example, got none")
     if settings.quantization is Quantization.NF4:
@@ -132,6 +141,9 @@ def _train(
     if checkpoint is not None:
         logger.info("resuming from %s", checkpoint)
     trainer = _build_trainer(job, batch_size, accumulation)
+    if trainer.accelerator.num_processes != settings.processes:
+        group = trainer.accelerator.num_processes
+        raise ConfigError(f"processes: expected a group of {settings.processes}, got one of {group}")
     truncated = _count_truncated(
         trainer.train_dataset["input_ids"], len(job.data), settings.max_length_tokens
     )
@@ -150,6 +162,8 @@ def _train(
         settings=settings.model_dump(mode="json", exclude={"data"}),
         batch_size=batch_size,
         gradient_accumulation=accumulation,
+        processes=trainer.accelerator.num_processes,
+        effective_batch_size=batch_size * accumulation * trainer.accelerator.num_processes,
         steps=trainer.state.global_step,
         resumed_from_step=None if checkpoint is None else checkpoint_step(checkpoint),
         device=trainer.args.device.type,
@@ -214,7 +228,9 @@ def _build_trainer(job: _Job, batch_size: int, accumulation: int) -> AnswerTrain
         max_length=settings.max_length_tokens,
         completion_only_loss=True,
         activation_checkpointing=cuda if recompute is None else recompute,
+        ddp_find_unused_parameters=False,
         bf16=bf16,
+        use_cpu=not cuda,  # without it, processes on a CPU would each train by themselves
         save_strategy="steps",
         save_steps=settings.save_every_steps,
         # Two, since the newest may be the half-written one.
@@ -227,6 +243,8 @@ def _build_trainer(job: _Job, batch_size: int, accumulation: int) -> AnswerTrain
         disable_tqdm=True,  # the log lines below carry an ETA, and live through a scheduler's log
         report_to="none",
     )
+    if arguments.n_gpu > 1:
+        arguments._n_gpu = 1  # one process takes one device: the rest would enlarge the batch unasked
     rows = [
         {
             "prompt": [{"role": "user", "content": example.prompt}],

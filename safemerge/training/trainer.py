@@ -18,13 +18,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import PartialState
 from transformers import TrainerCallback
 from trl import SFTTrainer
 
 from safemerge.errors import NonFiniteError
 
-OnLog = Callable[[int, Mapping[str, float]], None]
-"""Receives the optimiser step and its metrics: loss, learning_rate, grad_norm, seconds_per_step."""
+OnLog = Callable[[Mapping[str, float], int], None]
+"""Receives metrics and their optimiser step: loss, learning_rate, grad_norm, seconds_per_step."""
 
 _MARKER = "complete.json"
 """Written into a checkpoint after everything else, so that a half-written one is told apart."""
@@ -53,8 +54,10 @@ class AnswerTrainer(SFTTrainer):
         total = torch.nn.functional.cross_entropy(
             logits.flatten(0, 1), labels[:, answered].flatten(), ignore_index=-100, reduction="sum"
         )
-        tokens = (labels != -100).sum() if num_items_in_batch is None else num_items_in_batch
-        return total / tokens
+        if num_items_in_batch is None:
+            return total / (labels != -100).sum()
+        # The tokens of all processes, whose gradients are averaged in the end.
+        return total * self.accelerator.num_processes / num_items_in_batch
 
 
 class Progress(TrainerCallback):
@@ -96,7 +99,7 @@ class Progress(TrainerCallback):
         )
         if self._on_log is not None:
             metrics = {key: float(logs[key]) for key in ("loss", "learning_rate", "grad_norm") if key in logs}
-            self._on_log(step, metrics | {"seconds_per_step": step_s})
+            self._on_log(metrics | {"seconds_per_step": step_s}, step)
 
 
 class CheckpointMarker(TrainerCallback):
@@ -118,6 +121,7 @@ class CheckpointMarker(TrainerCallback):
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Write the marker with the fingerprint of what the checkpoint was made from."""
+        PartialState().wait_for_everyone()  # each process writes its part
         if state.is_world_process_zero:
             folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
             (folder / _MARKER).write_text(json.dumps({"fingerprint": self._fingerprint}), encoding="utf-8")

@@ -52,7 +52,7 @@ def trained(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> 
         root / "work",
         SETTINGS,
         model_name="someone/tiny@v1",
-        on_log=lambda step, metrics: logged.append((step, dict(metrics))),
+        on_log=lambda metrics, step: logged.append((step, dict(metrics))),
     )
     return root, logged
 
@@ -105,7 +105,7 @@ def test_the_loss_is_that_of_the_answers_alone(
         tmp_path / "adapter",
         tmp_path / "work",
         settings,
-        on_log=lambda _, metrics: losses.append(metrics["loss"]),
+        on_log=lambda metrics, _: losses.append(metrics["loss"]),
     )
     assert losses == [pytest.approx(total / count, rel=1e-4)]  # the loss is logged with four digits
 
@@ -129,7 +129,7 @@ def test_a_killed_training_goes_on_from_the_last_whole_checkpoint(
     class KilledError(Exception):
         pass
 
-    def kill_at_step_5(step: int, _: Mapping[str, float]) -> None:
+    def kill_at_step_5(_: Mapping[str, float], step: int) -> None:
         if step == 5:
             raise KilledError
 
