@@ -48,8 +48,8 @@ def check_processes(processes: int) -> None:
     if launched not in (None, processes):
         raise ConfigError(f"processes: expected {launched}, as many as the launcher started, got {processes}")
     here = int(os.environ.get("LOCAL_WORLD_SIZE", processes))
-    devices = torch.cuda.device_count() if torch.cuda.is_available() else None
-    if devices is not None and here > devices:
+    devices = torch.cuda.device_count() if torch.cuda.is_available() else here
+    if here > max(1, devices):
         raise ConfigError(f"processes: expected at most {devices}, one a visible device, got {here}")
 
 
