@@ -70,6 +70,7 @@ def evaluate(
     if not adapter and name != ALIGNED:
         raise ConfigError(f"--arm {arm}: expected --adapter beside it, got none")
     pipeline = load_pipeline(config)
+    check_libraries(pipeline.evaluation.engine)
     check_absent(output)
     from safemerge.evaluation.arm import evaluate_arm
     from safemerge.storage.adapters import adapter_digest

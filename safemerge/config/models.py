@@ -169,6 +169,14 @@ class GenerationConfig(Config):
     batch_size: Annotated[int, Field(gt=0)] = 32
 
 
+class Engine(StrEnum):
+    """What computes answers and log-probabilities."""
+
+    TRANSFORMERS = "transformers"
+    VLLM = "vllm"
+    """Faster, on GPUs; needs the extra ``vllm`` wherever runs are opened and evaluated."""
+
+
 class EvaluationConfig(Config):
     """What is measured of every arm."""
 
@@ -176,6 +184,8 @@ class EvaluationConfig(Config):
     suites: Annotated[tuple[SuiteConfig, ...], Field(min_length=1)]
     judge: Literal["refusal_phrases"] = "refusal_phrases"
     generation: GenerationConfig = GenerationConfig()
+    engine: Engine = Engine.TRANSFORMERS
+    """Figures of different engines are not compared."""
 
     @model_validator(mode="after")
     def _suites_can_be_judged(self) -> Self:

@@ -7,13 +7,14 @@ from typing import NamedTuple
 
 from pydantic import JsonValue
 
-from safemerge.config.models import EvaluationConfig
-from safemerge.evaluation.generation import generate, load_arm
+from safemerge.config.models import Engine, EvaluationConfig
+from safemerge.evaluation.generation import Arm, generate, load_arm
 from safemerge.evaluation.harm import Row, judge_suite
 from safemerge.evaluation.judges import make_judge
 from safemerge.evaluation.libraries import check_libraries, versions
 from safemerge.evaluation.suites import load_suite
 from safemerge.evaluation.utility import check_task, measure_utility
+from safemerge.evaluation.vllm_arm import generate_with_vllm, load_vllm_arm
 from safemerge.records import EvaluationReport
 
 
@@ -47,7 +48,7 @@ def evaluate_arm(
         adapter_digest: sha256 of the adapter.
 
     Raises:
-        MissingDependencyError: transformers, peft or lm_eval is not installed.
+        MissingDependencyError: transformers, peft, lm_eval or the engine is not installed.
         DataError: a suite cannot be read.
         EvaluationError: a task is unknown or fails, or a prompt does not fit the model.
         CheckpointError: the model cannot be loaded.
@@ -55,24 +56,35 @@ def evaluate_arm(
         NonFiniteError: the adapter holds NaN or infinity.
         MismatchError: the adapter belongs to another model.
     """
-    check_libraries()
+    check_libraries(settings.engine)
     suites = [load_suite(suite.name, suite.kind, Path(suite.path), suite.limit) for suite in settings.suites]
     judge = make_judge(settings.judge)
     task = settings.utility
     check_task(task.task, task.metric, task.include_path, task.filter, tokenizer=str(model))
-    loaded = load_arm(model, adapter)
+    loaded = (load_vllm_arm if settings.engine is Engine.VLLM else load_arm)(model, adapter)
 
     generation = settings.generation
-    protocol: dict[str, JsonValue] = {"decoding": "greedy", "max_new_tokens": generation.max_new_tokens}
+    protocol: dict[str, JsonValue] = {
+        "engine": loaded.engine,
+        "decoding": "greedy",
+        "max_new_tokens": generation.max_new_tokens,
+    }
     judged = []
     for suite in suites:
-        responses = generate(
-            loaded,
-            {prompt.id: prompt.text for prompt in suite.prompts},
-            max_new_tokens=generation.max_new_tokens,
-            batch_size=generation.batch_size,
-            label=f"{arm}: {suite.name}",
-        )
+        prompts = {prompt.id: prompt.text for prompt in suite.prompts}
+        label = f"{arm}: {suite.name}"
+        if isinstance(loaded, Arm):
+            responses = generate(
+                loaded,
+                prompts,
+                max_new_tokens=generation.max_new_tokens,
+                batch_size=generation.batch_size,
+                label=label,
+            )
+        else:
+            responses = generate_with_vllm(
+                loaded, prompts, max_new_tokens=generation.max_new_tokens, label=label
+            )
         judged.append(judge_suite(suite, responses, judge, protocol))
     utility = measure_utility(
         loaded,
@@ -94,9 +106,9 @@ def evaluate_arm(
         settings={
             "generation_batch_size": generation.batch_size,
             "utility_batch_size": task.batch_size,
-            "device": loaded.model.device.type,
-            "dtype": str(next(loaded.model.parameters()).dtype).removeprefix("torch."),
-            **versions(),
+            "device": loaded.device,
+            "dtype": loaded.dtype,
+            **versions(settings.engine),
         },
     )
     return Evaluation(report, [row for result in judged for row in result.rows])

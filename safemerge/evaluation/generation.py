@@ -31,6 +31,21 @@ class Arm(NamedTuple):
     tokenizer: Any
     """Its tokenizer, with a chat template."""
 
+    @property
+    def engine(self) -> str:
+        """Name of what computes."""
+        return "transformers"
+
+    @property
+    def device(self) -> str:
+        """Kind of device that it is on."""
+        return str(self.model.device.type)
+
+    @property
+    def dtype(self) -> str:
+        """Number format of its weights."""
+        return str(next(self.model.parameters()).dtype).removeprefix("torch.")
+
 
 def load_arm(model_dir: Path, adapter_dir: Path | None = None) -> Arm:
     """Load a model, and an adapter on it.
@@ -49,13 +64,8 @@ def load_arm(model_dir: Path, adapter_dir: Path | None = None) -> Arm:
         MismatchError: the adapter belongs to another model.
         EvaluationError: the tokenizer has no chat template.
     """
-    pairs = read_adapter(adapter_dir).pairs if adapter_dir else {}
-    where = f"{adapter_dir} on {model_dir}"
-    if pairs:
-        checkpoint = Checkpoint.open(model_dir)
-        names = checkpoint.locate(pairs)
-        check_fits({module: checkpoint.tensors[name].shape for module, name in names.items()}, pairs, where)
-    device, dtype = _device()
+    pairs = fitting_pairs(model_dir, adapter_dir)
+    device, dtype = device_and_dtype()
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.utils import logging as transformers_logging
 
@@ -72,17 +82,38 @@ def load_arm(model_dir: Path, adapter_dir: Path | None = None) -> Arm:
         # Again, as the loaded model may name its modules otherwise than its file, and PEFT
         # passes over what it does not find.
         weights = model.state_dict().items()
-        check_fits({n.removesuffix(".weight"): tuple(w.shape) for n, w in weights}, pairs, where)
+        shapes = {name.removesuffix(".weight"): tuple(weight.shape) for name, weight in weights}
+        check_fits(shapes, pairs, f"{adapter_dir} on {model_dir}")
         from peft import PeftModel
 
         model = PeftModel.from_pretrained(model, adapter_dir)
     return Arm(model.to(device).eval(), tokenizer)
 
 
-def _device() -> tuple[str, torch.dtype]:
+def device_and_dtype() -> tuple[str, torch.dtype]:
+    """Where weights go and how they are held: fp32 on a CPU, 16 bits on a GPU."""
     if not torch.cuda.is_available():
         return "cpu", torch.float32
     return "cuda", torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+
+
+def fitting_pairs(model_dir: Path, adapter_dir: Path | None) -> Mapping[str, LoraPair]:
+    """An adapter's updates by module, once the headers of the model's files say that it fits.
+
+    Args:
+        model_dir: folder of the model.
+        adapter_dir: folder of the adapter; None gives no updates.
+
+    Raises:
+        AdapterError, CheckpointError, MismatchError, NonFiniteError: as for :func:`load_arm`.
+    """
+    if adapter_dir is None:
+        return {}
+    pairs = read_adapter(adapter_dir).pairs
+    checkpoint = Checkpoint.open(model_dir)
+    shapes = {module: checkpoint.tensors[name].shape for module, name in checkpoint.locate(pairs).items()}
+    check_fits(shapes, pairs, f"{adapter_dir} on {model_dir}")
+    return pairs
 
 
 def check_fits(shapes: Mapping[str, tuple[int, ...]], pairs: Mapping[str, LoraPair], where: str) -> None:
@@ -128,8 +159,8 @@ def generate(
     Raises:
         EvaluationError: a prompt leaves no room for its answer, or memory does not suffice for one.
     """
-    encoded = {prompt_id: _encode(arm.tokenizer, text) for prompt_id, text in prompts.items()}
-    _check_room(arm, encoded, max_new_tokens)
+    encoded = {prompt_id: encode(arm.tokenizer, text) for prompt_id, text in prompts.items()}
+    check_room(getattr(arm.model.config, "max_position_embeddings", None), encoded, max_new_tokens)
     waiting = sorted(encoded, key=lambda prompt_id: -len(encoded[prompt_id]))
     answers: dict[str, str] = {}
     with progress(label, len(waiting)) as advance:
@@ -153,14 +184,19 @@ def generate(
     return {prompt_id: answers[prompt_id] for prompt_id in prompts}
 
 
-def _encode(tokenizer: Any, text: str) -> list[int]:
+def encode(tokenizer: Any, text: str) -> list[int]:
+    """The tokens of a prompt as one turn of a chat, up to where the answer begins."""
     messages = [{"role": "user", "content": text}]
     encoded = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)
     return list(encoded["input_ids"])
 
 
-def _check_room(arm: Arm, encoded: Mapping[str, Sequence[int]], max_new_tokens: int) -> None:
-    room = getattr(arm.model.config, "max_position_embeddings", None)
+def check_room(room: int | None, encoded: Mapping[str, Sequence[int]], max_new_tokens: int) -> None:
+    """Check that prompts and their answers fit into a model's positions.
+
+    Raises:
+        EvaluationError: some do not; all are named.
+    """
     long = [i for i, tokens in encoded.items() if room is not None and len(tokens) + max_new_tokens > room]
     if long:
         raise EvaluationError(

@@ -5,13 +5,14 @@ from __future__ import annotations
 import importlib.util
 from importlib import metadata
 
+from safemerge.config.models import Engine
 from safemerge.errors import MissingDependencyError
 
 OPTIONAL = ("transformers", "peft", "lm_eval")
 """Libraries of the extra ``evaluation``, in the order of their use."""
 
 
-def check_libraries() -> None:
+def check_libraries(engine: Engine = Engine.TRANSFORMERS) -> None:
     """Check that an evaluation can run here, without loading anything.
 
     Raises:
@@ -20,8 +21,15 @@ def check_libraries() -> None:
     for library in OPTIONAL:
         if importlib.util.find_spec(library) is None:
             raise MissingDependencyError(library, "evaluation")
+    if engine is Engine.VLLM and importlib.util.find_spec("vllm") is None:
+        raise MissingDependencyError("vllm", "vllm")
 
 
-def versions() -> dict[str, str]:
+def versions(engine: Engine = Engine.TRANSFORMERS) -> dict[str, str]:
     """Library to installed version, for the report."""
-    return {name: metadata.version(name) for name in ("torch", *OPTIONAL)}
+    return {name: metadata.version(name) for name in ("torch", *libraries_of(engine))}
+
+
+def libraries_of(engine: Engine) -> tuple[str, ...]:
+    """Libraries whose version may move the figures."""
+    return (*OPTIONAL, "vllm") if engine is Engine.VLLM else OPTIONAL

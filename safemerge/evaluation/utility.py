@@ -23,6 +23,7 @@ import torch
 from safemerge.errors import EvaluationError
 from safemerge.evaluation.generation import Arm
 from safemerge.evaluation.lm import lm_eval_log_level, make_lm
+from safemerge.evaluation.vllm_arm import VllmArm
 from safemerge.records import UtilityReport
 
 SEED = 1234
@@ -82,7 +83,7 @@ def task_digest(
 
 
 def measure_utility(
-    arm: Arm,
+    arm: Arm | VllmArm,
     *,
     task: str,
     metric: str,
@@ -106,7 +107,7 @@ def measure_utility(
         metric_filter: lm-eval filter whose result counts.
         num_fewshot: examples in the prompt; None for the task's own number.
         limit: use the first so many documents.
-        batch_size: requests scored at once; halved where memory runs out.
+        batch_size: requests scored at once; halved where memory runs out. vLLM forms its own batches.
         apply_chat_template: whether prompts are wrapped as chat turns.
 
     Raises:
@@ -132,6 +133,7 @@ def measure_utility(
         scores=_scores(results["samples"], task, metric, metric_filter, value),
         task_digest=_task_digest(loaded["tasks"], limit, apply_chat_template),
         protocol={
+            "engine": arm.engine,
             "filter": metric_filter,
             # As it came out: a number that was asked for may be the task's own anyway.
             "num_fewshot": sorted({leaf.get_config("num_fewshot") for leaf in loaded["tasks"].values()}),
@@ -239,7 +241,12 @@ def _set_fewshot(task: Any, num_fewshot: int | None) -> None:
 
 
 def _run(
-    arm: Arm, loaded: Any, task: str, limit: int | None, batch_size: int, apply_chat_template: bool
+    arm: Arm | VllmArm,
+    loaded: Any,
+    task: str,
+    limit: int | None,
+    batch_size: int,
+    apply_chat_template: bool,
 ) -> dict[str, Any]:
     """lm-eval's results; not by ``simple_evaluate``, which spends seconds describing the machine."""
     import numpy as np
@@ -250,7 +257,7 @@ def _run(
         np.random.seed(SEED)
         torch.manual_seed(SEED)
         try:
-            lm = make_lm(arm, batch_size, f"utility ({task})")
+            lm = make_lm(arm, batch_size, f"utility ({task})") if isinstance(arm, Arm) else arm.lm
             with lm_eval_log_level(logging.WARNING):
                 results: dict[str, Any] = evaluate(
                     lm=lm,

@@ -18,8 +18,6 @@ from safemerge.pipeline.request import StepRequest
 from safemerge.records import EvaluationReport, StepResult
 from safemerge.tracking import tags
 
-LIBRARIES = ("torch", "transformers", "peft", "lm_eval")
-
 
 def evaluate(context: StepContext, request: StepRequest) -> StepResult:
     """Evaluate the aligned model, or an adapter on it.
@@ -52,6 +50,7 @@ def evaluate(context: StepContext, request: StepRequest) -> StepResult:
     label = f"evaluate_{arm}"
 
     from safemerge.evaluation.judges import make_judge
+    from safemerge.evaluation.libraries import libraries_of
     from safemerge.evaluation.suites import load_suite
 
     suites = [
@@ -64,7 +63,7 @@ def evaluate(context: StepContext, request: StepRequest) -> StepResult:
     what = settings.model_dump(mode="json", exclude={"suites": True, "utility": {"include_path"}})
     digest = inputs_digest(
         "evaluate",
-        LIBRARIES,
+        ("torch", *libraries_of(settings.engine)),
         model=run.plan.model_digests["aligned_model"],
         adapter=adapter and adapter.digest,
         suites={suite.name: [suite.kind, prompts.digest()] for suite, prompts in suites},

@@ -124,7 +124,7 @@ def check_task(config: PipelineConfig) -> str:
     from safemerge.evaluation.libraries import check_libraries
     from safemerge.storage.hub import resolve
 
-    check_libraries()
+    check_libraries(config.evaluation.engine)
     task = config.evaluation.utility
     utility.check_task(task.task, task.metric, task.include_path, task.filter)
     return utility.task_digest(

@@ -420,8 +420,10 @@ def test_an_arm_is_measured_whole_and_reports_round_trip(tiny_checkpoint, adapte
     assert (harmful.rate, harmless.rate) == (1.0, 0.0)
     assert harmful.interval.low < harmful.interval.high == 1.0
     assert harmful.judge.smoke
-    assert harmful.protocol == harmless.protocol == {"decoding": "greedy", "max_new_tokens": 8}
+    assert harmful.protocol == harmless.protocol
+    assert harmful.protocol == {"engine": "transformers", "decoding": "greedy", "max_new_tokens": 8}
     assert report.utility.protocol == {
+        "engine": "transformers",
         "filter": "none",
         "num_fewshot": [0],
         "chat_template": True,

@@ -65,7 +65,7 @@ def test_ci_runs_the_targets():
     assert set(stages) <= TARGETS
 
 
-NEEDS_CUDA = {"quantization"}
+NEEDS_CUDA = {"quantization", "vllm"}
 EXTRAS = PYPROJECT["project"]["optional-dependencies"].keys() - NEEDS_CUDA
 
 
