@@ -18,7 +18,7 @@ NEED_DOCKER = docker info >/dev/null 2>&1 || { \
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test test-all compose-test lint up down clean
+.PHONY: help setup demo test test-all compose-test chaos-test lint up down clean
 
 help: ## Explain the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  make %-12s %s\n", $$1, $$2 }'
@@ -29,7 +29,7 @@ demo: setup ## Fine-tune, repair, evaluate and gate a real model through Airflow
 	@$(BIN)/safemerge demo $(if $(SEED),--seed $(SEED))
 
 test: setup ## Run the tests that take seconds (under 5 minutes in all)
-	@$(BIN)/python -m pytest -q -m "not slow and not gpu"
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 -m "not slow and not gpu"
 
 test-all: setup ## Run every test, the slow ones too
 	@$(BIN)/python -m pytest -q
@@ -37,7 +37,12 @@ test-all: setup ## Run every test, the slow ones too
 compose-test: ## Run the pipeline on Celery workers under Docker Compose, then take it all down
 	@$(NEED_DOCKER)
 	@$(MAKE) --no-print-directory setup
-	@$(BIN)/python -m pytest -q tests/compose
+	@$(BIN)/python -m pytest -q tests/compose/test_compose.py
+
+chaos-test: ## Kill, hang, cut off and fill up parts of that pipeline while it runs: nothing is lost or doubled
+	@$(NEED_DOCKER)
+	@$(MAKE) --no-print-directory setup
+	@$(BIN)/python -m pytest -q -x tests/compose/test_chaos.py
 
 lint: setup ## Check style, types and import rules
 	@$(BIN)/ruff check .

@@ -13,7 +13,8 @@ import safemerge
 ROOT = Path(__file__).parents[2]
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 MAKEFILE = (ROOT / "Makefile").read_text(encoding="utf-8")
-TARGETS = {"help", "setup", "demo", "test", "test-all", "compose-test", "lint", "up", "down", "clean"}
+TARGETS = {"help", "setup", "demo", "test", "test-all", "lint", "up", "down", "clean"}
+TARGETS |= {"compose-test", "chaos-test"}
 
 
 def make(*arguments):
