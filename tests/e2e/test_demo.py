@@ -12,7 +12,12 @@ from safemerge.demo.run import run_twice
 from safemerge.demo.services import DemoHome, mlflow_service
 from tests.conftest import TinyPipeline
 
-pytestmark = [pytest.mark.integration, pytest.mark.slow]
+pytestmark = [
+    pytest.mark.integration,
+    pytest.mark.slow,
+    # MLflow is started detached, and stopped by its process id.
+    pytest.mark.filterwarnings("ignore:subprocess .* is still running:ResourceWarning"),
+]
 
 
 def test_the_demo_reaches_both_verdicts(tiny_pipeline: TinyPipeline, tmp_path: Path) -> None:
