@@ -28,7 +28,7 @@ from tests.conftest import TinyPair, write_tiny_pipeline
 HOME = "/var/lib/safemerge"
 TASK = "train_task_adapter"
 """The training that is disturbed; the other one takes seconds. Its MLflow run is labelled alike."""
-STEPS = 1200
+STEPS = 800
 """A minute or two of training."""
 LABELS = {
     TASK,
