@@ -112,8 +112,11 @@ class DagRun:
 def killed_and_resumed(deployment: Deployment, pipeline: TinyPipeline, kill_points: Sequence[str]) -> None:
     """Kill a run at each point, starting it again each time, and look at what is left in the end."""
     finished: dict[str, Any] = {}
+    run_key = ""
     for number, task in enumerate([*kill_points, None]):
-        with DagRun(deployment, pipeline, f"dag/attempt {number}") as dag_run:
+        # Once there is a verdict, another key means another run.
+        run_key = run_key if "promote" in finished else f"dag/attempt {number}"
+        with DagRun(deployment, pipeline, run_key) as dag_run:
             if task is None:
                 assert dag_run.finish() == 0, dag_run.log[-8000:]
             else:
