@@ -185,7 +185,7 @@ class Stack:
         started = self.airflow("POST", f"/dags/{DAG}/dagRuns", {"logical_date": None, "conf": conf})
         return str(started["dag_run_id"])
 
-    def wait_for_run(self, run_id: str, timeout_s: float = 1200) -> str:
+    def wait_for_run(self, run_id: str, timeout_s: float = 1800) -> str:
         """The state in which a run ended."""
 
         def ended() -> str | None:
