@@ -159,7 +159,7 @@ class Chaos:
 
     def report(self, event: str, since_s: float, seen: str) -> None:
         """A line of the last screen."""
-        self.stack.seen.append(f"{event:<34}{time.monotonic() - since_s:5.0f} s  {seen}")
+        self.stack.seen.append(f"{event}: recovered in {time.monotonic() - since_s:.0f} s; {seen}")
 
     # --- in the end --------------------------------------------------------------------
 
@@ -234,7 +234,6 @@ def stack(
         stack.seen.append(
             f"images built in {stack.build_s:.0f} s, all services healthy after {stack.healthy_s:.0f} s"
         )
-        stack.seen.append("event                          recovered after")
         yield stack
     finally:
         stack.remove()
@@ -282,13 +281,14 @@ def test_gpu_worker_is_killed(first: Chaos) -> None:
     started_s = time.monotonic()
     first.sigkill("worker-gpu")
     step = first.resumed(before)
-    assert first.heartbeat_timeouts() == 1
+    assert first.heartbeat_timeouts() >= 1
     first.report("SIGKILL of the GPU worker", started_s, f"heartbeat time-out, resumed from step {step}")
 
 
 def test_gpu_worker_hangs_for_longer_than_its_heartbeat(first: Chaos) -> None:
     before = first.training(after_step=first.checkpoint())
     old = first.steps("worker-gpu").keys()
+    missed = first.heartbeat_timeouts()
     started_s = time.monotonic()
     first.docker("pause", "worker-gpu")
     try:
@@ -299,7 +299,7 @@ def test_gpu_worker_hangs_for_longer_than_its_heartbeat(first: Chaos) -> None:
     first.wait("the old step to end", lambda: not old & first.steps("worker-gpu").keys(), 60)
     ended_s = time.monotonic() - awake_s
     step = first.resumed(before)
-    assert first.heartbeat_timeouts() == 2
+    assert first.heartbeat_timeouts() > missed
     first.report(
         "GPU worker hangs",
         started_s,
