@@ -55,7 +55,7 @@ def merge_adapters(
     aligned_model: str | Path,
     unaligned_model: str | Path,
     *,
-    output: Path,
+    output: str | Path,
     method: Method = "exact",
     threshold: float | None = None,
     quantile: float | None = None,
@@ -93,6 +93,7 @@ def merge_adapters(
     Raises:
         SafemergeError: options, files or tensors are wrong; the output is then not made.
     """
+    output = Path(output)
     check_absent(output)
     options = MergeOptions(
         method=method,

@@ -38,7 +38,7 @@ OUTPUTS = {
 
 def test_writes_adapter_report_and_plot(merge_files, tmp_path: Path):
     output = tmp_path / "merged"
-    report = merge_adapters(*merge_files, output=output, quantile=0.5, task_weight=0.7)
+    report = merge_adapters(*merge_files, output=str(output), quantile=0.5, task_weight=0.7)
     assert {path.name for path in output.iterdir()} == OUTPUTS
     assert MergeReport.read(output / "safemerge_report.json") == report
     assert report.safemerge_version == __version__
