@@ -50,6 +50,9 @@ def promote(context: StepContext, request: StepRequest) -> StepResult:
     digest = inputs_digest("promote", name=name, adapter=adapter.digest, decision=decision_ref.digest)
     done = context.ledger.results(run.run_id).get("promote")
     if done is not None and done.inputs_digest == digest:  # by this run: a later one moves the alias anew
+        context.ledger.close_pipeline_run(
+            run, passed=True, summary=decision.summary(), gate_run_id=_run_id_of(decision_ref)
+        )
         return done.model_copy(update={"reused": True})
     folder = local_adapter(context, adapter)
     with context.ledger.step_run(run, "promote", digest) as step_run:
