@@ -28,8 +28,8 @@ from tests.conftest import TinyPair, write_tiny_pipeline
 HOME = "/var/lib/safemerge"
 TASK = "train_task_adapter"
 """The training that is disturbed; the other one takes seconds. Its MLflow run is labelled alike."""
-STEPS = 800
-"""A minute or two of training."""
+STEPS = 2400
+"""Minutes of training on two fast cores: it must outlast all that is done to it."""
 LABELS = {
     TASK,
     "train_safety_adapter",
@@ -114,10 +114,11 @@ class Chaos:
         """The training at work, with a whole checkpoint of a step later than that."""
 
         def at_work() -> Attempt | None:
-            step = self.checkpoint()
+            step, task = self.checkpoint(), self.tasks().get(TASK, {"state": None})
+            if task["state"] == "success":
+                pytest.fail("the training ended before it could be disturbed: raise STEPS")
             if step <= after_step or not self.steps("worker-gpu"):
                 return None
-            task = self.tasks()[TASK]
             return Attempt(int(task["try_number"]), step) if task["state"] == "running" else None
 
         return self.wait(f"a checkpoint after step {after_step}", at_work)
