@@ -6,6 +6,7 @@ the other in the middle of a training, then a look at what is left.
 
 from __future__ import annotations
 
+import copy
 import functools
 import re
 import shutil
@@ -248,13 +249,15 @@ def configs(tiny_pair: TinyPair, pipelines: Path) -> list[str]:
     models = {role: folder / role for role in tiny_pair._fields}
     for role, model in tiny_pair._asdict().items():
         shutil.copytree(model, models[role])
+    # One folder for both: a task that names its data by another path counts as another task.
+    pipeline = write_tiny_pipeline(folder / "pipelines", TinyPair(**models))
     configs = []
     for seed in (0, 1):
-        pipeline = write_tiny_pipeline(folder / f"seed-{seed}", TinyPair(**models))
-        lines: Any = dict(pipeline.lines)
+        lines: Any = copy.deepcopy(pipeline.lines)
         lines["task_training"] |= {"steps": STEPS, "save_every_steps": 20, "batch_size": 8, "seed": seed}
-        pipeline.config.write_text(yaml.safe_dump(lines), encoding="utf-8")
-        configs.append(f"/pipelines/tiny/seed-{seed}/{pipeline.config.name}")
+        config = pipeline.config.with_name(f"seed-{seed}.yaml")
+        config.write_text(yaml.safe_dump(lines), encoding="utf-8")
+        configs.append(f"/pipelines/{config.relative_to(pipelines)}")
     run("chmod", "-R", "a+rX", str(folder))  # safetensors writes for the owner alone
     for file in folder.rglob("*.yaml"):
         text = file.read_text(encoding="utf-8")
