@@ -6,7 +6,7 @@ written from one scoring.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,9 +15,11 @@ import torch
 
 import safemerge
 from safemerge.config.models import MergeConfig
+from safemerge.core import methods
 from safemerge.core.lora import LoraPair
-from safemerge.core.merge import LayerScore, MergeResult, Progress, check_shapes, merge_scored, score_layers
-from safemerge.core.options import MergeOptions, Method, OnUndefined
+from safemerge.core.merge import MergeResult, alignment_terms, check_shapes, merge_scored
+from safemerge.core.options import MergeOptions, OnUndefined
+from safemerge.core.scoring import LayerScore, Progress, Terms, score_many
 from safemerge.errors import ConfigError
 from safemerge.records import LayerReport, MergeReport
 from safemerge.storage.adapters import (
@@ -42,28 +44,32 @@ class ScoredAdapters:
     """Two adapters whose layers have been scored against an alignment."""
 
     task: Adapter
-    safety: Adapter
+    safety: Adapter | None
     scores: dict[str, LayerScore]
     digests: dict[str, str]
-    """sha256 of task_adapter, safety_adapter, aligned_model, unaligned_model."""
+    """sha256 of task_adapter, safety_adapter (where there is one), aligned_model, unaligned_model."""
     warnings: tuple[str, ...]
 
 
 def merge_adapters(
     task_adapter: str | Path,
-    safety_adapter: str | Path,
+    safety_adapter: str | Path | None,
     aligned_model: str | Path,
     unaligned_model: str | Path,
     *,
     output: str | Path,
-    method: Method = "exact",
+    method: str = methods.DEFAULT,
     threshold: float | None = None,
     quantile: float | None = None,
+    count: int | None = None,
+    modules: Sequence[str] | None = None,
     task_weight: float | None = None,
     safety_weight: float | None = None,
     on_undefined: OnUndefined = "keep",
     density: float | None = None,
     seed: int = 0,
+    rank: int | None = None,
+    max_error: float | None = None,
     hash_files: bool = False,
     progress: Progress | None = None,
 ) -> MergeReport:
@@ -71,19 +77,24 @@ def merge_adapters(
 
     Args:
         task_adapter: Folder or hub id of the adapter to repair.
-        safety_adapter: Folder or hub id of the adapter that carries safety.
+        safety_adapter: Folder or hub id of the adapter that carries safety; None where the method
+            needs none.
         aligned_model: Folder or hub id of the model that both were trained on.
         unaligned_model: Folder or hub id of its counterpart before alignment.
         output: Folder to make; it must not exist.
-        method: The options down to ``seed`` are those of
+        method: The options down to ``max_error`` are those of
             :class:`safemerge.core.options.MergeOptions`.
-        threshold: τ; 0.35 where no quantile is given either.
+        threshold: τ; 0.35 where nothing else chooses.
         quantile: Merge this share of the layers instead.
+        count: Merge so many layers instead.
+        modules: Merge these layers instead: paths or patterns.
         task_weight: α; 0.8 where no weight is given.
         safety_weight: β; 1 − α where not given.
         on_undefined: What to do with layers whose cosine is undefined.
-        density: ``dare_linear`` only: share of factor entries kept.
-        seed: ``dare_linear`` only: seed of its random draws.
+        density: Share of entries kept by methods that prune.
+        seed: Seed of random draws.
+        rank: Rank to store every update at.
+        max_error: Largest relative error to store an update with.
         hash_files: Let the models' digests cover whole files instead of header and tensors read.
         progress: Called after each scored layer.
 
@@ -99,14 +110,24 @@ def merge_adapters(
         method=method,
         threshold=threshold,
         quantile=quantile,
+        count=count,
+        modules=None if modules is None else tuple(modules),
         task_weight=task_weight,
         safety_weight=safety_weight,
         on_undefined=on_undefined,
         density=density,
         seed=seed,
+        rank=rank,
+        max_error=max_error,
     )
     scored = score_adapters(
-        task_adapter, safety_adapter, aligned_model, unaligned_model, hash_files=hash_files, progress=progress
+        task_adapter,
+        safety_adapter,
+        aligned_model,
+        unaligned_model,
+        merges=[options],
+        hash_files=hash_files,
+        progress=progress,
     )
     return write_merge(scored, options, output)
 
@@ -134,7 +155,13 @@ def merge_arms(
         raise ConfigError(f"arms: expected plain names, got {', '.join(map(repr, wrong))}")
     options = {arm: merge_options(config) for arm, config in arms.items()}
     scored = score_adapters(
-        task_adapter, safety_adapter, aligned_model, unaligned_model, hash_files=hash_files, progress=progress
+        task_adapter,
+        safety_adapter,
+        aligned_model,
+        unaligned_model,
+        merges=list(options.values()),
+        hash_files=hash_files,
+        progress=progress,
     )
     with atomic_folder(output) as folder:
         return {arm: write_merge(scored, options[arm], folder / arm) for arm in arms}
@@ -142,50 +169,62 @@ def merge_arms(
 
 def score_adapters(
     task_adapter: str | Path,
-    safety_adapter: str | Path,
+    safety_adapter: str | Path | None,
     aligned_model: str | Path,
     unaligned_model: str | Path,
     *,
+    merges: Sequence[MergeOptions] = (),
     hash_files: bool = False,
     progress: Progress | None = None,
 ) -> ScoredAdapters:
-    """Read both adapters and score every layer of the task adapter.
+    """Read both adapters and score every layer of the task adapter, for the merges that are to follow.
 
     Checks go from cheap to dear: configs, then headers, then shapes, and only then weights.
 
     Raises:
         SafemergeError: files or tensors are wrong.
     """
-    task, safety = (read_adapter(resolve(source, "adapter")) for source in (task_adapter, safety_adapter))
-    warnings = check_same_base(task.config, safety.config, aligned_model)
-    scores, model_digests = score_pairs(
-        task.pairs, safety.pairs, aligned_model, unaligned_model, hash_files=hash_files, progress=progress
+    task = read_adapter(resolve(task_adapter, "adapter"))
+    safety = None if safety_adapter is None else read_adapter(resolve(safety_adapter, "adapter"))
+    for merge in merges:
+        if safety is None and methods.get(merge.method).needs_safety:
+            raise ConfigError(f"method {merge.method}: expected a safety adapter, got none")
+    warnings = check_same_base(task.config, safety.config if safety else {}, aligned_model)
+    check_shapes(task.pairs, safety.pairs if safety else None)
+    (scores,), model_digests = score_pairs(
+        [task.pairs],
+        aligned_model,
+        unaligned_model,
+        terms=alignment_terms(merges),
+        hash_files=hash_files,
+        progress=progress,
     )
-    digests = {"task_adapter": adapter_digest(task.folder), "safety_adapter": adapter_digest(safety.folder)}
+    adapters = {"task_adapter": task, "safety_adapter": safety}
+    digests = {role: adapter_digest(adapter.folder) for role, adapter in adapters.items() if adapter}
     return ScoredAdapters(task, safety, scores, digests | model_digests, warnings)
 
 
 def score_pairs(
-    task: Mapping[str, LoraPair],
-    safety: Mapping[str, LoraPair],
+    tasks: Sequence[Mapping[str, LoraPair]],
     aligned_model: str | Path,
     unaligned_model: str | Path,
     *,
+    terms: Terms | None = None,
     hash_files: bool = False,
     progress: Progress | None = None,
-) -> tuple[dict[str, LayerScore], dict[str, str]]:
-    """Score LoRA pairs, wherever they come from, against two checkpoints.
+) -> tuple[list[dict[str, LayerScore]], dict[str, str]]:
+    """Score the LoRA pairs of any number of adapters, wherever they come from, against two checkpoints.
 
     Returns:
-        The scores by module path, and the digests of ``aligned_model`` and ``unaligned_model``.
+        The scores of each adapter by module path, and the digests of ``aligned_model`` and
+        ``unaligned_model``.
 
     Raises:
         SafemergeError: files or tensors are wrong.
     """
     aligned, unaligned = (Checkpoint.open(resolve(source)) for source in (aligned_model, unaligned_model))
-    check_shapes(task, safety)
-    with _one_torch_thread(), AlignmentReader(aligned, unaligned, task) as weights_of:
-        scores = score_layers(task, safety, weights_of, progress=progress)
+    with _one_torch_thread(), AlignmentReader(aligned, unaligned, tasks) as weights_of:
+        scores = score_many(tasks, weights_of, terms=terms, progress=progress)
         read = weights_of.read_digests()
     models = (aligned.files_digest(), unaligned.files_digest()) if hash_files else read
     return scores, dict(zip(("aligned_model", "unaligned_model"), models, strict=True))
@@ -199,7 +238,8 @@ def write_merge(scored: ScoredAdapters, options: MergeOptions, output: Path) -> 
     """
     from safemerge.plots import layer_plot_html
 
-    result = merge_scored(scored.task.pairs, scored.safety.pairs, scored.scores, options)
+    safety = None if scored.safety is None else scored.safety.pairs
+    result = merge_scored(scored.task.pairs, safety, scored.scores, options)
     report = merge_report(result, options, scored.digests, scored.warnings)
     with atomic_folder(output) as folder:
         if result.unchanged:
@@ -246,10 +286,16 @@ def _one_torch_thread() -> Iterator[None]:
 def merge_options(config: MergeConfig) -> MergeOptions:
     """The same choices, checked, for the core."""
     return MergeOptions(
-        method=config.method.value,
+        method=config.method,
         threshold=config.threshold,
         quantile=config.quantile,
+        count=config.count,
+        modules=config.modules,
         task_weight=config.task_weight,
         safety_weight=config.safety_weight,
         on_undefined=config.on_undefined.value,
+        density=config.density,
+        seed=config.seed,
+        rank=config.rank,
+        max_error=config.max_error,
     )

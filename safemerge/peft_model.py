@@ -16,8 +16,9 @@ import torch
 from torch import Tensor
 
 from safemerge.core.lora import LoraPair
-from safemerge.core.merge import MergeResult, Progress, merge_scored
+from safemerge.core.merge import MergeResult, check_shapes, merge_scored
 from safemerge.core.options import MergeOptions, OnUndefined
+from safemerge.core.scoring import Progress
 from safemerge.errors import ConfigError, MissingDependencyError, NonFiniteError, UnsupportedAdapterError
 from safemerge.merging import merge_report, score_pairs
 from safemerge.records import MergeReport, json_digest
@@ -81,7 +82,8 @@ def merge_into(
     configs = {adapter: model.peft_config[adapter].to_dict() for adapter in (task_adapter, safety_adapter)}
     warnings = check_same_base(configs[task_adapter], configs[safety_adapter], aligned_model)
     task, safety = (_pairs(model, adapter) for adapter in (task_adapter, safety_adapter))
-    scores, digests = score_pairs(task, safety, aligned_model, unaligned_model, progress=progress)
+    check_shapes(task, safety)
+    (scores,), digests = score_pairs([task], aligned_model, unaligned_model, progress=progress)
     result = merge_scored(task, safety, scores, options)
     _add(model, name, task_adapter, result)
     digests |= {"task_adapter": _digest(task), "safety_adapter": _digest(safety)}

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from safemerge.cli.published import PublishedFlags, formula_notice, merge_arguments
-from safemerge.core.options import DEFAULT_TASK_WEIGHT, DEFAULT_THRESHOLD, OnUndefined, PlainMethod
+from safemerge.core import methods
+from safemerge.core.options import DEFAULT_THRESHOLD, OnUndefined
 
 if TYPE_CHECKING:
     from safemerge.records import MergeReport
@@ -57,6 +58,12 @@ def _published(name: str, text: str, **settings: Any) -> Any:
     return typer.Option(f"--{name}", help=text, rich_help_panel=PUBLISHED, show_default=False, **settings)
 
 
+def _method(name: str) -> str:
+    if name not in methods.names():
+        raise typer.BadParameter(f"expected one of {', '.join(methods.names())}, got {name!r}")
+    return name
+
+
 def merge(
     ctx: typer.Context,
     task_adapter: Annotated[str | None, _own(INPUTS, "LoRA adapter fine-tuned on the task.")] = None,
@@ -83,19 +90,18 @@ def merge(
         ),
     ] = None,
     method: Annotated[
-        PlainMethod | None,
+        str | None,
         _own(
             WAY,
-            "[bold]exact[/bold]: the paper's formula. [bold]peft_linear[/bold]: as the published script. "
-            "[bold]scale[/bold], [bold]scale_selected[/bold]: controls without the safety adapter, in all "
-            "layers or the chosen ones. [dim]\\[default: exact][/dim]",
+            f"One of {', '.join(methods.names())}. [dim]\\[default: {methods.DEFAULT}][/dim]",
+            parser=_method,
+            metavar="NAME",
+            autocompletion=methods.names,
         ),
     ] = None,
     task_weight: Annotated[
         float | None,
-        _own(
-            WAY, f"Weight of the task adapter in merged layers. [dim]\\[default: {DEFAULT_TASK_WEIGHT}][/dim]"
-        ),
+        _own(WAY, "Weight of the task adapter in merged layers. [dim]\\[default: 0.8 for exact][/dim]"),
     ] = None,
     safety_weight: Annotated[
         float | None,

@@ -20,7 +20,7 @@ import typer
 
 from safemerge.core.options import DEFAULT_THRESHOLD, OnUndefined
 
-METHODS = {"linear": "peft_linear", "dare_linear": "dare_linear"}
+METHODS = {"linear": "peft_linear", "dare_linear": "peft_dare_linear"}
 """The script's ``--merge_type`` to our method."""
 
 

@@ -111,7 +111,7 @@ def fitting_pairs(model_dir: Path, adapter_dir: Path | None) -> Mapping[str, Lor
         return {}
     pairs = read_adapter(adapter_dir).pairs
     checkpoint = Checkpoint.open(model_dir)
-    shapes = {module: checkpoint.tensors[name].shape for module, name in checkpoint.locate(pairs).items()}
+    shapes = {module: checkpoint.shape(place) for module, place in checkpoint.locate(pairs).items()}
     check_fits(shapes, pairs, f"{adapter_dir} on {model_dir}")
     return pairs
 

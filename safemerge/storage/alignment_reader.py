@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
 from typing import Self
@@ -11,7 +11,7 @@ from typing import Self
 from torch import Tensor
 
 from safemerge.core.lora import LoraPair
-from safemerge.core.merge import natural_order
+from safemerge.core.scoring import natural_order
 from safemerge.errors import MismatchError
 from safemerge.records import json_digest
 from safemerge.storage.checkpoints import Checkpoint, check_same_architecture
@@ -32,18 +32,22 @@ class AlignmentReader:
     Args:
         aligned: The aligned model's checkpoint.
         unaligned: The unaligned model's checkpoint.
-        pairs: The LoRA pairs whose modules will be read.
+        tasks: Adapters, each module path to LoRA pair, whose modules will be read.
 
     Raises:
         MismatchError: the models differ in architecture, or a weight's shape does not fit.
         CheckpointError: a module is missing.
     """
 
-    def __init__(self, aligned: Checkpoint, unaligned: Checkpoint, pairs: Mapping[str, LoraPair]) -> None:
+    def __init__(
+        self, aligned: Checkpoint, unaligned: Checkpoint, tasks: Sequence[Mapping[str, LoraPair]]
+    ) -> None:
         check_same_architecture(aligned, unaligned)
+        modules = set().union(*tasks)
         self._checkpoints = (aligned, unaligned)
-        self._names = tuple(checkpoint.locate(pairs) for checkpoint in self._checkpoints)
-        self._check_shapes(pairs)
+        self._places = tuple(checkpoint.locate(modules) for checkpoint in self._checkpoints)
+        for pairs in tasks:
+            self._check_shapes(pairs)
         self._digests: tuple[dict[str, str], dict[str, str]] = ({}, {})
         self._waiting: deque[Future[None]] = deque()
         self._hasher = ThreadPoolExecutor(max_workers=2, thread_name_prefix="sha256")
@@ -61,15 +65,15 @@ class AlignmentReader:
         while len(self._waiting) > _MOST_WAITING:
             self._waiting.popleft().result()
         aligned, unaligned = (
-            checkpoint.read(names[module])
-            for checkpoint, names in zip(self._checkpoints, self._names, strict=True)
+            checkpoint.read(places[module])
+            for checkpoint, places in zip(self._checkpoints, self._places, strict=True)
         )
-        for names, digests, weight in zip(self._names, self._digests, (aligned, unaligned), strict=True):
-            self._waiting.append(self._hasher.submit(_store_digest, digests, names[module], weight))
+        for digests, weight in zip(self._digests, (aligned, unaligned), strict=True):
+            self._waiting.append(self._hasher.submit(_store_digest, digests, module, weight))
         return aligned, unaligned
 
     def read_digests(self) -> tuple[str, str]:
-        """sha256 of (aligned, unaligned) checkpoint: its header, and each tensor that was read."""
+        """sha256 of (aligned, unaligned) checkpoint: its header, and each module's weight that was read."""
         while self._waiting:
             self._waiting.popleft().result()
         aligned, unaligned = (
@@ -82,8 +86,8 @@ class AlignmentReader:
         wrong = []
         for module in sorted(pairs, key=natural_order):
             shapes = [
-                checkpoint.tensors[names[module]].shape
-                for checkpoint, names in zip(self._checkpoints, self._names, strict=True)
+                checkpoint.shape(places[module])
+                for checkpoint, places in zip(self._checkpoints, self._places, strict=True)
             ]
             if any(shape != pairs[module].shape for shape in shapes):
                 wrong.append(
@@ -94,5 +98,5 @@ class AlignmentReader:
             raise MismatchError(f"the adapter does not fit the models' weights: {'; '.join(wrong)}")
 
 
-def _store_digest(digests: dict[str, str], name: str, tensor: Tensor) -> None:
-    digests[name] = tensor_digest(tensor)
+def _store_digest(digests: dict[str, str], module: str, weight: Tensor) -> None:
+    digests[module] = tensor_digest(weight)

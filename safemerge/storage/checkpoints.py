@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
+import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
@@ -44,6 +45,21 @@ class TensorEntry(NamedTuple):
     dtype: str
     """In the words of safetensors, such as ``BF16``."""
     shape: tuple[int, ...]
+
+
+class Part(NamedTuple):
+    """Where a weight matrix, or some of its rows, lies in a checkpoint."""
+
+    name: str
+    """Tensor that holds it."""
+    expert: int | None = None
+    """Index along the first dimension, where the tensor stacks the matrices of several experts."""
+    transposed: bool = False
+    """Whether it is stored as (d_in, d_out), as Conv1D layers and input embeddings are."""
+
+
+Place = tuple[Part, ...]
+"""Where the weight of a module lies: parts stacked along d_out, nearly always a single one."""
 
 
 @dataclass(frozen=True)
@@ -83,8 +99,8 @@ class Checkpoint:
             tensors.update(entries)
         return cls(folder, config, tensors)
 
-    def locate(self, modules: Iterable[str]) -> dict[str, str]:
-        """Name of each module's weight in this checkpoint.
+    def locate(self, modules: Iterable[str]) -> dict[str, Place]:
+        """Where each module's weight lies in this checkpoint.
 
         The name is the module path with ``.weight``; where that is missing, the path with a
         leading ``model.`` added or taken away (checkpoints saved without the language-model
@@ -114,7 +130,22 @@ class Checkpoint:
                 f"{self.folder}: expected weights in 16 or 32 bits, "
                 f"got {', '.join(kinds)} in {_listed(quantised)}"
             )
-        return found
+        return {module: (Part(name),) for module, name in found.items()}
+
+    def shape(self, place: Place) -> tuple[int, int]:
+        """(d_out, d_in) of the weight at a place, from the headers.
+
+        Raises:
+            MismatchError: no matrix lies there.
+        """
+        shapes = []
+        for part in place:
+            stored = self.tensors[part.name].shape
+            shape = stored if part.expert is None else stored[1:]
+            if len(shape) != 2:
+                raise MismatchError(f"{self.folder}: expected a matrix in {part.name}, got shape {stored}")
+            shapes.append(shape[::-1] if part.transposed else shape)
+        return sum(d_out for d_out, _ in shapes), shapes[0][1]
 
     def _name(self, module: str) -> str | None:
         other = module.removeprefix("model.") if module.startswith("model.") else f"model.{module}"
@@ -123,8 +154,21 @@ class Checkpoint:
             candidates += ["model.embed_tokens.weight", "embed_tokens.weight"]
         return next((name for name in candidates if name in self.tensors), None)
 
-    def read(self, name: str) -> Tensor:
-        """Map one tensor, (d_out, d_in) in the dtype it is stored in.
+    def read(self, place: Place) -> Tensor:
+        """The weight at a place, (d_out, d_in) in the dtype it is stored in, mapped from its file.
+
+        Raises:
+            CheckpointError: its file cannot be read any more.
+        """
+        parts = []
+        for part in place:
+            tensor = self.read_tensor(part.name)
+            tensor = tensor if part.expert is None else tensor[part.expert]
+            parts.append(tensor.T if part.transposed else tensor)
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+    def read_tensor(self, name: str) -> Tensor:
+        """Map one tensor as it is stored.
 
         Raises:
             CheckpointError: its file cannot be read any more.

@@ -14,7 +14,7 @@ from typer.testing import CliRunner, Result
 from safemerge.cli.main import app
 from safemerge.cli.merge import threshold_warning
 from safemerge.config import models
-from safemerge.core.options import OnUndefined, PlainMethod
+from safemerge.core.options import OnUndefined
 from safemerge.records import LayerReport, MergeReport
 
 GOLDEN = Path(__file__).parents[3] / ".." / "shared" / "golden"
@@ -51,7 +51,6 @@ def _expected(folder: Path) -> dict:
 
 
 def test_the_choices_offered_are_those_of_the_config() -> None:
-    assert set(get_args(PlainMethod)) == {method.value for method in models.MergeMethod}
     assert set(get_args(OnUndefined)) == {choice.value for choice in models.OnUndefined}
 
 

@@ -17,7 +17,7 @@ Q = "model.layers.0.self_attn.q_proj"
 
 def open_reader(files) -> AlignmentReader:
     pairs = read_adapter(files.task).pairs
-    return AlignmentReader(Checkpoint.open(files.aligned), Checkpoint.open(files.unaligned), pairs)
+    return AlignmentReader(Checkpoint.open(files.aligned), Checkpoint.open(files.unaligned), [pairs])
 
 
 def digests(files) -> tuple[str, str]:
@@ -30,8 +30,8 @@ def digests(files) -> tuple[str, str]:
 def test_gives_aligned_then_unaligned_weight(merge_files):
     with open_reader(merge_files) as reader:
         aligned, unaligned = reader(Q)
-    assert torch.equal(aligned, Checkpoint.open(merge_files.aligned).read(f"{Q}.weight"))
-    assert torch.equal(unaligned, Checkpoint.open(merge_files.unaligned).read(f"{Q}.weight"))
+    assert torch.equal(aligned, Checkpoint.open(merge_files.aligned).read_tensor(f"{Q}.weight"))
+    assert torch.equal(unaligned, Checkpoint.open(merge_files.unaligned).read_tensor(f"{Q}.weight"))
 
 
 def test_digests_cover_what_was_read_and_the_header(merge_files, edit_tensors):

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from safemerge.errors import CheckpointError, MismatchError
-from safemerge.storage.checkpoints import Checkpoint, check_same_architecture
+from safemerge.storage.checkpoints import Checkpoint, Part, check_same_architecture
 
 Q, V = "model.layers.0.self_attn.q_proj", "model.layers.1.self_attn.v_proj"
 
@@ -49,11 +49,11 @@ def test_a_tensor_is_read_by_its_name(folder: Path, sharded: bool):
     if sharded:
         shard(folder)
     checkpoint = Checkpoint.open(folder)
-    assert checkpoint.locate([Q, V]) == {Q: f"{Q}.weight", V: f"{V}.weight"}
+    assert checkpoint.locate([Q, V]) == {Q: (Part(f"{Q}.weight"),), V: (Part(f"{V}.weight"),)}
     assert checkpoint.tensors.keys() == expected.keys()
     assert checkpoint.tensors[f"{V}.weight"].shape == (4, 8)
     for name, tensor in expected.items():
-        assert torch.equal(checkpoint.read(name), tensor)
+        assert torch.equal(checkpoint.read_tensor(name), tensor)
 
 
 def test_a_leading_model_may_be_missing_or_extra(folder: Path, edit_tensors):
@@ -62,10 +62,10 @@ def test_a_leading_model_may_be_missing_or_extra(folder: Path, edit_tensors):
             tensors[name.removeprefix("model.")] = tensors.pop(name)
 
     assert Checkpoint.open(folder).locate([Q.removeprefix("model.")]) == {
-        Q.removeprefix("model."): f"{Q}.weight"
+        Q.removeprefix("model."): (Part(f"{Q}.weight"),)
     }
     edit_tensors(folder / "model.safetensors", strip)
-    assert Checkpoint.open(folder).locate([Q]) == {Q: f"{Q.removeprefix('model.')}.weight"}
+    assert Checkpoint.open(folder).locate([Q]) == {Q: (Part(f"{Q.removeprefix('model.')}.weight"),)}
 
 
 @pytest.mark.parametrize(("tied", "missing"), [(True, False), (False, True)])
@@ -76,7 +76,7 @@ def test_a_tied_head_is_the_embedding(folder: Path, edit_json, tied: bool, missi
         with pytest.raises(CheckpointError, match=r"got none for lm_head$"):
             checkpoint.locate([Q, "lm_head"])
     else:
-        assert checkpoint.locate([Q, "lm_head"])["lm_head"] == "model.embed_tokens.weight"
+        assert checkpoint.locate([Q, "lm_head"])["lm_head"] == (Part("model.embed_tokens.weight"),)
 
 
 def test_missing_modules_are_all_named_in_order(folder: Path, edit_tensors):
@@ -215,7 +215,7 @@ def test_a_file_that_goes_away_between_header_and_read_is_named(folder: Path):
     checkpoint = Checkpoint.open(folder)
     (folder / "model.safetensors").write_bytes(b"")
     with pytest.raises(CheckpointError, match=f"model.safetensors: expected the tensor {Q}.weight"):
-        checkpoint.read(f"{Q}.weight")
+        checkpoint.read_tensor(f"{Q}.weight")
 
 
 def test_different_architectures_are_named_key_by_key(merge_files, edit_json):
