@@ -67,6 +67,7 @@ def merge_adapters(
     safety_weight: float | None = None,
     on_undefined: OnUndefined = "keep",
     density: float | None = None,
+    components: int | None = None,
     seed: int = 0,
     rank: int | None = None,
     max_error: float | None = None,
@@ -92,6 +93,7 @@ def merge_adapters(
         safety_weight: β; 1 − α where not given.
         on_undefined: What to do with layers whose cosine is undefined.
         density: Share of entries kept by methods that prune.
+        components: Largest number of singular directions of V, for methods that decompose it.
         seed: Seed of random draws.
         rank: Rank to store every update at.
         max_error: Largest relative error to store an update with.
@@ -116,6 +118,7 @@ def merge_adapters(
         safety_weight=safety_weight,
         on_undefined=on_undefined,
         density=density,
+        components=components,
         seed=seed,
         rank=rank,
         max_error=max_error,
@@ -295,6 +298,7 @@ def merge_options(config: MergeConfig) -> MergeOptions:
         safety_weight=config.safety_weight,
         on_undefined=config.on_undefined.value,
         density=config.density,
+        components=config.components,
         seed=config.seed,
         rank=config.rank,
         max_error=config.max_error,

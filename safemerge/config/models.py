@@ -69,6 +69,8 @@ class MergeConfig(Config):
     on_undefined: OnUndefined = OnUndefined.KEEP
     density: Annotated[float, Field(gt=0, le=1)] | None = None
     """Share of entries kept by methods that prune."""
+    components: Annotated[int, Field(gt=0)] | None = None
+    """Largest number of singular directions of V that methods which decompose it use."""
     seed: int = 0
     """Seed of random draws."""
     rank: Annotated[int, Field(gt=0)] | None = None

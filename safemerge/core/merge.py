@@ -26,7 +26,7 @@ from safemerge.core.select import (
     select_by_quantile,
     select_by_threshold,
 )
-from safemerge.errors import ConfigError, DegenerateLayerError, MismatchError
+from safemerge.errors import ConfigError, DegenerateLayerError, MismatchError, NonFiniteError
 
 
 class LayerDecision(NamedTuple):
@@ -73,6 +73,7 @@ def safemerge(
     safety_weight: float | None = None,
     on_undefined: OnUndefined = "keep",
     density: float | None = None,
+    components: int | None = None,
     seed: int = 0,
     rank: int | None = None,
     max_error: float | None = None,
@@ -99,6 +100,7 @@ def safemerge(
         on_undefined: What to do with layers whose cosine is undefined: keep them as they
             are, merge them, or fail.
         density: Share of entries kept by methods that prune.
+        components: Largest number of singular directions of V, for methods that decompose it.
         seed: Seed of random draws.
         rank: Rank to store every update at.
         max_error: Largest relative error to store an update with.
@@ -120,6 +122,7 @@ def safemerge(
         safety_weight=safety_weight,
         on_undefined=on_undefined,
         density=density,
+        components=components,
         seed=seed,
         rank=rank,
         max_error=max_error,
@@ -132,7 +135,7 @@ def safemerge(
 def alignment_terms(options: Sequence[MergeOptions]) -> Terms:
     """What the scoring pass must make of V, so that all these merges can be made from its scores."""
     found = ((chosen, methods.get(chosen.method).alignment_term) for chosen in options)
-    return {chosen.method: _bound(term, chosen) for chosen, term in found if term is not None}
+    return {_term_name(chosen): _bound(term, chosen) for chosen, term in found if term is not None}
 
 
 @dataclass(frozen=True, eq=False)
@@ -156,14 +159,19 @@ class MergePlan:
 
         Raises:
             MismatchError: the method cannot merge the layer's two pairs; it is named.
+            NonFiniteError: the update holds NaN or infinity, as a safety adapter may; the layer is named.
         """
         score = self.scores[module]
-        layer = Layer(self.task[module], self.safety.get(module), score.terms.get(self.options.method))
+        layer = Layer(self.task[module], self.safety.get(module), score.terms.get(_term_name(self.options)))
         make = self.method.merge if module in self.selection.chosen else self.method.keep
         try:
-            return make(layer, self.options, _generator(self.options.seed, module))
+            update = make(layer, self.options, _generator(self.options.seed, module))
         except MismatchError as error:
             raise MismatchError(f"{module}: {error}") from error
+        parts = (update.lora_a, update.lora_b) if isinstance(update, LoraPair) else (update,)
+        if not all(bool(torch.isfinite(part).all()) for part in parts):
+            raise NonFiniteError(f"{module}: expected a finite merged update, got NaN or infinity")
+        return update
 
     def decision(self, module: str, error: float | None = None) -> LayerDecision:
         """What is done with a layer, in words; ``error`` is that of storing its update."""
@@ -226,6 +234,7 @@ def merge_scored(
         ConfigError: the method needs a safety adapter and there is none, or the layers asked for are not
             there.
         MismatchError: the method cannot merge a layer's two pairs; it is named.
+        NonFiniteError: a merged update holds NaN or infinity; its layer is named.
         DegenerateLayerError: cosines are undefined and ``options.on_undefined`` is ``fail``.
     """
     plan = plan_merge(task, safety, scores, options)
@@ -265,6 +274,11 @@ def check_shapes(task: Mapping[str, LoraPair], safety: Mapping[str, LoraPair] | 
     ]
     if wrong:
         raise MismatchError(f"expected adapters of one base model, got different shapes: {', '.join(wrong)}")
+
+
+def _term_name(options: MergeOptions) -> str:
+    """Tells apart the terms of merges that are made from one scoring: all that a term depends on."""
+    return options.method if options.components is None else f"{options.method} of {options.components}"
 
 
 def _bound(term: AlignmentTerm, options: MergeOptions) -> Callable[[LoraPair, Tensor], LoraPair]:

@@ -42,6 +42,8 @@ class MergeOptions:
     """What to do with layers whose cosine is undefined."""
     density: float | None = None
     """Share of entries kept by methods that prune, in (0, 1]."""
+    components: int | None = None
+    """Largest number of singular directions of V that methods which decompose it use, at least 1."""
     seed: int = 0
     """Seed of random draws."""
     rank: int | None = None
@@ -50,27 +52,14 @@ class MergeOptions:
     """Store at the smallest rank that keeps every layer's relative error (Frobenius norm) at or below it."""
 
     def __post_init__(self) -> None:
-        method = methods.get(self.method)
         _check_choice("on_undefined", self.on_undefined, get_args(OnUndefined))
         for name in ("threshold", "quantile", "task_weight", "safety_weight", "density", "max_error"):
             value = getattr(self, name)
             if value is not None and not math.isfinite(value):
                 raise ConfigError(f"{name}: expected a finite number, got {value}")
         self._check_selection()
-        if (self.density is not None) != method.prunes:
-            pruning = ", ".join(name for name in methods.names() if methods.get(name).prunes)
-            raise ConfigError(
-                f"density: expected with methods that prune ({pruning}) and with no other, "
-                f"got {self.density} with {self.method}"
-            )
-        if self.density is not None and not 0 < self.density <= 1:
-            raise ConfigError(f"density: expected a share in (0, 1], got {self.density}")
-        if self.rank is not None and self.max_error is not None:
-            raise ConfigError(f"expected rank or max_error, got both ({self.rank} and {self.max_error})")
-        if self.rank is not None and self.rank < 1:
-            raise ConfigError(f"rank: expected at least 1, got {self.rank}")
-        if self.max_error is not None and not 0 <= self.max_error < 1:
-            raise ConfigError(f"max_error: expected a relative error in [0, 1), got {self.max_error}")
+        self._check_method()
+        self._check_storage()
 
     def _check_selection(self) -> None:
         given = {name: value for name in SELECTIONS if (value := getattr(self, name)) is not None}
@@ -84,6 +73,27 @@ class MergeOptions:
         if self.modules is not None and not self.modules:
             raise ConfigError("modules: expected at least one path or pattern, got none")
 
+    def _check_method(self) -> None:
+        for name, what in (("density", "prune"), ("components", "decompose V")):
+            if (getattr(self, name) is not None) != _takes(self.method, name):
+                takers = (other for other in methods.names() if _takes(other, name))
+                raise ConfigError(
+                    f"{name}: expected with methods that {what} ({', '.join(takers)}) and with no other, "
+                    f"got {getattr(self, name)} with {self.method}"
+                )
+        if self.density is not None and not 0 < self.density <= 1:
+            raise ConfigError(f"density: expected a share in (0, 1], got {self.density}")
+        if self.components is not None and self.components < 1:
+            raise ConfigError(f"components: expected at least 1, got {self.components}")
+
+    def _check_storage(self) -> None:
+        if self.rank is not None and self.max_error is not None:
+            raise ConfigError(f"expected rank or max_error, got both ({self.rank} and {self.max_error})")
+        if self.rank is not None and self.rank < 1:
+            raise ConfigError(f"rank: expected at least 1, got {self.rank}")
+        if self.max_error is not None and not 0 <= self.max_error < 1:
+            raise ConfigError(f"max_error: expected a relative error in [0, 1), got {self.max_error}")
+
     @property
     def weights(self) -> tuple[float, float]:
         """(α, β)."""
@@ -94,6 +104,11 @@ class MergeOptions:
         if task is None:
             task = default_task if safety is None else 1 - safety
         return task, 1 - task if safety is None else safety
+
+
+def _takes(method: str, option: str) -> bool:
+    chosen = methods.get(method)
+    return {"density": chosen.prunes, "components": chosen.decomposes}[option]
 
 
 def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:

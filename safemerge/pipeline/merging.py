@@ -28,7 +28,7 @@ def arms_of(config: MergeConfig) -> dict[str, MergeConfig]:
 
 
 def _control(config: MergeConfig, method: str) -> MergeConfig:
-    return config.model_copy(update={"method": method, "density": None})
+    return config.model_copy(update={"method": method, "density": None, "components": None})
 
 
 def merge(context: StepContext, request: StepRequest) -> StepResult:

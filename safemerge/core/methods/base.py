@@ -63,13 +63,13 @@ def side_by_side(*pairs: LoraPair) -> LoraPair:
     )
 
 
-def check_shapes(*pairs: LoraPair) -> None:
-    """Check that updates are of one weight matrix.
+def check_shapes(*updates: LoraPair | Tensor) -> None:
+    """Check that updates, as factors or in full, are of one weight matrix.
 
     Raises:
         MismatchError: they differ in shape.
     """
-    shapes = [pair.shape for pair in pairs]
+    shapes = [tuple(update.shape) for update in updates]
     if len(set(shapes)) > 1:
         raise MismatchError(f"expected updates of one shape, got {' and '.join(map(str, shapes))}")
 
@@ -90,6 +90,8 @@ class MergeMethod:
     """(α, β) where neither is given. Where the two add up to 1, a single weight given makes the other."""
     prunes: bool = False
     """Whether it draws or ranks entries to keep: it then takes ``density``."""
+    decomposes: bool = False
+    """Whether it uses leading singular directions of V: it then takes ``components``."""
     changes_kept: bool = False
     """Whether ``keep`` gives another update than ΔW_task."""
     alignment_term: AlignmentTerm | None = None
