@@ -27,9 +27,8 @@ class Directions(NamedTuple):
     def pair(self, rank: int) -> LoraPair:
         """The first ``rank`` of them as factors, fp32, each with the root of the singular values."""
         root = self.s[:rank].sqrt()
-        return LoraPair(
-            (root[:, None] * self.vh[:rank]).to(torch.float32), (self.u[:, :rank] * root).to(torch.float32)
-        )
+        lora_a, lora_b = root[:, None] * self.vh[:rank], self.u[:, :rank] * root
+        return LoraPair(lora_a.to(torch.float32).contiguous(), lora_b.to(torch.float32).contiguous())
 
 
 def leading(matrix: Tensor, count: int, *, iterations: int = 4) -> Directions:

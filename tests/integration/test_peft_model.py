@@ -62,6 +62,33 @@ def test_the_added_adapter_answers_like_the_one_merged_on_disk(
     assert torch.equal(expected, before) == (choice == {"threshold": 0.0})
 
 
+@pytest.mark.parametrize(
+    "choice",
+    [
+        {"method": "ties", "density": 0.4, "count": 2, "rank": 3},
+        {"method": "lox", "components": 2},
+        {"method": "safelora", "modules": ["*.q_proj"]},
+        {"method": "dare_linear", "density": 0.5, "seed": 3, "quantile": 0.5, "max_error": 0.5},
+    ],
+)
+def test_every_option_of_a_merge_on_disk_is_there(model, tiny_pair, adapters, tmp_path, choice) -> None:
+    in_memory = merge_into(model, **_models(tiny_pair), **choice)
+    on_disk = merge_adapters(*adapters, *_models(tiny_pair).values(), output=tmp_path / "merged", **choice)
+    assert in_memory.layers == on_disk.layers
+    base = AutoModelForCausalLM.from_pretrained(tiny_pair.aligned)
+    model.set_adapter("merged")
+    assert torch.equal(_logits(model), _logits(PeftModel.from_pretrained(base, tmp_path / "merged")))
+
+
+def test_a_method_without_a_safety_adapter_needs_none(model, tiny_pair) -> None:
+    model.delete_adapter("safety")
+    report = merge_into(model, safety_adapter=None, method="safelora", threshold=2.0, **_models(tiny_pair))
+    assert all(layer.merged and layer.safety_norm is None for layer in report.layers)
+    assert "safety_adapter" not in report.digests
+    with pytest.raises(ConfigError, match="method exact: expected a safety adapter, got none"):
+        merge_into(model, safety_adapter=None, name="again", **_models(tiny_pair))
+
+
 def test_what_was_there_stays_as_it_was(model, tiny_pair) -> None:
     model.set_adapter("safety")
     before = {name: value.clone() for name, value in model.state_dict().items()}

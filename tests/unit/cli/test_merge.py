@@ -59,7 +59,7 @@ def test_the_choices_offered_are_those_of_the_config() -> None:
     [
         ([*_own(Path("x")), "--threshold", 0.3, "--quantile", 0.5, "--output", "o"], "got both"),
         ([*_own(Path("x")), "--quantile", 1.5, "--output", "o"], "'--quantile'"),
-        ([*_own(Path("x")), "--method", "ties", "--output", "o"], "ties"),
+        ([*_own(Path("x")), "--method", "cat", "--output", "o"], "cat"),
         (["--task-adapter", "x"], "missing: --safety-adapter, --aligned-model"),
         (["--task-adapter", "x", "--safety_model_id", "y"], "--task-adapter and --safety_model_id"),
         (["--threshold", 0.3, *_published(Path("x"))], "--threshold and --base_model_id"),
