@@ -197,6 +197,7 @@ def score_adapters(
     Raises:
         SafemergeError: files or tensors are wrong.
     """
+    resolve_device(device)
     task = read_adapter(resolve(task_adapter, "adapter"))
     safety = None if safety_adapter is None else read_adapter(resolve(safety_adapter, "adapter"))
     for merge in merges:

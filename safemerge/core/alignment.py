@@ -10,8 +10,8 @@ from torch import Tensor
 
 from safemerge.errors import MismatchError
 
-_BLOCK_ELEMENTS = 2**17
-"""Numbers widened at once: 0.5 MB, which stay in a core's cache. Several times faster than all at once."""
+_BLOCK_ELEMENTS = 2**20
+"""Numbers widened at once: 4 MB, which stay in a cache. Several times faster than all at once."""
 
 
 class Block(NamedTuple):
@@ -23,7 +23,7 @@ class Block(NamedTuple):
     """V[rows, columns], fp32, in memory that the next block may take over."""
 
 
-def difference_blocks(aligned: Tensor, unaligned: Tensor, least: int = 1) -> Iterator[Block]:
+def difference_blocks(aligned: Tensor, unaligned: Tensor) -> Iterator[Block]:
     """V = W_aligned − W_unaligned in blocks that fit a cache, subtracted in fp32 or better.
 
     Half-precision weights are widened before they are subtracted: their difference is
@@ -33,7 +33,6 @@ def difference_blocks(aligned: Tensor, unaligned: Tensor, least: int = 1) -> Ite
         aligned: Weight of the aligned model, (d_out, d_in), any float dtype; not changed. Weights that
             are stored transposed are read in the order they are stored in, and come as columns.
         unaligned: Weight of the unaligned model, same shape.
-        least: Rows (or columns) that a block shall have, where there are so many.
 
     Raises:
         MismatchError: the two are not float matrices of one shape.
@@ -44,7 +43,7 @@ def difference_blocks(aligned: Tensor, unaligned: Tensor, least: int = 1) -> Ite
         aligned, unaligned = aligned.T, unaligned.T
     wide = torch.promote_types(torch.promote_types(aligned.dtype, unaligned.dtype), torch.float32)
     length, width = aligned.shape
-    step = min(max(least, _BLOCK_ELEMENTS // max(1, width), 1), max(1, length))
+    step = min(max(1, _BLOCK_ELEMENTS // max(1, width)), max(1, length))
     buffers = torch.empty(2, step, width, dtype=wide, device=aligned.device)
     for top in range(0, length, step):
         part = slice(top, min(top + step, length))

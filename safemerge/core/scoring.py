@@ -158,8 +158,7 @@ def _score_pairs(
         blocks = whole(difference)
         made = {index: _make_terms(terms, pair, difference) for index, pair in pairs.items()}
     else:
-        columns = sum(factor.shape[1] for factor in factors)
-        blocks = partial(difference_blocks, aligned, unaligned, least=columns)
+        blocks = partial(difference_blocks, aligned, unaligned)
     cosines = projected_cosines(factors, blocks, aligned.shape[1], device)
     norms = [
         abs(pair.scale) * float(torch.linalg.vector_norm(factor))
@@ -172,9 +171,12 @@ def _score_pairs(
 
 
 def _make_terms(terms: Terms, pair: LoraPair, difference: Tensor) -> dict[str, LoraPair]:
-    """Terms of one update, made where V lies, or on the CPU beside MPS: methods may use float64."""
-    if difference.device.type == "mps":
-        difference = difference.cpu()
-    there = LoraPair(pair.lora_a.to(difference.device), pair.lora_b.to(difference.device), pair.scale)
-    made = {name: make(there, difference) for name, make in terms.items()}
+    device = terms_device(difference.device)
+    there = LoraPair(pair.lora_a.to(device), pair.lora_b.to(device), pair.scale)
+    made = {name: make(there, difference.to(device)) for name, make in terms.items()}
     return {name: LoraPair(term.lora_a.cpu(), term.lora_b.cpu(), term.scale) for name, term in made.items()}
+
+
+def terms_device(device: torch.device) -> torch.device:
+    """Where terms are made: beside V, but not on MPS, since methods may use float64, which it lacks."""
+    return torch.device("cpu") if device.type == "mps" else device
