@@ -8,8 +8,9 @@ are never changed.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from functools import partial
 from typing import NamedTuple
 
@@ -91,11 +92,12 @@ def score_many(
         alignment = alignment.__getitem__
     score = partial(_score_module, tasks, alignment, terms or {}, device)
     scores: list[dict[str, LayerScore]] = [{} for _ in tasks]
-    for done, (module, found) in enumerate(_each(score, modules, workers), start=1):
-        for index, layer in found.items():
-            scores[index][module] = layer
-        if progress is not None:
-            progress(done, len(modules), module)
+    with closing(_each(score, modules, workers)) as scored:
+        for done, (module, found) in enumerate(scored, start=1):
+            for index, layer in found.items():
+                scores[index][module] = layer
+            if progress is not None:
+                progress(done, len(modules), module)
     return scores
 
 
@@ -108,13 +110,18 @@ Found = dict[int, LayerScore]
 """Scores of one layer by the adapter's position."""
 
 
-def _each(score: Callable[[str], Found], modules: Sequence[str], workers: int) -> Iterator[tuple[str, Found]]:
-    """Modules and their scores, in order, whichever is ready first."""
+def _each(
+    score: Callable[[str], Found], modules: Sequence[str], workers: int
+) -> Generator[tuple[str, Found], None, None]:
+    """Modules and their scores, in order, whichever is ready first; closing it lets the rest be."""
     if workers == 1:
         yield from zip(modules, map(score, modules), strict=True)
         return
     with ThreadPoolExecutor(workers, thread_name_prefix="score") as pool:
-        yield from zip(modules, pool.map(score, modules), strict=True)
+        try:
+            yield from zip(modules, pool.map(score, modules), strict=True)
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
 
 
 def _score_module(

@@ -121,6 +121,23 @@ def test_layers_are_read_side_by_side():
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("score")]
 
 
+def test_an_interrupted_pass_reads_no_further():
+    weights, asked = models(), []
+
+    def read(module: str) -> WeightPair:
+        asked.append(module)
+        return weights["layers.2.q"]
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    task = adapter(0, modules={f"{number}": (60, 40) for number in range(500)})
+    with pytest.raises(KeyboardInterrupt):
+        score_many([task], read, progress=interrupt, workers=2)
+    assert len(asked) < 500
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("score")]
+
+
 def test_no_adapters_and_no_layers_score_to_nothing():
     assert score_many([], {}) == []
     assert score_many([{}], {}, workers=2) == [{}]
