@@ -74,7 +74,11 @@ def updates(model: Any) -> dict[str, Tensor]:
 
 
 def dense_merge(
-    models: tuple[Path, Path], adapters: tuple[Path, Path], load: Any, transposed: tuple[str, ...] = ()
+    models: tuple[Path, Path],
+    adapters: tuple[Path, Path],
+    load: Any,
+    transposed: tuple[str, ...] = (),
+    start: Path | None = None,
 ) -> Dense:
     """SafeMERGE of about half of the layers.
 
@@ -83,31 +87,40 @@ def dense_merge(
         adapters: Task and safety adapter.
         load: Gives the model of a folder.
         transposed: Endings of parameter paths that are stored as (d_in, d_out).
+        start: The model to change; the aligned one.
     """
     from peft import PeftModel
 
     task, safety = (updates(PeftModel.from_pretrained(load(models[0]), folder)) for folder in adapters)
     aligned, unaligned = (_weights(load(folder), task) for folder in models)
-    matrices = {}
+    cosines = {}
     for name, update in task.items():
-        for index in range(len(update)) if update.ndim == 3 else [None]:
-            part = (lambda tensor, index=index: tensor if index is None else tensor[index])
-            turn = (lambda tensor, name=name: tensor.T if name.endswith(transposed) else tensor) if transposed else (lambda tensor: tensor)
-            key = name.removesuffix(".weight") + ("" if index is None else f".{index}")
-            matrices[key] = turn(part(update)), turn(part(aligned[name] - unaligned[name]))
-    cosines = {key: _cosine(update, difference) for key, (update, difference) in matrices.items()}
+        difference = aligned[name] - unaligned[name]
+        for key, index in _keys(name, update):
+            matrices = (_matrix(name, index, tensor, transposed) for tensor in (update, difference))
+            cosines[key] = _cosine(*matrices)
     ordered = sorted(cosines.values())
     threshold = (ordered[len(ordered) // 2 - 1] + ordered[len(ordered) // 2]) / 2
-    model = load(models[0]).double()
+    model = load(start or models[0]).double()
     with torch.no_grad():
         for name, update in task.items():
             merged = update.clone()
-            for index in range(len(update)) if update.ndim == 3 else [...]:
-                key = name.removesuffix(".weight") + ("" if index is ... else f".{index}")
+            for key, index in _keys(name, update):
                 if name in safety and cosines[key] < threshold:
                     merged[index] = WEIGHTS[0] * update[index] + WEIGHTS[1] * safety[name][index]
             _add(model, name, merged)
         return Dense(cosines, threshold, model(IDS).logits)
+
+
+def _keys(name: str, update: Tensor) -> list[tuple[str, Any]]:
+    """The layers that a parameter is: one, or as many as there are experts; each with its index."""
+    path = name.removesuffix(".weight")
+    return [(path, ...)] if update.ndim == 2 else [(f"{path}.{index}", index) for index in range(len(update))]
+
+
+def _matrix(name: str, index: Any, tensor: Tensor, transposed: tuple[str, ...]) -> Tensor:
+    """(d_out, d_in) of one layer."""
+    return tensor[index].T if name.endswith(transposed) else tensor[index]
 
 
 def _weights(model: Any, names: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -7,7 +7,7 @@ logits of a size of about 1: 1e-5 is a hundred times that, and far below the eff
 
 from __future__ import annotations
 
-import json
+import re
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -16,10 +16,13 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from safetensors.torch import load_file
+from peft import PeftModel
+from safetensors.torch import load_file, save_file
 
+from safemerge.errors import AdapterError, MismatchError, UnsupportedAdapterError
 from safemerge.merging import merge_adapters
 from safemerge.records import MergeReport
+from safemerge.storage.adapters import read_adapter
 from tests.integration.dense_oracle import WEIGHTS, dense_merge, logits_of, write_adapter, write_models
 
 pytestmark = [
@@ -153,14 +156,13 @@ def test_settings_of_targets_and_ranks(tmp_path: Path, task: dict[str, Any], saf
 def test_conv1d_layers_beside_linear_ones(tmp_path: Path, flag: bool):
     """GPT-2 stores c_attn, c_fc and c_proj as (d_in, d_out), its head as (d_out, d_in), whatever the flag."""
     settings = {"target_modules": ["c_attn", "c_proj", "c_fc", "lm_head"], "fan_in_fan_out": flag}
-    with pytest.warns() if not flag else pytest.warns(UserWarning):
-        merged(
-            tmp_path,
-            gpt2(),
-            {"r": 2, "lora_alpha": 6} | settings,
-            {"r": 3, "lora_alpha": 6} | settings,
-            ("c_attn.weight", "c_proj.weight", "c_fc.weight"),
-        )
+    merged(
+        tmp_path,
+        gpt2(),
+        {"r": 2, "lora_alpha": 6} | settings,
+        {"r": 3, "lora_alpha": 6} | settings,
+        ("c_attn.weight", "c_proj.weight", "c_fc.weight"),
+    )
 
 
 def test_fused_projections(tmp_path: Path):
@@ -185,3 +187,95 @@ def test_embeddings_and_heads_tied_or_not(tmp_path: Path, tied: bool, targets: l
         ("embed_tokens.weight",),
     )
     assert any("bit for bit" in warning for warning in report.warnings)
+
+
+SAVED = {
+    "lora_alpha": 6,
+    "target_modules": ["q_proj", "v_proj"],
+    "modules_to_save": ["lm_head", "model.norm"],
+}
+
+
+def test_modules_trained_in_full_are_kept_from_the_task_adapter(tmp_path: Path):
+    models = write_models(tmp_path, llama())
+    task = write_adapter(tmp_path / "task", LOAD(models[0]), 1, r=2, **SAVED)
+    safety = write_adapter(
+        tmp_path / "safety", LOAD(models[0]), 2, r=2, **SAVED | {"modules_to_save": ["lm_head", "up_proj"]}
+    )
+    expected = dense_merge(models, (task, safety), LOAD)
+    report = merge_adapters(
+        task,
+        safety,
+        *models,
+        output=tmp_path / "merged",
+        threshold=expected.threshold,
+        task_weight=WEIGHTS[0],
+        safety_weight=WEIGHTS[1],
+    )
+    assert report.warnings == (
+        "kept from the task adapter bit for bit, neither scored nor merged: lm_head, model.norm",
+        "left out, though the safety adapter replaces it in full: lm_head, "
+        "model.layers.0.mlp.up_proj, model.layers.1.mlp.up_proj",
+    )
+    before, after = (
+        load_file(folder / "adapter_model.safetensors") for folder in (task, tmp_path / "merged")
+    )
+    for name in ("base_model.model.lm_head.weight", "base_model.model.model.norm.weight"):
+        assert torch.equal(before[name], after[name])
+
+    # The dense merge knows nothing of them: the same model with their weights is what PEFT must give.
+    model = LOAD(models[0])
+    model.load_state_dict(
+        {"lm_head.weight": before["base_model.model.lm_head.weight"],
+         "model.norm.weight": before["base_model.model.model.norm.weight"]},
+        strict=False,
+    )  # fmt: skip
+    model.save_pretrained(tmp_path / "changed")
+    changed = dense_merge((models[0], models[1]), (task, safety), LOAD, start=tmp_path / "changed")
+    got = logits_of(LOAD, models[0], tmp_path / "merged")
+    assert torch.allclose(got, changed.logits, rtol=0, atol=TOLERANCE)
+    assert not torch.allclose(got, expected.logits, rtol=0, atol=100 * TOLERANCE)
+
+
+def test_what_both_adapters_saved_alike_is_no_matter(tmp_path: Path):
+    models = write_models(tmp_path, llama())
+    task = write_adapter(tmp_path / "task", LOAD(models[0]), 1, r=2, **SAVED)
+    report = merge_adapters(task, task, *models, output=tmp_path / "merged")
+    assert len(report.warnings) == 1
+
+
+def test_dora_is_read_for_those_who_ask(tmp_path: Path):
+    settings = {"r": 2, "lora_alpha": 6, "target_modules": ["c_attn", "wte"], "use_dora": True}
+    aligned, unaligned = write_models(tmp_path, gpt2())
+    folder = write_adapter(tmp_path / "dora", LOAD(aligned), 1, **settings, fan_in_fan_out=True)
+    with pytest.raises(UnsupportedAdapterError, match=r"use_dora=true \(DoRA rescales the weight\)"):
+        merge_adapters(folder, folder, aligned, unaligned, output=tmp_path / "merged")
+
+    adapter = read_adapter(folder, dora=True)
+    model = PeftModel.from_pretrained(LOAD(aligned), folder).get_base_model()
+    assert adapter.magnitudes.keys() == adapter.pairs.keys()
+    assert len(adapter.pairs) == 3
+    for module, magnitude in adapter.magnitudes.items():
+        layer = model.get_submodule(module)
+        assert torch.equal(magnitude, layer.lora_magnitude_vector["default"].weight.flatten())
+        assert torch.equal(adapter.pairs[module].delta().T, layer.get_delta_weight("default"))
+        assert magnitude.shape == (adapter.pairs[module].shape[0],)
+
+    tensors = load_file(folder / "adapter_model.safetensors")
+    del tensors["base_model.model.transformer.h.0.attn.c_attn.lora_magnitude_vector"]
+    save_file(tensors, folder / "adapter_model.safetensors")
+    with pytest.raises(AdapterError, match=r"magnitudes of every module, .* of .*\.h\.0\.attn\.c_attn$"):
+        read_adapter(folder, dora=True)
+
+
+def test_vocabularies_that_differ_are_named_where_an_embedding_is_adapted(tmp_path: Path):
+    models = write_models(tmp_path / "one", llama())
+    others = write_models(tmp_path / "two", llama(vocab_size=44))
+    settings = {"r": 2, "lora_alpha": 6}
+    for target, shape, other in (("embed_tokens", (16, 40), (16, 44)), ("lm_head", (40, 16), (44, 16))):
+        folder = write_adapter(tmp_path / target, LOAD(models[0]), 1, target_modules=[target], **settings)
+        shapes = f"(expected {shape} as of the adapter's update, got aligned {shape}, unaligned {other})"
+        with pytest.raises(MismatchError, match=re.escape(shapes)):
+            merge_adapters(folder, folder, models[0], others[1], output=tmp_path / "merged")
+    folder = write_adapter(tmp_path / "q", LOAD(models[0]), 1, target_modules=["q_proj"], **settings)
+    merge_adapters(folder, folder, models[0], others[1], output=tmp_path / "merged")
