@@ -24,11 +24,15 @@ from safemerge.core.scoring import Progress
 from safemerge.errors import ConfigError, MissingDependencyError, NonFiniteError, UnsupportedAdapterError
 from safemerge.merging import merge_report, score_pairs
 from safemerge.records import MergeReport, json_digest
-from safemerge.storage.adapters import check_same_base, refuse_variants
+from safemerge.storage.adapter_config import refuse_variants
+from safemerge.storage.adapters import check_same_base
 from safemerge.storage.digests import tensor_digest
 
 if TYPE_CHECKING:
     from peft import PeftModel
+
+_FILES_ONLY = ("modules_to_save", "target_parameters")
+"""Settings whose tensors are merged, or kept, in adapter folders but not in a loaded model."""
 
 
 def merge_into(
@@ -132,6 +136,11 @@ def _check_names(model: PeftModel, adapters: Sequence[str], name: str) -> None:
             raise ConfigError(f"model: expected an adapter named {adapter!r}, got {', '.join(there)}")
         config = json.loads(json.dumps(model.peft_config[adapter].to_dict(), default=str))
         refuse_variants(f"adapter {adapter!r}", config)
+        if odd := [key for key in _FILES_ONLY if config.get(key)]:
+            raise UnsupportedAdapterError(
+                f"adapter {adapter!r}: expected LoRA of linear layers alone, got {' and '.join(odd)}: "
+                "merge the adapters' folders instead"
+            )
     if name in there:
         raise ConfigError(f"name: expected one that the model does not have yet, got {name!r}")
 
