@@ -28,6 +28,7 @@ from safemerge.storage.adapters import (
     check_same_base,
     copy_adapter,
     read_adapter,
+    saved_warnings,
     write_adapter,
 )
 from safemerge.storage.alignment_reader import AlignmentReader
@@ -190,6 +191,7 @@ def score_adapters(
         if safety is None and methods.get(merge.method).needs_safety:
             raise ConfigError(f"method {merge.method}: expected a safety adapter, got none")
     warnings = check_same_base(task.config, safety.config if safety else {}, aligned_model)
+    warnings += saved_warnings(task, safety)
     check_shapes(task.pairs, safety.pairs if safety else None)
     (scores,), model_digests = score_pairs(
         [task.pairs],
@@ -245,7 +247,7 @@ def write_merge(scored: ScoredAdapters, options: MergeOptions, output: Path) -> 
         if result.unchanged:
             copy_adapter(scored.task.folder, folder)
         else:
-            write_adapter(folder, result.layers, scored.task.config)
+            write_adapter(folder, result.layers, scored.task.config, scored.task.saved)
         (folder / REPORT_FILE).write_text(report.to_json(), encoding="utf-8")
         (folder / PLOT_FILE).write_text(layer_plot_html(report), encoding="utf-8")
     return report

@@ -22,7 +22,8 @@ from safemerge.core.scoring import Progress
 from safemerge.errors import ConfigError, MissingDependencyError, NonFiniteError, UnsupportedAdapterError
 from safemerge.merging import merge_report, score_pairs
 from safemerge.records import MergeReport, json_digest
-from safemerge.storage.adapters import check_same_base, refuse_variants
+from safemerge.storage.adapter_config import refuse_variants
+from safemerge.storage.adapters import check_same_base
 from safemerge.storage.digests import tensor_digest
 
 if TYPE_CHECKING:
