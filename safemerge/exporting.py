@@ -87,10 +87,13 @@ def export_adapter(
     check_absent(output)
     if hub is not None:
         hub.check()
-    read = read_adapter(resolve(adapter, "adapter"))
+    read = read_adapter(resolve(adapter, "adapter"), dora=True)
     warnings = check_same_base(read.config, {}, model)
     changes = WeightChanges(
-        shapes={module: pair.shape for module, pair in read.pairs.items()}, update=read.pairs.__getitem__
+        shapes={module: pair.shape for module, pair in read.pairs.items()},
+        update=read.pairs.__getitem__,
+        magnitudes=read.magnitudes,
+        saved=read.saved,
     )
     checkpoint = Checkpoint.open(resolve(model))
     folded = _folded(checkpoint, changes, dtype, output)
@@ -99,7 +102,7 @@ def export_adapter(
         dtype,
         model=model,
         adapter=adapter,
-        digests={"adapter": adapter_digest(read.folder)},
+        digests={"adapter": adapter_digest(read.folder, dora=True)},
         warnings=warnings,
     )
     _write(folded, checkpoint.folder, output, report, None, progress)
@@ -193,7 +196,9 @@ def export_merge(
     safety = None if scored.safety is None else scored.safety.pairs
     plan = plan_merge(scored.task.pairs, safety, scored.scores, options)
     changes = WeightChanges(
-        shapes={module: pair.shape for module, pair in scored.task.pairs.items()}, update=plan.update
+        shapes={module: pair.shape for module, pair in scored.task.pairs.items()},
+        update=plan.update,
+        saved=scored.task.saved,
     )
     folded = _folded(checkpoint, changes, dtype, output)
     report = _report(

@@ -14,12 +14,15 @@ from safemerge.core.methods.base import Update
 from safemerge.core.scoring import natural_order
 from safemerge.core.weights import updated_weight
 from safemerge.errors import MismatchError
-from safemerge.storage.checkpoints import SINGLE_FILE, Checkpoint, Part
+from safemerge.storage.architectures import HEADS, INPUT_EMBEDDINGS, is_tied
+from safemerge.storage.checkpoints import SINGLE_FILE, Checkpoint
 from safemerge.storage.model_files import companion_files, copy_companions, write_config, write_index
+from safemerge.storage.places import Part, Place
 from safemerge.storage.shards import FLOAT_DTYPES, Advance, Rewrite, plan_shard
 
-_INPUT_EMBEDDINGS = ("embed_tokens", "wte", "word_embeddings", "embed_in")
-_OUTPUT_EMBEDDING = "lm_head"
+_GENERATORS = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")
+"""Ends of the names of model classes that have an output embedding."""
+_DEFAULT_HEAD = "lm_head"
 
 
 @dataclass(frozen=True)
@@ -33,7 +36,10 @@ class WeightChanges:
     magnitudes: Mapping[str, Tensor] = field(default_factory=dict)
     """Paths of modules to the m of DoRA, (d_out,)."""
     saved: Mapping[str, Tensor] = field(default_factory=dict)
-    """Names of parameters, such as ``lm_head.weight``, to tensors that replace the checkpoint's."""
+    """Names of parameters, such as ``lm_head.weight``, to tensors that replace the checkpoint's.
+
+    A module's update, where there is one as well, is to that tensor.
+    """
 
 
 class _Patch(NamedTuple):
@@ -117,19 +123,17 @@ class FoldedCheckpoint:
             write_index(self._source, folder, copies=self._places.copies, tensor_bytes=tensor_bytes)
 
     def _rewrite(self, name: str) -> Rewrite | None:
-        saved = self._places.saved.get(name)
-        if saved is not None:
-            rows = saved.reshape(saved.shape or (1,))
-            return Rewrite(lambda block, first: rows[first : first + len(block)].to(block.dtype))
-        patches = self._places.patches.get(name)
-        if patches is None:
+        patches, saved = self._places.patches.get(name, []), self._places.saved.get(name)
+        if saved is None and not patches:
             return None
         rescaled = any(
             patch.part.transposed and patch.module in self._changes.magnitudes for patch in patches
         )
-        return Rewrite(functools.partial(self._patched, patches), whole=rescaled)
+        return Rewrite(functools.partial(self._changed, patches, saved), whole=rescaled)
 
-    def _patched(self, patches: list[_Patch], block: Tensor, first: int) -> Tensor:
+    def _changed(self, patches: list[_Patch], saved: Tensor | None, block: Tensor, first: int) -> Tensor:
+        if saved is not None:
+            block = saved.reshape(saved.shape or (1,))[first : first + len(block)].to(block.dtype)
         for patch in patches:
             expert = patch.part.expert
             if expert is None:
@@ -152,70 +156,56 @@ class _Places:
     """Which stored tensors change, and how: the inverse of where the modules' weights lie."""
 
     def __init__(self, checkpoint: Checkpoint, changes: WeightChanges) -> None:
-        self._checkpoint = checkpoint
         self.patches: dict[str, list[_Patch]] = {}
         self.saved: dict[str, Tensor] = {}
         self.copies: dict[str, str] = {}
         """New tensors to the existing ones that they start from."""
+        self.untied = False
+        parameters = {name: name.rpartition(".")[0] for name in changes.saved}
+        places = checkpoint.locate({*changes.shapes, *parameters.values()})
+        self._untie(checkpoint, places)
         wrong = []
-        touched = [*changes.shapes, *(name.removesuffix(".weight") for name in changes.saved)]
-        for module, place in checkpoint.locate(changes.shapes).items():
-            expected, got = changes.shapes[module], checkpoint.shape(place)
+        for module, expected in changes.shapes.items():
+            got = checkpoint.shape(places[module])
             if expected != got:
                 wrong.append(f"{module} (expected {expected} as of the update, got {got})")
-            start = 0
-            for part in place:
-                d_out = checkpoint.shape((part,))[0]
-                patch = _Patch(module, part, slice(start, start + d_out))
-                self.patches.setdefault(self._own_name(module, part.name), []).append(patch)
-                start += d_out
-        for name, tensor in changes.saved.items():
-            module = name.removesuffix(".weight")
-            (part,) = checkpoint.locate([module])[module]
-            got_shape = checkpoint.tensors[part.name].shape
-            if tuple(tensor.shape) != got_shape:
+            self._add_patches(checkpoint, module, places[module])
+        for name, module in parameters.items():
+            stored = places[module][0].name.removesuffix("weight") + name.rpartition(".")[2]
+            entry, tensor = checkpoint.tensors.get(stored), changes.saved[name]
+            if entry is None or entry.shape != tuple(tensor.shape):
+                got_shape = "no such tensor" if entry is None else entry.shape
                 wrong.append(
                     f"{name} (expected {tuple(tensor.shape)} as of the saved tensor, got {got_shape})"
                 )
-            self.saved[self._own_name(module, part.name)] = tensor
+            self.saved[self._own_name(module, stored)] = tensor
         if wrong:
             raise MismatchError(f"{checkpoint.folder}: the adapter does not fit: {'; '.join(sorted(wrong))}")
-        self.untied = _ties_embeddings(checkpoint) and any(
-            _last(module) in (_OUTPUT_EMBEDDING, *_INPUT_EMBEDDINGS) for module in touched
-        )
-        if self.untied and not self.copies and _stored_output_embedding(checkpoint) is None:
-            changed = {*self.patches, *self.saved}
-            embedding = next(
-                name for name in changed if _last(name.removesuffix(".weight")) in _INPUT_EMBEDDINGS
-            )
-            self.copies[f"{_OUTPUT_EMBEDDING}.weight"] = embedding
+
+    def _untie(self, checkpoint: Checkpoint, places: Mapping[str, Place]) -> None:
+        """Give a tied output embedding a tensor of its own where it, or the input embedding, is to change."""
+        heads = [module for module in places if _last(module) in HEADS]
+        embeddings = [module for module in places if _last(module) in INPUT_EMBEDDINGS]
+        generates = str((checkpoint.config.get("architectures") or [""])[0]).endswith(_GENERATORS)
+        if not is_tied(checkpoint.config) or not (heads or (embeddings and generates)):
+            return
+        self.untied = True
+        if not any(_last(name.removesuffix(".weight")) in HEADS for name in checkpoint.tensors):
+            head = heads[0] if heads else _DEFAULT_HEAD
+            self.copies[f"{head}.weight"] = places[(heads or embeddings)[0]][0].name
 
     def _own_name(self, module: str, stored: str) -> str:
-        """Where the weight of a module is to be stored; a tied output embedding gets a tensor of its own."""
-        if _last(module) != _OUTPUT_EMBEDDING or _last(stored.removesuffix(".weight")) == _OUTPUT_EMBEDDING:
-            return stored
-        self.copies[f"{module}.weight"] = stored
-        return f"{module}.weight"
+        """Where the weight of a module is to be stored, once a tied output embedding has its own."""
+        return own if (own := f"{module}.weight") in self.copies else stored
+
+    def _add_patches(self, checkpoint: Checkpoint, module: str, place: Place) -> None:
+        start = 0
+        for part in place:
+            d_out = checkpoint.shape((part,))[0]
+            patch = _Patch(module, part, slice(start, start + d_out))
+            self.patches.setdefault(self._own_name(module, part.name), []).append(patch)
+            start += d_out
 
 
 def _last(path: str) -> str:
     return path.rpartition(".")[2]
-
-
-def _stored_output_embedding(checkpoint: Checkpoint) -> str | None:
-    return next(
-        (name for name in checkpoint.tensors if f".{name}".endswith(f".{_OUTPUT_EMBEDDING}.weight")), None
-    )
-
-
-def _ties_embeddings(checkpoint: Checkpoint) -> bool:
-    """Whether input and output embedding are one tensor; configs may leave out their kind's default."""
-    text = checkpoint.config.get("text_config")
-    for config in (checkpoint.config, text if isinstance(text, dict) else {}):
-        if "tie_word_embeddings" in config:
-            return bool(config["tie_word_embeddings"])
-    generates = any(
-        str(name).endswith(("ForCausalLM", "LMHeadModel", "ForConditionalGeneration"))
-        for name in checkpoint.config.get("architectures") or ()
-    )
-    return generates and _stored_output_embedding(checkpoint) is None

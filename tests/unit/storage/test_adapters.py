@@ -98,7 +98,10 @@ def test_patterns_and_rslora_scale_as_in_peft(tmp_path: Path, rslora: bool):
         ({"target_parameters": ["experts.bias", "mlp.w1"]}, "got experts.bias, mlp.w1$"),
         ({"ensure_weight_tying": True}, "ensure_weight_tying=true .one update is shared by two modules"),
         ({"use_next_years_idea": True}, r"use_next_years_idea=true \(unknown here\)"),
-        ({"use_dora": True, "lora_bias": True}, r"lora_bias=true \(.*\), use_dora=true \(DoRA rescales the weight\)"),
+        (
+            {"use_dora": True, "lora_bias": True},
+            r"lora_bias=true \(.*\), use_dora=true \(DoRA rescales the weight\)",
+        ),
         ({"init_lora_weights": "pissa_niter_4"}, "init_lora_weights=pissa_niter_4 .*changes the base"),
         ({"init_lora_weights": "OLoRA"}, "init_lora_weights=olora"),
         ({"init_lora_weights": "corda"}, "init_lora_weights=corda"),
