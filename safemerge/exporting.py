@@ -268,7 +268,7 @@ def _write(
     merge: MergeReport | None,
     progress: Progress | None,
 ) -> None:
-    done, total = 0, folded.n_bytes
+    done, total = 0, folded.tensor_bytes
 
     def advance(tensor: str, n_bytes: int) -> None:
         nonlocal done

@@ -103,6 +103,11 @@ class FoldedCheckpoint:
         return sum(shard.n_bytes for shard in self._shards)
 
     @property
+    def tensor_bytes(self) -> int:
+        """Size of the tensors: what ``advance`` of :meth:`write` is told of in all."""
+        return sum(shard.tensor_bytes for shard in self._shards)
+
+    @property
     def needed_bytes(self) -> int:
         """Size of all files."""
         return self.n_bytes + sum(path.stat().st_size for path in companion_files(self._source))
@@ -119,8 +124,7 @@ class FoldedCheckpoint:
         for shard in self._shards:
             shard.write(folder / shard.source.name, self._rewrite, advance)
         if not (self._source / SINGLE_FILE).exists():
-            tensor_bytes = sum(tensor.n_bytes for shard in self._shards for tensor in shard.tensors)
-            write_index(self._source, folder, copies=self._places.copies, tensor_bytes=tensor_bytes)
+            write_index(self._source, folder, copies=self._places.copies, tensor_bytes=self.tensor_bytes)
 
     def _rewrite(self, name: str) -> Rewrite | None:
         patches, saved = self._places.patches.get(name, []), self._places.saved.get(name)

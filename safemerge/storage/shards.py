@@ -67,7 +67,12 @@ class Shard:
     @property
     def n_bytes(self) -> int:
         """Size of the new file."""
-        return len(self.header) + sum(tensor.n_bytes for tensor in self.tensors)
+        return len(self.header) + self.tensor_bytes
+
+    @property
+    def tensor_bytes(self) -> int:
+        """Size of its tensors: what ``advance`` is told of in all."""
+        return sum(tensor.n_bytes for tensor in self.tensors)
 
     def write(self, output: Path, rewrites: Rewrites, advance: Advance | None = None) -> None:
         """Write the file.
