@@ -26,6 +26,7 @@ from safemerge.storage.adapters import (
     Adapter,
     adapter_digest,
     check_same_base,
+    check_same_names,
     copy_adapter,
     read_adapter,
     saved_warnings,
@@ -192,6 +193,7 @@ def score_adapters(
             raise ConfigError(f"method {merge.method}: expected a safety adapter, got none")
     warnings = check_same_base(task.config, safety.config if safety else {}, aligned_model)
     warnings += saved_warnings(task, safety)
+    check_same_names(task.pairs, safety.pairs if safety else {})
     check_shapes(task.pairs, safety.pairs if safety else None)
     (scores,), model_digests = score_pairs(
         [task.pairs],

@@ -142,8 +142,13 @@ def check_targeted(folder: Path, config: Mapping[str, Any], modules: Iterable[st
 
 
 def is_saved(config: Mapping[str, Any], module: str) -> bool:
-    """Whether ``modules_to_save`` names a module, or one that it is a part of."""
-    return any(re.match(rf"(.*\.)?{name}(\..*)?$", module) for name in config.get("modules_to_save") or ())
+    """Whether ``modules_to_save`` names a module, or one that it is a part of.
+
+    PEFT compares the ends of paths, letter by letter: ``norm`` names ``input_layernorm`` as well.
+    """
+    parts = module.split(".")
+    owners = [".".join(parts[:count]) for count in range(1, len(parts) + 1)]
+    return any(owner.endswith(name) for owner in owners for name in config.get("modules_to_save") or ())
 
 
 def ends_with(path: str, ends: Iterable[str]) -> bool:

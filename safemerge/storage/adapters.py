@@ -20,6 +20,7 @@ from safemerge.records import json_digest
 from safemerge.storage.adapter_config import CONFIG_FILE, TENSORS_FILE, check_targeted, read_config, setting
 from safemerge.storage.adapter_experts import Factors, pack_experts, split_experts
 from safemerge.storage.adapter_tensors import listed_modules, named_tensors, read_tensors
+from safemerge.storage.architectures import EXPERT, LINEAR_EXPERT, stem
 from safemerge.storage.digests import file_digest
 from safemerge.storage.hub import hub_id
 
@@ -131,6 +132,35 @@ def saved_warnings(task: Adapter, safety: Adapter | None) -> tuple[str, ...]:
     if left_out:
         found.append(f"left out, though the safety adapter replaces it in full: {listed_modules(left_out)}")
     return tuple(found)
+
+
+def check_same_names(task: Mapping[str, LoraPair], safety: Mapping[str, LoraPair]) -> None:
+    """Check that two adapters have the same names for the same layers: they are paired by these.
+
+    Names differ where one adapter was trained on a multimodal model and the other on its language model, or
+    where one holds all experts in one and the other each of them.
+
+    Raises:
+        MismatchError: they name layers differently; one is given as an example.
+    """
+    ours, theirs = ({stem("", module): module for module in pairs} for pairs in (task, safety))
+    differing = [
+        (ours[name], theirs[name]) for name in ours.keys() & theirs.keys() if ours[name] != theirs[name]
+    ]
+    for single, stacked in ((task, safety), (safety, task)):
+        linear = [
+            module for module in single if LINEAR_EXPERT.fullmatch(module) and not EXPERT.fullmatch(module)
+        ]
+        experts = [module for module in stacked if EXPERT.fullmatch(module)]
+        if linear and experts:
+            first = linear[0], experts[0]
+            differing.append(first if single is task else first[::-1])
+    if differing:
+        first_task, first_safety = min(differing)
+        raise MismatchError(
+            "expected adapters that name the same layers alike, since they are paired by name, "
+            f"got {first_task} in the task adapter, {first_safety} in the safety adapter"
+        )
 
 
 def _same(tensor: Tensor, other: Tensor | None) -> bool:
