@@ -40,6 +40,9 @@ from safemerge.storage.hub import resolve
 REPORT_FILE = "safemerge_report.json"
 PLOT_FILE = "safemerge_layers.html"
 
+_MOST_WORKERS = 4
+"""Layers scored at once: bounds the weights that are mapped at a time."""
+
 
 @dataclass(frozen=True)
 class ScoredAdapters:
@@ -49,7 +52,8 @@ class ScoredAdapters:
     safety: Adapter | None
     scores: dict[str, LayerScore]
     digests: dict[str, str]
-    """sha256 of task_adapter, safety_adapter (where there is one), aligned_model, unaligned_model."""
+    """sha256 of task_adapter, safety_adapter (where there is one) and, where they were asked for,
+    aligned_model and unaligned_model."""
     warnings: tuple[str, ...]
 
 
@@ -73,6 +77,7 @@ def merge_adapters(
     rank: int | None = None,
     max_error: float | None = None,
     hash_files: bool = False,
+    device: str = "cpu",
     progress: Progress | None = None,
 ) -> MergeReport:
     """Merge two adapter folders into a new one.
@@ -98,6 +103,7 @@ def merge_adapters(
         rank: Rank to store every update at.
         max_error: Largest relative error to store an update with.
         hash_files: Let the models' digests cover whole files instead of header and tensors read.
+        device: Where layers are scored: cpu, cuda, cuda:<number>, mps, or auto for the best there is.
         progress: Called after each scored layer.
 
     Returns:
@@ -129,6 +135,7 @@ def merge_adapters(
         unaligned_model,
         merges=[options],
         hash_files=hash_files,
+        device=device,
         progress=progress,
     )
     return write_merge(scored, options, output)
@@ -143,6 +150,7 @@ def merge_arms(
     output: Path,
     arms: Mapping[str, MergeConfig],
     hash_files: bool = False,
+    device: str = "cpu",
     progress: Progress | None = None,
 ) -> dict[str, MergeReport]:
     """Score once and write several merges, each into a sub-folder of ``output`` named as its arm.
@@ -163,6 +171,7 @@ def merge_arms(
         unaligned_model,
         merges=list(options.values()),
         hash_files=hash_files,
+        device=device,
         progress=progress,
     )
     with atomic_folder(output) as folder:
@@ -176,16 +185,21 @@ def score_adapters(
     unaligned_model: str | Path,
     *,
     merges: Sequence[MergeOptions] = (),
+    digests: bool = True,
     hash_files: bool = False,
+    device: str = "cpu",
     progress: Progress | None = None,
 ) -> ScoredAdapters:
     """Read both adapters and score every layer of the task adapter, for the merges that are to follow.
 
-    Checks go from cheap to dear: configs, then headers, then shapes, and only then weights.
+    Checks go from cheap to dear: configs, then headers, then shapes, and only then weights. Without
+    ``digests`` the models' tensors are not hashed, which takes longer than all else: for scores alone,
+    since a merge's report wants them.
 
     Raises:
         SafemergeError: files or tensors are wrong.
     """
+    resolve_device(device)
     task = read_adapter(resolve(task_adapter, "adapter"))
     safety = None if safety_adapter is None else read_adapter(resolve(safety_adapter, "adapter"))
     for merge in merges:
@@ -200,12 +214,14 @@ def score_adapters(
         aligned_model,
         unaligned_model,
         terms=alignment_terms(merges),
+        digests=digests,
         hash_files=hash_files,
+        device=device,
         progress=progress,
     )
     adapters = {"task_adapter": task, "safety_adapter": safety}
-    digests = {role: adapter_digest(adapter.folder) for role, adapter in adapters.items() if adapter}
-    return ScoredAdapters(task, safety, scores, digests | model_digests, warnings)
+    made = {role: adapter_digest(adapter.folder) for role, adapter in adapters.items() if adapter}
+    return ScoredAdapters(task, safety, scores, made | model_digests, warnings)
 
 
 def score_pairs(
@@ -214,23 +230,39 @@ def score_pairs(
     unaligned_model: str | Path,
     *,
     terms: Terms | None = None,
+    digests: bool = True,
     hash_files: bool = False,
+    device: str = "cpu",
     progress: Progress | None = None,
 ) -> tuple[list[dict[str, LayerScore]], dict[str, str]]:
     """Score the LoRA pairs of any number of adapters, wherever they come from, against two checkpoints.
 
+    Args:
+        tasks: Adapters, each module path to LoRA pair, on the CPU.
+        aligned_model: Folder or hub id.
+        unaligned_model: Folder or hub id.
+        terms: What methods need of V.
+        digests: Whether to hash what is read of the models.
+        hash_files: Hash the models' whole files instead.
+        device: Where layers are scored; see :func:`resolve_device`.
+        progress: Called after each scored layer.
+
     Returns:
         The scores of each adapter by module path, and the digests of ``aligned_model`` and
-        ``unaligned_model``.
+        ``unaligned_model``, empty where not asked for.
 
     Raises:
         SafemergeError: files or tensors are wrong.
     """
+    place = resolve_device(device)
     aligned, unaligned = (Checkpoint.open(resolve(source)) for source in (aligned_model, unaligned_model))
-    with _one_torch_thread(), AlignmentReader(aligned, unaligned, tasks) as weights_of:
-        scores = score_many(tasks, weights_of, terms=terms, progress=progress)
-        read = weights_of.read_digests()
-    models = (aligned.files_digest(), unaligned.files_digest()) if hash_files else read
+    weights_of = AlignmentReader(aligned, unaligned, tasks, digests=digests and not hash_files)
+    with _single_threaded_torch() as threads:
+        workers = min(threads, _MOST_WORKERS)
+        scores = score_many(tasks, weights_of, terms=terms, progress=progress, device=place, workers=workers)
+    if not (digests or hash_files):
+        return scores, {}
+    models = (aligned.files_digest(), unaligned.files_digest()) if hash_files else weights_of.read_digests()
     return scores, dict(zip(("aligned_model", "unaligned_model"), models, strict=True))
 
 
@@ -272,17 +304,38 @@ def merge_report(
     )
 
 
-@contextmanager
-def _one_torch_thread() -> Iterator[None]:
-    """Let torch compute on one thread, beside those that hash.
+def resolve_device(name: str) -> torch.device:
+    """The device of that name; for ``auto`` CUDA where there is one, else MPS, else the CPU.
 
-    Scoring is many short operations: on a busy machine, threads that wait for each other
-    after every one of them made it ten times slower, and on an idle one they gain nothing.
+    Raises:
+        ConfigError: it is none of cpu, cuda and mps, or this machine has no such device.
+    """
+    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if name == "auto":
+        return torch.device(next(kind for kind, available in there.items() if available))
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        device = None
+    if device is None or device.type not in there:
+        raise ConfigError(f"device: expected auto, cpu, cuda, cuda:<number> or mps, got {name!r}")
+    if not there[device.type] or (device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count()):
+        found = ", ".join(kind for kind, available in there.items() if available)
+        raise ConfigError(f"device: expected one that this machine has ({found}), got {name!r}")
+    return device
+
+
+@contextmanager
+def _single_threaded_torch() -> Iterator[int]:
+    """Let torch compute on one thread, and say how many it had: so many layers can be scored at once.
+
+    Scoring is many short operations. Threads that share one of them wait for each other after each, which
+    on a busy machine made it ten times slower; threads with a layer each never wait.
     """
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        yield
+        yield before
     finally:
         torch.set_num_threads(before)
 

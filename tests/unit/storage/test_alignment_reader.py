@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import threading
-
 import pytest
 import torch
 
@@ -15,21 +13,21 @@ from safemerge.storage.checkpoints import Checkpoint
 Q = "model.layers.0.self_attn.q_proj"
 
 
-def open_reader(files) -> AlignmentReader:
+def open_reader(files, **options: bool) -> AlignmentReader:
     pairs = read_adapter(files.task).pairs
-    return AlignmentReader(Checkpoint.open(files.aligned), Checkpoint.open(files.unaligned), [pairs])
+    checkpoints = Checkpoint.open(files.aligned), Checkpoint.open(files.unaligned)
+    return AlignmentReader(*checkpoints, [pairs], **options)
 
 
 def digests(files) -> tuple[str, str]:
-    with open_reader(files) as reader:
-        for module in read_adapter(files.task).pairs:
-            reader(module)
-        return reader.read_digests()
+    reader = open_reader(files)
+    for module in read_adapter(files.task).pairs:
+        reader(module)
+    return reader.read_digests()
 
 
 def test_gives_aligned_then_unaligned_weight(merge_files):
-    with open_reader(merge_files) as reader:
-        aligned, unaligned = reader(Q)
+    aligned, unaligned = open_reader(merge_files)(Q)
     assert torch.equal(aligned, Checkpoint.open(merge_files.aligned).read_tensor(f"{Q}.weight"))
     assert torch.equal(unaligned, Checkpoint.open(merge_files.unaligned).read_tensor(f"{Q}.weight"))
 
@@ -49,17 +47,13 @@ def test_digests_cover_what_was_read_and_the_header(merge_files, edit_tensors):
     assert digests(merge_files)[0] != changed[0]
 
 
-def test_threads_end_with_the_block(merge_files):
-    with open_reader(merge_files) as reader:
-        reader(Q)
-    assert not [thread for thread in threading.enumerate() if thread.name.startswith("sha256")]
-
-
-def test_an_error_in_a_hashing_thread_is_not_lost(merge_files):
-    with open_reader(merge_files) as reader:
-        reader._waiting.append(reader._hasher.submit(lambda: 1 / 0))
-        with pytest.raises(ZeroDivisionError):
-            reader.read_digests()
+def test_without_digests_nothing_is_hashed(merge_files, monkeypatch: pytest.MonkeyPatch):
+    hashed = []
+    monkeypatch.setattr("safemerge.storage.alignment_reader.tensor_digest", lambda w: hashed.append(w) or "")
+    open_reader(merge_files)(Q)
+    assert len(hashed) == 2
+    open_reader(merge_files, digests=False)(Q)
+    assert len(hashed) == 2
 
 
 def test_all_layers_whose_shape_does_not_fit_are_named(merge_files, edit_tensors):
