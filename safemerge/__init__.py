@@ -8,16 +8,27 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from safemerge.core.lora import LoraPair
     from safemerge.core.merge import MergeResult, safemerge
+    from safemerge.exporting import export_adapter, export_merge
     from safemerge.merging import merge_adapters
     from safemerge.peft_model import merge_into
 
 __version__ = "0.1.0"
 
-__all__ = ["LoraPair", "MergeResult", "merge_adapters", "merge_into", "safemerge"]
+__all__ = [
+    "LoraPair",
+    "MergeResult",
+    "export_adapter",
+    "export_merge",
+    "merge_adapters",
+    "merge_into",
+    "safemerge",
+]
 
 _HOMES = {
     "LoraPair": "safemerge.core.lora",
     "MergeResult": "safemerge.core.merge",
+    "export_adapter": "safemerge.exporting",
+    "export_merge": "safemerge.exporting",
     "merge_adapters": "safemerge.merging",
     "merge_into": "safemerge.peft_model",
     "safemerge": "safemerge.core.merge",

@@ -21,13 +21,13 @@ import typer
 from typer.core import TyperGroup
 
 from safemerge import __version__
-from safemerge.cli import demo, evaluate, gate, merge, step, train
+from safemerge.cli import demo, evaluate, export, gate, merge, step, train
 from safemerge.errors import EXIT_ERROR, SafemergeError
 
 EXIT_INTERRUPTED = 130
 """Exit code after Ctrl-C, as shells expect it (128 + SIGINT)."""
 
-_COMMANDS = (train, merge, evaluate, gate, step, demo)
+_COMMANDS = (train, merge, export, evaluate, gate, step, demo)
 """Modules whose ``register(app)`` adds commands, in the order of the help page."""
 
 
