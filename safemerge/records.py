@@ -104,6 +104,10 @@ class MergeReport(Record):
     """The share of layers asked for, where the threshold was derived from it."""
     weights: tuple[float, float]
     """[task, safety]."""
+    options: dict[str, JsonValue] = Field(default_factory=dict)
+    """All that was chosen, by the names of a config file's ``merge`` section."""
+    rank: int | None = None
+    """Rank that the adapter is stored at; the largest where layers differ."""
     digests: dict[str, str]
     """sha256 of task_adapter, safety_adapter (where there is one), aligned_model, unaligned_model."""
     layers: tuple[LayerReport, ...]

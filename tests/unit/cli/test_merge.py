@@ -11,8 +11,8 @@ import torch
 from safetensors.torch import load_file
 from typer.testing import CliRunner, Result
 
+from safemerge.cli.advice import threshold_warning
 from safemerge.cli.main import app
-from safemerge.cli.merge import threshold_warning
 from safemerge.config import models
 from safemerge.core.options import OnUndefined
 from safemerge.records import LayerReport, MergeReport
@@ -57,7 +57,10 @@ def test_the_choices_offered_are_those_of_the_config() -> None:
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        ([*_own(Path("x")), "--threshold", 0.3, "--quantile", 0.5, "--output", "o"], "got both"),
+        (
+            [*_own(Path("x")), "--threshold", 0.3, "--quantile", 0.5, "--output", "o"],
+            "got --threshold and --quantile",
+        ),
         ([*_own(Path("x")), "--quantile", 1.5, "--output", "o"], "'--quantile'"),
         ([*_own(Path("x")), "--method", "ties", "--output", "o"], "ties"),
         (["--task-adapter", "x"], "missing: --safety-adapter, --aligned-model"),
