@@ -9,7 +9,9 @@ import typer
 from safemerge.cli.flags import AsJson, epilog
 
 if TYPE_CHECKING:
-    from safemerge.reports import DifferenceReport
+    from collections.abc import Sequence
+
+    from safemerge.reports import DifferenceReport, LayerDifference
 
 EXIT_DIFFERENT = 5
 """Exit code of ``--check`` where the adapters differ; 1 would mean that the gate blocked."""
@@ -68,15 +70,27 @@ def _print(report: DifferenceReport, all_layers: bool) -> None:
     ]
     shown = report.layers if all_layers else tuple(different[:MOST_ROWS])
     if shown:
-        rows = table("layer", "difference", "cosine", "norm of A", "norm of B")
-        for layer in shown:
-            norms = ("absent" if norm is None else f"{norm:.4g}" for norm in (layer.norm_a, layer.norm_b))
-            rows.add_row(escape(layer.module), _figure(layer.difference), _figure(layer.cosine), *norms)
-        out.print(rows)
+        out.print(
+            table(
+                ("layer", "module", "difference", "cosine", "norm of A", "norm of B"), _rows(shown), names=2
+            )
+        )
     if len(shown) < len(different):
         out.print(f"… and {len(different) - len(shown)} more layers that differ (--all lists every layer)")
     out.print(f"A: {escape(report.a)}\nB: {escape(report.b)}", soft_wrap=True)
     out.print(f"[bold]{escape(summary(report, len(different)))}[/]", soft_wrap=True)
+
+
+def _rows(layers: Sequence[LayerDifference]) -> list[list[str]]:
+    from safemerge.module_names import module_kinds, position
+
+    kinds = module_kinds([layer.module for layer in layers])
+    rows = []
+    for layer in layers:
+        norms = ("absent" if norm is None else f"{norm:.4g}" for norm in (layer.norm_a, layer.norm_b))
+        figures = (_figure(layer.difference), _figure(layer.cosine), *norms)
+        rows.append([position(layer.module), kinds[layer.module], *figures])
+    return rows
 
 
 def summary(report: DifferenceReport, different: int) -> str:

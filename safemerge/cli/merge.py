@@ -220,11 +220,14 @@ def _print_summary(report: MergeReport, output: Path) -> None:
     threshold = "none" if report.threshold is None else f"{report.threshold:.4g}"
     if report.quantile is not None:
         threshold += f" (quantile {report.quantile:g})"
+    weights = f"weight {task:g}"
+    if methods.get(report.method).needs_safety:
+        weights = f"weights {task:g} (task) and {safety:g} (safety)"
     rows = {
         "layers merged": f"{merged} of {len(report.layers)}",
         "threshold": threshold,
         "cosines": spread(cosines),
-        "method": f"{report.method}, weights {task:g} (task) and {safety:g} (safety)",
+        "method": f"{report.method}, {weights}",
     }
     if undefined := len(report.layers) - len(cosines):
         rows["cosine undefined"] = f"{undefined} layers (see their reason in the report)"

@@ -12,7 +12,7 @@ from safemerge.cli.flags import INPUTS, AsJson, HashFiles, epilog, option
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from safemerge.reports import AdapterCosines, CosineReport
+    from safemerge.reports import AdapterCosines, Choice, CosineReport
 
 SUFFIXES = (".html", ".png", ".json")
 MOST_GRIDS = 4
@@ -103,20 +103,16 @@ def _print(report: CosineReport) -> None:
 def _print_comparison(report: CosineReport, out: Console) -> None:
     from statistics import median
 
-    from rich.markup import escape
-
     from safemerge.cli.tables import table
 
-    choices = [choice for choice in report.adapters[0].choices if choice.quantile is None]
-    rows = table(
-        "adapter", "layers", "min", "median", "max", *(f"below {choice.threshold:g}" for choice in choices)
-    )
+    fixed = [choice.threshold for choice in report.adapters[0].choices if choice.quantile is None]
+    rows = []
     for adapter in report.adapters:
         cosines = adapter.cosines
-        figures = [f"{f(cosines):.3f}" if cosines else "–" for f in (min, median, max)]
-        counts = [str(choice.layers) for choice in adapter.choices if choice.quantile is None]
-        rows.add_row(escape(adapter.name), str(len(adapter.layers)), *figures, *counts)
-    out.print(rows)
+        figures = [f"{of(cosines):.3f}" if cosines else "–" for of in (min, median, max)]
+        below = [str(choice.layers) for choice in adapter.choices if choice.quantile is None]
+        rows.append([adapter.name, str(len(adapter.layers)), *figures, *below])
+    out.print(table(["adapter", "layers", "min", "median", "max", *(f"<{tau:g}" for tau in fixed)], rows))
 
 
 def _print_adapter(adapter: AdapterCosines, out: Console) -> None:
@@ -125,18 +121,19 @@ def _print_adapter(adapter: AdapterCosines, out: Console) -> None:
     from safemerge.cli.tables import grid, histogram, spread, table
 
     cosines = adapter.cosines
-    out.print(
-        f"\n[bold]{escape(adapter.name)}[/]: cosines of {len(adapter.layers)} layers, {spread(cosines)}\n"
-    )
+    said = f"cosines of {len(adapter.layers)} layers, {spread(cosines)}"
+    out.print(f"\n[bold]{escape(adapter.name)}[/]: {said}\n", soft_wrap=True)
     out.print(grid({layer.module: layer.cosine for layer in adapter.layers}, out.width))
     out.print()
     out.print(histogram(cosines, out.width))
-    choices = table("flag", "layers chosen", "threshold")
-    for choice in adapter.choices:
-        flag = (
-            f"--threshold {choice.threshold:g}"
-            if choice.quantile is None
-            else f"--quantile {choice.quantile:g}"
-        )
-        choices.add_row(flag, f"{choice.layers} of {len(cosines)}", f"{choice.threshold:.4g}")
-    out.print(choices)
+    rows = [
+        (_flag(choice), f"{choice.layers} of {len(cosines)}", f"{choice.threshold:.4g}")
+        for choice in adapter.choices
+    ]
+    out.print(table(("flag", "layers chosen", "threshold"), rows))
+
+
+def _flag(choice: Choice) -> str:
+    if choice.quantile is None:
+        return f"--threshold {choice.threshold:g}"
+    return f"--quantile {choice.quantile:g}"

@@ -172,17 +172,14 @@ def _sweep(recipe: SweepRecipe, hash_files: bool) -> SweepReport:
 
 
 def _print(report: SweepReport) -> None:
-    from rich.text import Text
-
     from safemerge.cli.tables import console, table
     from safemerge.plots.sweep import COLUMNS, candidate_row
 
     out = console()
-    rows = table(*COLUMNS, title=f"{len(report.candidates)} candidates, {report.layers} layers")
-    for candidate in report.candidates:
-        rows.add_row(*(Text(cell) for cell in candidate_row(candidate)))
-    out.print(rows)
+    title = f"{len(report.candidates)} candidates, {report.layers} layers"
+    out.print(table(COLUMNS, map(candidate_row, report.candidates), title))
     out.print(
-        "change: ‖ΔW_merged − ΔW_task‖ / ‖ΔW_task‖; cosine to safety: between ΔW_merged and ΔW_safety",
+        "change: ‖ΔW_merged − ΔW_task‖ / ‖ΔW_task‖. to safety: cosine between ΔW_merged and ΔW_safety.\n"
+        "error: of storing at that rank; later: known once written",
         soft_wrap=True,
     )

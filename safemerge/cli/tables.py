@@ -6,10 +6,10 @@ Colours never carry a meaning alone, and there are none where stdout is no termi
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from statistics import median
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import typer
 
@@ -24,8 +24,14 @@ CELL = 3
 """Columns that a cell of the grid takes: two figures and a space."""
 SCALE = ("#440154", "#46327e", "#365c8d", "#277f8e", "#1fa187", "#4ac16d", "#a0da39", "#fde725")
 """Viridis, from the lowest cosine to the highest: told apart by colour-blind readers, and in grey, too."""
+WHOLE = 40
+"""Longest name that a table's first column keeps on one line."""
 DARK = 4
 """So many colours of the scale take white figures."""
+
+
+MOST_A_COUNT = 3
+"""Columns that one layer takes in a histogram at most: few layers make short bars."""
 
 
 def console() -> Console:
@@ -42,15 +48,23 @@ def warn(*messages: str | None) -> None:
             typer.echo(f"warning: {message}", err=True)
 
 
-def table(*columns: str, title: str | None = None) -> Table:
-    """A table; columns after the first hold figures, unless their name starts with ``<``."""
+def table(
+    columns: Sequence[str], rows: Iterable[Sequence[str]], title: str | None = None, *, names: int = 1
+) -> Table:
+    """A table of plain text, whose first columns hold names and the others figures."""
     from rich import box
     from rich.table import Table
+    from rich.text import Text
 
     made = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
+    rows = list(rows)
     for number, column in enumerate(columns):
-        left = number == 0 or column.startswith("<")
-        made.add_column(column.removeprefix("<"), justify="left" if left else "right", overflow="fold")
+        # Names that are not too long stay whole, as they are to be copied; figures give way.
+        whole = number == 0 and all(len(row[0]) <= WHOLE for row in rows)
+        justify: Literal["left", "right"] = "left" if number < names else "right"
+        made.add_column(column, justify=justify, overflow="fold", no_wrap=whole)
+    for row in rows:
+        made.add_row(*map(Text, row))
     return made
 
 
@@ -169,7 +183,7 @@ def histogram(figures: Sequence[float], width: int, *, bins: int = 14) -> Render
     for figure in figures:
         counts[math.floor(figure / step + 1e-9)] += 1
     digits = max(2, -math.floor(math.log10(step) + 1e-9))
-    room = max(10, min(60, width - 2 * digits - 16))
+    room = max(10, min(60, width - 2 * digits - 16, MOST_A_COUNT * max(counts.values())))
     lines = []
     for number, count in counts.items():
         label = f"{number * step:.{digits}f} – {(number + 1) * step:.{digits}f}  "

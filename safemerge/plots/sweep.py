@@ -7,7 +7,7 @@ from html import escape
 from safemerge.plots.page import Json, axis, figure, html_table, page
 from safemerge.reports import Candidate, SweepReport
 
-COLUMNS = ("candidate", "layers merged", "threshold", "change", "cosine to safety", "rank", "error")
+COLUMNS = ("candidate", "layers", "threshold", "change", "to safety", "rank", "error")
 
 
 def sweep_html(report: SweepReport) -> str:
@@ -50,5 +50,5 @@ def candidate_row(candidate: Candidate) -> list[str]:
         f"{candidate.change:.4f}",
         "–" if candidate.safety_cosine is None else f"{candidate.safety_cosine:.3f}",
         str(candidate.rank),
-        "once written" if candidate.error is None else f"{candidate.error:.2g}",
+        "later" if candidate.error is None else f"{candidate.error:.2g}",
     ]
