@@ -183,7 +183,7 @@ def histogram(figures: Sequence[float], width: int, *, bins: int = 14) -> Render
     for figure in figures:
         counts[math.floor(figure / step + 1e-9)] += 1
     digits = max(2, -math.floor(math.log10(step) + 1e-9))
-    room = max(10, min(60, width - 2 * digits - 16, MOST_A_COUNT * max(counts.values())))
+    room = min(60, max(10, width - 2 * digits - 16), MOST_A_COUNT * max(counts.values()))
     lines = []
     for number, count in counts.items():
         label = f"{number * step:.{digits}f} – {(number + 1) * step:.{digits}f}  "
