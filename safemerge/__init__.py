@@ -6,32 +6,44 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from safemerge.comparing import compare_adapters
     from safemerge.core.lora import LoraPair
     from safemerge.core.merge import MergeResult, safemerge
+    from safemerge.cosines import score_cosines
     from safemerge.exporting import export_adapter, export_merge
+    from safemerge.inspection import inspect_adapters
     from safemerge.merging import merge_adapters
     from safemerge.peft_model import merge_into
+    from safemerge.sweeping import sweep_adapters
 
 __version__ = "0.1.0"
 
 __all__ = [
     "LoraPair",
     "MergeResult",
+    "compare_adapters",
     "export_adapter",
     "export_merge",
+    "inspect_adapters",
     "merge_adapters",
     "merge_into",
     "safemerge",
+    "score_cosines",
+    "sweep_adapters",
 ]
 
 _HOMES = {
     "LoraPair": "safemerge.core.lora",
     "MergeResult": "safemerge.core.merge",
+    "compare_adapters": "safemerge.comparing",
     "export_adapter": "safemerge.exporting",
     "export_merge": "safemerge.exporting",
+    "inspect_adapters": "safemerge.inspection",
     "merge_adapters": "safemerge.merging",
     "merge_into": "safemerge.peft_model",
     "safemerge": "safemerge.core.merge",
+    "score_cosines": "safemerge.cosines",
+    "sweep_adapters": "safemerge.sweeping",
 }
 
 

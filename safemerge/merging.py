@@ -6,10 +6,12 @@ written from one scoring.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -20,7 +22,8 @@ from safemerge.core.lora import LoraPair
 from safemerge.core.merge import MergeResult, alignment_terms, check_shapes, merge_scored
 from safemerge.core.options import MergeOptions, OnUndefined
 from safemerge.core.scoring import LayerScore, Progress, Terms, score_many
-from safemerge.errors import ConfigError
+from safemerge.core.similarity import NO_ALIGNMENT
+from safemerge.errors import ConfigError, MismatchError
 from safemerge.records import LayerReport, MergeReport
 from safemerge.storage.adapters import (
     Adapter,
@@ -222,6 +225,7 @@ def score_adapters(
         device=device,
         progress=progress,
     )
+    _refuse_equal_models(scores, merges)
     adapters = {"task_adapter": task, "safety_adapter": safety}
     made = {role: adapter_digest(adapter.folder) for role, adapter in adapters.items() if adapter}
     return ScoredAdapters(task, safety, scores, made | model_digests, warnings)
@@ -300,16 +304,34 @@ def merge_report(
         threshold=result.threshold,
         quantile=None if result.threshold is None else options.quantile,
         weights=options.weights,
-        density=options.density,
-        components=options.components,
-        seed=options.seed,
-        rank=options.rank,
-        max_error=options.max_error,
+        options=option_settings(options),
+        rank=max(pair.rank for pair in result.layers.values()),
         digests=digests,
         layers=tuple(LayerReport(**decision._asdict()) for decision in result.decisions),
         safety_only_layers=result.safety_only,
         warnings=warnings,
     )
+
+
+def option_settings(options: MergeOptions) -> dict[str, Any]:
+    """Options as plain data, with the weights that are meant where none were given."""
+    task, safety = options.weights
+    settings = dataclasses.asdict(options) | {"task_weight": task, "safety_weight": safety}
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in settings.items()}
+
+
+def _refuse_equal_models(scores: Mapping[str, LayerScore], merges: Sequence[MergeOptions]) -> None:
+    """Refuse models between which no layer differs: no layer would be merged, without a word."""
+    by_cosine = [
+        merge
+        for merge in merges
+        if methods.get(merge.method).chooses and merge.modules is None and merge.on_undefined != "merge"
+    ]
+    if by_cosine and all(score.undefined == NO_ALIGNMENT for score in scores.values()):
+        raise MismatchError(
+            "expected an aligned model and the same before it was aligned, got two that are equal in all "
+            f"{len(scores)} layers of the adapter: no layer would be merged"
+        )
 
 
 def resolve_device(name: str) -> torch.device:

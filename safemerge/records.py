@@ -104,16 +104,10 @@ class MergeReport(Record):
     """The share of layers asked for, where the threshold was derived from it."""
     weights: tuple[float, float]
     """[task, safety]."""
-    density: float | None = None
-    """Share of entries kept, where the method prunes."""
-    components: int | None = None
-    """Largest number of singular directions of V, where the method decomposes it."""
-    seed: int = 0
-    """Seed of random draws, where the method makes any."""
+    options: dict[str, JsonValue] = Field(default_factory=dict)
+    """All that was chosen, by the names of a config file's ``merge`` section."""
     rank: int | None = None
-    """Rank asked for."""
-    max_error: float | None = None
-    """Largest relative error asked for."""
+    """Rank that the adapter is stored at; the largest where layers differ."""
     digests: dict[str, str]
     """sha256 of task_adapter, safety_adapter (where there is one), aligned_model, unaligned_model."""
     layers: tuple[LayerReport, ...]
