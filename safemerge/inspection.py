@@ -15,13 +15,8 @@ from safemerge.core.scoring import natural_order
 from safemerge.errors import SafemergeError
 from safemerge.module_names import grouped
 from safemerge.reports import AdapterSummary, InspectionReport
-from safemerge.storage.adapters import (
-    CONFIG_FILE,
-    TENSORS_FILE,
-    Adapter,
-    adapter_digest,
-    read_adapter,
-)
+from safemerge.storage.adapter_config import CONFIG_FILE, TENSORS_FILE
+from safemerge.storage.adapters import Adapter, adapter_digest, read_adapter
 from safemerge.storage.base_models import base_model_doubt
 from safemerge.storage.checkpoints import Checkpoint, check_same_architecture
 from safemerge.storage.hub import hub_id, resolve

@@ -66,7 +66,7 @@ def base_model_warnings(task_adapter: str, safety_adapter: str | None, aligned_m
     Raises:
         AdapterError: an adapter cannot be read.
     """
-    from safemerge.storage.adapters import read_config
+    from safemerge.storage.adapter_config import read_config
     from safemerge.storage.base_models import base_model_doubt
     from safemerge.storage.hub import resolve
 
