@@ -104,16 +104,6 @@ class MergeReport(Record):
     """The share of layers asked for, where the threshold was derived from it."""
     weights: tuple[float, float]
     """[task, safety]."""
-    density: float | None = None
-    """Share of entries kept, where the method prunes."""
-    components: int | None = None
-    """Largest number of singular directions of V, where the method decomposes it."""
-    seed: int = 0
-    """Seed of random draws, where the method makes any."""
-    rank: int | None = None
-    """Rank asked for."""
-    max_error: float | None = None
-    """Largest relative error asked for."""
     digests: dict[str, str]
     """sha256 of task_adapter, safety_adapter (where there is one), aligned_model, unaligned_model."""
     layers: tuple[LayerReport, ...]
