@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -24,7 +23,7 @@ from safemerge.errors import (
     OutputExistsError,
     UnsupportedAdapterError,
 )
-from safemerge.merging import merge_arms, merge_options
+from safemerge.merging import merge_arms
 from safemerge.records import MergeReport
 from safemerge.storage.adapters import adapter_digest, read_adapter
 
@@ -82,14 +81,6 @@ def test_updates_in_full_are_stored_with_their_errors(merge_files, tmp_path: Pat
     assert all(0 <= layer.error <= 0.6 for layer in report.layers)
     ranks = {pair.rank for pair in read_adapter(tmp_path / "merged").pairs.values()}
     assert ranks == {json.loads((tmp_path / "merged" / "adapter_config.json").read_text())["r"]}
-
-
-def test_a_config_offers_every_option():
-    config = MergeConfig(method="lssf", modules=("a",), components=3, rank=2, seed=5, on_undefined="fail")
-    options = merge_options(config)
-    assert set(MergeConfig.model_fields) == {field.name for field in dataclasses.fields(options)}
-    expected = {name: getattr(config, name) for name in MergeConfig.model_fields}
-    assert dataclasses.asdict(options) == expected
 
 
 def test_sources_may_be_strings_and_the_output_deep(merge_files, tmp_path: Path):
