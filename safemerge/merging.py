@@ -305,7 +305,7 @@ def merge_report(
         quantile=None if result.threshold is None else options.quantile,
         weights=options.weights,
         options=option_settings(options),
-        rank=max(pair.rank for pair in result.layers.values()),
+        rank=max((pair.rank for pair in result.layers.values()), default=None),
         digests=digests,
         layers=tuple(LayerReport(**decision._asdict()) for decision in result.decisions),
         safety_only_layers=result.safety_only,
