@@ -203,8 +203,9 @@ def _print(result: Json) -> None:
     if result["largest_cosine_difference"] is not None:
         print(f"largest difference of a cosine: {result['largest_cosine_difference']:.1e}")
     print(
-        f"machine: {machine_['cores']} cores, {machine_['memory_bytes'] / 1e9:.0f} GB, page cache "
-        f"{machine_['page_cache']}, load {machine_['load_before']:.1f} before, {machine_['load_after']:.1f} after"
+        f"machine: {machine_['cores']} cores, {machine_['memory_bytes'] / 1e9:.0f} GB, "
+        f"page cache {machine_['page_cache']}, "
+        f"load {machine_['load_before']:.1f} before and {machine_['load_after']:.1f} after"
     )
 
 

@@ -5,9 +5,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-_WIDE = 48
-"""Rows from which oneDNN pays; the factors of a single adapter are thinner."""
-
 _ONEDNN_LINEAR = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
 """PyTorch's x · wᵀ by oneDNN, in full fp32; None where this build of PyTorch lacks it."""
 
@@ -23,7 +20,7 @@ def add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
         left: (m, k), fp32.
         right: (k, n), fp32.
     """
-    if _ONEDNN_LINEAR is not None and total.device.type == "cpu" and left.shape[0] >= _WIDE:
+    if _ONEDNN_LINEAR is not None and total.is_cpu:
         total += _ONEDNN_LINEAR(left, right.T, None, "none", [], "")
     else:
         total.addmm_(left, right)
