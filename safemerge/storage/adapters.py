@@ -183,6 +183,8 @@ def adapter_digest(folder: Path) -> str:
     """
     config = read_config(folder)
     settings = {key: config.get(key) for key in _DIGESTED_SETTINGS}
+    if config.get("target_parameters"):
+        settings["target_parameters"] = sorted(config["target_parameters"])
     return json_digest({"config": settings, "tensors": file_digest(folder / TENSORS_FILE)})
 
 
