@@ -29,6 +29,9 @@ from safemerge.storage.digests import tensor_digest
 if TYPE_CHECKING:
     from peft import PeftModel
 
+_FILES_ONLY = ("modules_to_save", "target_parameters")
+"""Settings whose tensors are merged, or kept, in adapter folders but not in a loaded model."""
+
 
 def merge_into(
     model: PeftModel,
@@ -98,6 +101,11 @@ def _check_names(model: PeftModel, task_adapter: str, safety_adapter: str, name:
             raise ConfigError(f"model: expected an adapter named {adapter!r}, got {', '.join(there)}")
         config = json.loads(json.dumps(model.peft_config[adapter].to_dict(), default=str))
         refuse_variants(f"adapter {adapter!r}", config)
+        if odd := [key for key in _FILES_ONLY if config.get(key)]:
+            raise UnsupportedAdapterError(
+                f"adapter {adapter!r}: expected LoRA of linear layers alone, got {' and '.join(odd)}: "
+                "merge the adapters' folders instead"
+            )
     if name in there:
         raise ConfigError(f"name: expected one that the model does not have yet, got {name!r}")
 

@@ -13,10 +13,12 @@ from transformers import AutoModelForCausalLM
 from safemerge.errors import ConfigError, MismatchError, NonFiniteError, UnsupportedAdapterError
 from safemerge.merging import merge_adapters
 from safemerge.peft_model import merge_into
+from tests.integration.dense_oracle import write_adapter, write_models
+from tests.integration.test_variants import gpt2
 
 pytestmark = pytest.mark.integration
 
-PROMPT = torch.tensor([[1, 5, 9, 40, 7]])
+PROMPT = torch.tensor([[1, 5, 9, 30, 7]])
 
 
 @pytest.fixture(scope="module")
@@ -102,7 +104,10 @@ def test_the_scale_that_the_model_applies_is_the_one_that_counts(model, tiny_pai
         ({"task_adapter": "tsak"}, "expected an adapter named 'tsak', got safety, task"),
         ({"safety_adapter": "x"}, "expected an adapter named 'x'"),
         ({"name": "task"}, "name: expected one that the model does not have yet, got 'task'"),
-        ({"threshold": 0.3, "quantile": 0.3}, "threshold or quantile, got both"),
+        (
+            {"threshold": 0.3, "quantile": 0.3},
+            "expected one of threshold, quantile, .*, got threshold .* and quantile",
+        ),
     ],
 )
 def test_wrong_names_and_options_are_refused(model, tiny_pair, names, expected) -> None:
@@ -150,3 +155,32 @@ def test_checkpoints_of_another_model_leave_the_model_as_it_was(tiny_pair, tmp_p
     with pytest.raises(MismatchError, match="q_proj"):
         merge_into(other, **_models(tiny_pair))
     assert "merged" not in other.peft_config
+
+
+@pytest.mark.parametrize(
+    "settings", [{"modules_to_save": ["lm_head"]}, {"target_parameters": ["mlp.up_proj.weight"]}]
+)
+def test_what_only_folders_can_merge_is_refused_by_name(model, tiny_pair, settings) -> None:
+    model.add_adapter("odd", LoraConfig(r=2, target_modules=["q_proj"], **settings))
+    with pytest.raises(
+        UnsupportedAdapterError, match=f"got {next(iter(settings))}: merge the adapters' fold"
+    ):
+        merge_into(model, safety_adapter="odd", **_models(tiny_pair))
+
+
+def test_conv1d_layers_are_merged_as_on_disk(tmp_path) -> None:
+    models = write_models(tmp_path, gpt2())
+    settings = {"lora_alpha": 6, "target_modules": ["c_attn", "c_proj", "c_fc"], "fan_in_fan_out": True}
+    task, safety = (
+        write_adapter(tmp_path / f"{r}", AutoModelForCausalLM.from_pretrained(models[0]), r, r=r, **settings)
+        for r in (2, 3)
+    )
+    model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(models[0]), task, "task")
+    model.load_adapter(safety, "safety")
+    paths = {"aligned_model": models[0], "unaligned_model": models[1]}
+    in_memory = merge_into(model, **paths, quantile=0.5)
+    on_disk = merge_adapters(task, safety, **paths, output=tmp_path / "merged", quantile=0.5)
+    assert in_memory.layers == on_disk.layers
+    model.set_adapter("merged")
+    base = AutoModelForCausalLM.from_pretrained(models[0])
+    assert torch.equal(_logits(model), _logits(PeftModel.from_pretrained(base, tmp_path / "merged")))

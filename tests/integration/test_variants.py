@@ -279,3 +279,100 @@ def test_vocabularies_that_differ_are_named_where_an_embedding_is_adapted(tmp_pa
             merge_adapters(folder, folder, models[0], others[1], output=tmp_path / "merged")
     folder = write_adapter(tmp_path / "q", LOAD(models[0]), 1, target_modules=["q_proj"], **settings)
     merge_adapters(folder, folder, models[0], others[1], output=tmp_path / "merged")
+
+
+LOAD_WRAPPER = partial(transformers.AutoModelForImageTextToText.from_pretrained, local_files_only=True)
+
+
+def llava() -> Any:
+    vision = transformers.CLIPVisionConfig(
+        hidden_size=8,
+        intermediate_size=8,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        image_size=8,
+        patch_size=4,
+    )
+    text = transformers.LlamaConfig(**SIZES)
+    config = transformers.LlavaConfig(vision_config=vision, text_config=text, image_token_index=39)
+    return transformers.LlavaForConditionalGeneration(config)
+
+
+@pytest.fixture(scope="module")
+def wrapped(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, ...]]:
+    """Aligned model, unaligned model, task and safety adapter: of Llava, and of the Llama inside it."""
+    folder = tmp_path_factory.mktemp("wrapped")
+    models = {"wrapper": write_models(folder / "wrapper", llava()), "text": (folder / "0", folder / "1")}
+    for source, target in zip(models["wrapper"], models["text"], strict=True):
+        inner, text = LOAD_WRAPPER(source), llama()
+        text.model.load_state_dict(inner.model.language_model.state_dict())
+        text.lm_head.load_state_dict(inner.lm_head.state_dict())
+        text.save_pretrained(target)
+    settings = {
+        "lora_alpha": 6,
+        "target_modules": r"(?!.*vision_tower).*\.(q_proj|up_proj)",
+    }
+    made: dict[str, tuple[Path, ...]] = {}
+    for kind, load in (("wrapper", LOAD_WRAPPER), ("text", LOAD)):
+        adapters = (
+            write_adapter(folder / f"{kind}_{seed}", load(models[kind][0]), seed, r=2 + seed, **settings)
+            for seed in (0, 1)
+        )
+        made[kind] = (*models[kind], *adapters)
+    return made
+
+
+@pytest.mark.parametrize("adapted", ["text", "wrapper"])
+@pytest.mark.parametrize("stored", ["text", "wrapper"])
+def test_a_multimodal_wrapper_on_either_side(
+    wrapped: dict[str, tuple[Path, ...]], tmp_path: Path, adapted, stored
+):
+    load = LOAD if adapted == "text" else LOAD_WRAPPER
+    own, adapters = wrapped[adapted][:2], wrapped[adapted][2:]
+    expected = dense_merge(own, adapters, load)
+    weights = {"task_weight": WEIGHTS[0], "safety_weight": WEIGHTS[1]}
+    report = merge_adapters(
+        *adapters, *wrapped[stored][:2], output=tmp_path / "m", threshold=expected.threshold, **weights
+    )
+    assert {layer.module: layer.cosine for layer in report.layers} == pytest.approx(
+        expected.cosines, abs=1e-5
+    )
+    got = logits_of(load, own[0], tmp_path / "m")
+    assert torch.allclose(got, expected.logits, rtol=0, atol=TOLERANCE)
+
+
+def test_adapters_of_a_wrapper_and_of_its_language_model_do_not_go_together(wrapped, tmp_path: Path):
+    task, safety = wrapped["text"][2], wrapped["wrapper"][3]
+    with pytest.raises(
+        MismatchError,
+        match=r"got model\.layers\.0\.\S+ in the task adapter, model\.language_model\.layers\.0\.\S+ in the",
+    ):
+        merge_adapters(task, safety, *wrapped["text"][:2], output=tmp_path / "merged")
+
+
+@pytest.mark.parametrize(
+    "dtypes", [("bfloat16", "bfloat16"), ("float16", "float32"), ("bfloat16", "float16")]
+)
+def test_checkpoints_of_any_float_type_sharded_or_not(tmp_path: Path, dtypes: tuple[str, str]):
+    """Rounded weights are what counts: the oracle loads the same ones."""
+    models = write_models(tmp_path, llama())
+    settings = {"lora_alpha": 6, "target_modules": ["q_proj", "down_proj"]}
+    adapters = tuple(write_adapter(tmp_path / f"{r}", LOAD(models[0]), r, r=r, **settings) for r in (2, 3))
+    folders = (tmp_path / "a", tmp_path / "u")
+    for source, target, dtype, size in zip(models, folders, dtypes, ("4KB", "10GB"), strict=True):
+        LOAD(source, dtype=getattr(torch, dtype)).save_pretrained(target, max_shard_size=size)
+    assert len(list(folders[0].glob("model-*.safetensors"))) > 2
+    expected = dense_merge(folders, adapters, partial(LOAD, dtype=torch.float32))
+    report = merge_adapters(*adapters, *folders, output=tmp_path / "merged", threshold=expected.threshold)
+    assert {layer.module: layer.cosine for layer in report.layers} == pytest.approx(
+        expected.cosines, abs=1e-5
+    )
+    assert [layer.merged for layer in report.layers] == [
+        expected.cosines[layer.module] < expected.threshold for layer in report.layers
+    ]
+    bare = tmp_path / "bare"
+    LOAD(models[1]).model.save_pretrained(bare)  # without the head: no tensor has a leading "model."
+    assert all(not name.startswith("model.") for name in load_file(bare / "model.safetensors"))
+    again = merge_adapters(*adapters, models[0], bare, output=tmp_path / "again", threshold=0.0)
+    plain = merge_adapters(*adapters, *models, output=tmp_path / "plain", threshold=0.0)
+    assert again.layers == plain.layers

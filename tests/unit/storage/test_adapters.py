@@ -135,10 +135,16 @@ def test_plain_lora_passes_however_it_was_started(folder: Path, edit_json, setti
 @pytest.mark.parametrize(
     "name",
     [
-        "base_model.model.model.embed_tokens.lora_embedding_A",
         f"base_model.model.{Q}.lora_magnitude_vector",
         f"base_model.model.{Q}.lora_B.bias",
-        "base_model.model.lm_head.weight",
+        f"base_model.model.{Q}.base_layer.bias",
+        f"base_model.model.{Q}.lora_embedding_A",
+        f"base_model.model.{Q}.lora_A",
+        "base_model.model.model.embed_tokens.lora_embedding_A.weight",
+        "base_model.model.model.embed_tokens.lora_A.weight",
+        "base_model.model.model.embed_tokens.token_adapter.trainable_tokens_delta",
+        "base_model.model.model.norm.weight",
+        "lm_head.weight",
     ],
 )
 def test_unknown_tensors_are_refused_by_name(folder: Path, edit_tensors, name: str):
