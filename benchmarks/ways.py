@@ -218,7 +218,10 @@ def _largest_error(tasks: list[Any], scores: list[Any], models: tuple[Path, ...]
 
 
 def run_sweep(folder: Path, _shape: Shape, _targets: str, layers: int, repeats: int) -> Json:
-    """One merge, and fifty candidates of which one is written, from one scoring each."""
+    """One merge, and fifty candidates of which one is written, from one scoring each.
+
+    Candidates are planned and reported by the core: what a sweep does, but for its table.
+    """
     from safemerge.core.merge import plan_merge
     from safemerge.core.options import MergeOptions
     from safemerge.merging import score_adapters, write_merge

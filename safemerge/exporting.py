@@ -78,7 +78,7 @@ def export_adapter(
         progress: Called with bytes written, bytes in all, and the tensor.
 
     Returns:
-        The report, which is also in the folder.
+        The report, which is also in the folder, beside that of the merge where the adapter has one.
 
     Raises:
         SafemergeError: files or tensors are wrong, or there is no room; the output is then not made.
@@ -105,7 +105,7 @@ def export_adapter(
         digests={"adapter": adapter_digest(read.folder, dora=True)},
         warnings=warnings,
     )
-    _write(folded, checkpoint.folder, output, report, None, progress)
+    _write(folded, checkpoint.folder, output, report, _report_of(read.folder), progress)
     if hub is not None:
         hub.upload(output)
     return report
@@ -210,7 +210,7 @@ def export_merge(
         digests=scored.digests,
         warnings=scored.warnings,
     )
-    _write(folded, checkpoint.folder, output, report, _merge_report(plan, scored), progress)
+    _write(folded, checkpoint.folder, output, report, _merge_report(plan, scored).to_json(), progress)
     if hub is not None:
         hub.upload(output)
     return report
@@ -260,12 +260,18 @@ def _merge_report(plan: MergePlan, scored: ScoredAdapters) -> MergeReport:
     return merge_report(result, plan.options, scored.digests, scored.warnings)
 
 
+def _report_of(adapter: Path) -> str | None:
+    """The merge report that a repaired adapter carries with it."""
+    path = adapter / REPORT_FILE
+    return path.read_text(encoding="utf-8") if path.is_file() else None
+
+
 def _write(
     folded: FoldedCheckpoint,
     source: Path,
     output: Path,
     report: ExportReport,
-    merge: MergeReport | None,
+    merge: str | None,
     progress: Progress | None,
 ) -> None:
     done, total = 0, folded.tensor_bytes
@@ -281,7 +287,7 @@ def _write(
         write_card(source, folder, base=report.model, title=output.name, lines=_card_lines(report))
         (folder / EXPORT_FILE).write_text(report.to_json(), encoding="utf-8")
         if merge is not None:
-            (folder / REPORT_FILE).write_text(merge.to_json(), encoding="utf-8")
+            (folder / REPORT_FILE).write_text(merge, encoding="utf-8")
 
 
 def _card_lines(report: ExportReport) -> list[str]:

@@ -189,6 +189,8 @@ def adapter_digest(folder: Path, *, dora: bool = False) -> str:
     settings = {key: config.get(key) for key in _DIGESTED_SETTINGS}
     if config.get("use_dora"):
         settings["use_dora"] = True
+    if config.get("target_parameters"):
+        settings["target_parameters"] = sorted(config["target_parameters"])
     return json_digest({"config": settings, "tensors": file_digest(folder / TENSORS_FILE)})
 
 

@@ -60,7 +60,7 @@ class AlignmentReader:
         )
         if self._hashes:
             for digests, weight in zip(self._digests, (aligned, unaligned), strict=True):
-                digests[module] = tensor_digest(weight)
+                digests[module] = tensor_digest(_as_stored(weight))
         return aligned, unaligned
 
     def read_digests(self) -> tuple[str, str]:
@@ -85,3 +85,8 @@ class AlignmentReader:
                 )
         if wrong:
             raise MismatchError(f"the adapter does not fit the models' weights: {'; '.join(wrong)}")
+
+
+def _as_stored(weight: Tensor) -> Tensor:
+    """The weight in the order of its bytes, so that hashing one that is stored transposed copies nothing."""
+    return weight.T if weight.T.is_contiguous() else weight

@@ -69,7 +69,7 @@ class Checkpoint:
                 weights are pickled or quantised.
         """
         config = read_json(folder / "config.json")
-        quantization = config.get("quantization_config")
+        quantization = config.get("quantization_config") or text_config(config).get("quantization_config")
         if quantization:
             method = (
                 quantization.get("quant_method", "unknown")
@@ -195,7 +195,8 @@ class Checkpoint:
 def check_same_architecture(aligned: Checkpoint, unaligned: Checkpoint) -> None:
     """Check that two checkpoints are weights of the same network.
 
-    Vocabulary sizes may differ: alignment often adds tokens, and no LoRA layer sees them.
+    Vocabulary sizes may differ: alignment often adds tokens, and few LoRA layers see them. A setting that
+    one of the two does not name is not compared: older configs lack some, and shapes are compared as well.
 
     Raises:
         MismatchError: a setting differs; all are named.
@@ -204,7 +205,7 @@ def check_same_architecture(aligned: Checkpoint, unaligned: Checkpoint) -> None:
     wrong = [
         f"{key} (aligned {first[key]}, unaligned {second[key]})"
         for key in ARCHITECTURE_KEYS
-        if first[key] != second[key]
+        if first[key] != second[key] and None not in (first[key], second[key])
     ]
     if wrong:
         raise MismatchError(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,10 +19,11 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from safemerge.errors import AdapterError, CheckpointError, MismatchError, UnsupportedAdapterError
+from safemerge.evaluation.generation import load_arm
 from safemerge.merging import merge_adapters
 from safemerge.storage.adapters import read_adapter
 from safemerge.storage.checkpoints import Checkpoint
-from tests.integration.dense_oracle import IDS, WEIGHTS, logits_of, write_adapter, write_models
+from tests.integration.dense_oracle import IDS, WEIGHTS, logits_of, updates, write_adapter, write_models
 from tests.integration.test_variants import LOAD, SIZES, TOLERANCE, merged
 
 pytestmark = [
@@ -224,3 +226,27 @@ def test_a_config_that_does_not_fit_the_stacks_is_named(
 def edit(adapter: Path, **settings: Any) -> None:
     config = json.loads((adapter / "adapter_config.json").read_text()) | settings
     (adapter / "adapter_config.json").write_text(json.dumps(config))
+
+
+def test_an_arm_has_all_of_its_adapter_or_is_refused(tmp_path: Path, tiny_checkpoint: Path):
+    """What is measured must be the adapter, and not a part of it that PEFT happens to find."""
+    for kind in ("mixtral", "qwen3_moe", "qwen2_moe"):
+        model, _ = write_models(tmp_path / kind, mixture(kind))
+        for file in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+            shutil.copy(tiny_checkpoint / file, model)
+        stacked = write_adapter(tmp_path / f"{kind}_stacked", LOAD(model), 1, r=2, target_parameters=BOTH)
+        single = single_experts(
+            tmp_path / f"{kind}_single", model, LINEAR.get(kind, LINEAR["qwen3_moe"]), 1, 2
+        )
+        for adapter in (stacked, single):
+            if (kind, adapter) == ("qwen2_moe", single):
+                with pytest.raises(UnsupportedAdapterError, match=r"PEFT 0\.21 passes over these"):
+                    load_arm(model, adapter)
+            else:
+                norms = {name: pair.norm() for name, pair in read_adapter(adapter).pairs.items()}
+                loaded = load_arm(model, adapter).model
+                assert squares(updates(loaded).values()) == pytest.approx(sum(x * x for x in norms.values()))
+
+
+def squares(tensors: Iterable[torch.Tensor]) -> float:
+    return sum(float(tensor.square().sum()) for tensor in tensors)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -250,6 +249,9 @@ def test_the_report_of_a_merge_is_that_of_the_merged_adapter(merge_files: MergeF
 
     _merge(merge_files, tmp_path / "new", quantile=0.5)
     report = merge_adapters(*merge_files, output=tmp_path / "adapter", quantile=0.5)
-    assert json.loads((tmp_path / "new" / "safemerge_report.json").read_text()) == json.loads(
-        report.to_json()
-    )
+    assert MergeReport.read(tmp_path / "new" / "safemerge_report.json") == report
+    export_adapter(merge_files.aligned, tmp_path / "adapter", output=tmp_path / "same")
+    assert MergeReport.read(tmp_path / "same" / "safemerge_report.json") == report
+    one, other = (load_file(tmp_path / name / "model.safetensors") for name in ("new", "same"))
+    for name, weight in one.items():
+        torch.testing.assert_close(weight, other[name], **FP32)

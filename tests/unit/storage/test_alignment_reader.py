@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import pytest
 import torch
 
 from safemerge.errors import CheckpointError, MismatchError
 from safemerge.storage.adapters import read_adapter
 from safemerge.storage.alignment_reader import AlignmentReader
-from safemerge.storage.checkpoints import Checkpoint
+from safemerge.storage.checkpoints import Checkpoint, Part, Place
 
 Q = "model.layers.0.self_attn.q_proj"
 
@@ -45,6 +47,23 @@ def test_digests_cover_what_was_read_and_the_header(merge_files, edit_tensors):
     assert changed[1] == before[1]
     edit_tensors(file, lambda t: t.update(extra=torch.ones(1)))  # header
     assert digests(merge_files)[0] != changed[0]
+
+
+class Transposed(Checkpoint):
+    """A checkpoint of Conv1D layers, which store their weights as (d_in, d_out)."""
+
+    def locate(self, modules: Iterable[str]) -> dict[str, Place]:
+        return {module: (Part(f"{module}.weight", transposed=True),) for module in modules}
+
+
+def test_weights_stored_transposed_are_hashed_as_they_lie(merge_files):
+    pairs, found = {Q: read_adapter(merge_files.task).pairs[Q]}, []
+    for kind in (Checkpoint, Transposed):
+        reader = AlignmentReader(kind.open(merge_files.aligned), kind.open(merge_files.unaligned), [pairs])
+        aligned, _ = reader(Q)
+        found.append((aligned, reader.read_digests()))
+    assert torch.equal(found[1][0], found[0][0].T)
+    assert found[1][1] == found[0][1]  # the same bytes
 
 
 def test_without_digests_nothing_is_hashed(merge_files, monkeypatch: pytest.MonkeyPatch):

@@ -112,9 +112,11 @@ def test_a_dtype_that_is_no_float_is_named(folder: Path, edit_tensors):
     [({"quant_method": "bitsandbytes"}, "bitsandbytes"), ({"bits": 4}, "unknown"), ("gptq", "gptq")],
 )
 def test_a_quantised_checkpoint_is_refused_by_name(folder: Path, edit_json, setting: Any, name: str):
-    edit_json(folder / "config.json", quantization_config=setting)
-    with pytest.raises(CheckpointError, match=rf"got quantised ones \({name}\)"):
-        Checkpoint.open(folder)
+    message = rf"got quantised ones \({name}\); take the 16-bit checkpoint that it was made of"
+    for where in ({"quantization_config": setting}, {"text_config": {"quantization_config": setting}}):
+        edit_json(folder / "config.json", **{"quantization_config": ...} | where)
+        with pytest.raises(CheckpointError, match=message):
+            Checkpoint.open(folder)
 
 
 @pytest.mark.parametrize("kept_bytes", [0, 4, 40, -1])
@@ -237,6 +239,17 @@ def test_the_language_model_of_a_larger_model_is_compared(merge_files, edit_json
         edit_json(folder / "config.json", num_hidden_layers=..., text_config={"num_hidden_layers": layers})
     with pytest.raises(MismatchError, match=r"num_hidden_layers \(aligned 2, unaligned 3\)"):
         check_same_architecture(Checkpoint.open(merge_files.aligned), Checkpoint.open(merge_files.unaligned))
+
+
+def test_a_language_model_is_the_architecture_of_its_wrapper(merge_files, edit_json):
+    text = {"model_type": "llama", "hidden_size": 8, "num_hidden_layers": 2}
+    edit_json(merge_files.unaligned / "config.json", model_type="llava", hidden_size=5, text_config=text)
+    check_same_architecture(Checkpoint.open(merge_files.aligned), Checkpoint.open(merge_files.unaligned))
+
+
+def test_a_setting_that_only_one_names_is_not_compared(merge_files, edit_json):
+    edit_json(merge_files.unaligned / "config.json", head_dim=4, num_key_value_heads=1)
+    check_same_architecture(Checkpoint.open(merge_files.aligned), Checkpoint.open(merge_files.unaligned))
 
 
 def test_the_header_digest_does_not_depend_on_sharding(folder: Path, edit_tensors):
