@@ -15,10 +15,12 @@ WRAPPERS = frozenset({"model", "transformer", "gpt_neox", "language_model", "tex
 Checkpoints without a head lack ``model.``, multimodal ones put ``language_model.`` before or after it.
 """
 
-EMBEDDINGS = frozenset({"embed_tokens", "embed_in", "word_embeddings", "wte", "wpe"})
+EMBEDDINGS = frozenset(
+    {"embed_tokens", "embed_in", "word_embeddings", "wte", "wpe", "tokens_embed", "positions_embed"}
+)
 """Modules that look rows up. As a map of one-hot tokens, d_in is the vocabulary: stored (d_in, d_out)."""
 
-INPUT_EMBEDDINGS = ("embed_tokens", "embed_in", "word_embeddings", "wte")
+INPUT_EMBEDDINGS = ("embed_tokens", "embed_in", "word_embeddings", "wte", "tokens_embed")
 """Those of them that a head may be tied to."""
 
 HEADS = frozenset({"lm_head", "embed_out"})
@@ -42,16 +44,42 @@ class ExpertLayout(NamedTuple):
     """Part of the path on disk, and in memory."""
     transposed: bool = False
     """Whether stacked parameters are (experts, d_in, d_out)."""
-    linear: bool = True
-    """Whether PEFT loads adapters of single experts' linear layers, as transformers 4 trained them."""
 
+
+_GATE_UP_DOWN = ExpertLayout(("gate_proj", "up_proj"), ("down_proj",))
+_W1_W3_W2 = ExpertLayout(("w1", "w3"), ("w2",), (".block_sparse_moe.", ".mlp."))
 
 EXPERTS = {
-    "mixtral": ExpertLayout(("w1", "w3"), ("w2",), (".block_sparse_moe.", ".mlp.")),
-    "qwen2_moe": ExpertLayout(("gate_proj", "up_proj"), ("down_proj",), linear=False),
-    "qwen3_moe": ExpertLayout(("gate_proj", "up_proj"), ("down_proj",)),
-    "gpt_oss": ExpertLayout(transposed=True, linear=False),
+    "deepseek_v2": _GATE_UP_DOWN,
+    "deepseek_v3": _GATE_UP_DOWN,
+    "ernie4_5_moe": _GATE_UP_DOWN,
+    "flex_olmo": _GATE_UP_DOWN,
+    "glm4_moe": _GATE_UP_DOWN,
+    "gpt_oss": ExpertLayout(transposed=True),
+    "hunyuan_v1_moe": _GATE_UP_DOWN,
+    "jamba": _GATE_UP_DOWN,
+    "minimax": _W1_W3_W2,
+    "mixtral": _W1_W3_W2,
+    "olmoe": _GATE_UP_DOWN,
+    "phimoe": _W1_W3_W2,
+    "qwen2_moe": _GATE_UP_DOWN,
+    "qwen3_moe": _GATE_UP_DOWN,
+    "qwen3_next": _GATE_UP_DOWN,
 }
+
+PASSED_OVER = frozenset(
+    {
+        "axk1", "axk2", "bailing_hybrid", "deepseek_ocr2", "deepseek_v4", "dots3_note_vision_encoder",
+        "ernie4_5_vl_moe", "flint", "glm5_next", "glm5_next_text", "hy_v3", "jamba", "kimi_k25",
+        "kimi_linear", "kolibri1", "laguna", "lfm2_moe", "mimo_v2_flash", "minimax_m3_vl",
+        "mistral_large4_text", "nemotron_h", "phimoe", "qwen2_moe", "qwen3_5_moe_text",
+        "qwen4_exp_text",
+    }
+)  # fmt: skip
+"""Models whose experts transformers stacks, while PEFT 0.21 does not turn adapters of single ones into such.
+
+PEFT turns the names of their tensors, but not their config, and then passes over the tensors without a word.
+"""
 
 EXPERT = re.compile(r"(?P<container>.+\.experts)\.(?P<parameter>gate_up_proj|down_proj)\.(?P<index>\d+)")
 """Key of one expert's update where an adapter holds those of all experts in one."""

@@ -12,6 +12,7 @@ from safemerge.storage.architectures import (
     HEADS,
     INPUT_EMBEDDINGS,
     LINEAR_EXPERT,
+    PASSED_OVER,
     ExpertLayout,
     is_tied,
     is_transposed,
@@ -98,15 +99,14 @@ class PlaceFinder:
         return names[0] if names else None
 
     def _refuse_experts(self, modules: list[str]) -> None:
-        layout = EXPERTS.get(self._kind)
         stacked = [module for module in modules if EXPERT.fullmatch(module)]
-        if stacked and layout is None:
+        if stacked and self._kind not in EXPERTS:
             raise UnsupportedAdapterError(
                 f"expected experts of {', '.join(sorted(EXPERTS))}, whose layout on disk is known, "
                 f"got those of a {self._kind} model, such as {stacked[0]}"
             )
         single = [module for module in modules if LINEAR_EXPERT.fullmatch(module) and module not in stacked]
-        if single and layout is not None and not layout.linear:
+        if single and self._kind in PASSED_OVER:
             raise UnsupportedAdapterError(
                 f"expected the experts of a {self._kind} model adapted by target_parameters, got "
                 f"{single[0]} and the like: PEFT 0.21 passes over these when it loads an adapter"

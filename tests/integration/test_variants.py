@@ -23,6 +23,7 @@ from safemerge.errors import AdapterError, MismatchError, UnsupportedAdapterErro
 from safemerge.merging import merge_adapters
 from safemerge.records import MergeReport
 from safemerge.storage.adapters import read_adapter
+from safemerge.storage.architectures import is_transposed
 from tests.integration.dense_oracle import WEIGHTS, dense_merge, logits_of, write_adapter, write_models
 
 pytestmark = [
@@ -376,3 +377,20 @@ def test_checkpoints_of_any_float_type_sharded_or_not(tmp_path: Path, dtypes: tu
     again = merge_adapters(*adapters, models[0], bare, output=tmp_path / "again", threshold=0.0)
     plain = merge_adapters(*adapters, *models, output=tmp_path / "plain", threshold=0.0)
     assert again.layers == plain.layers
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "openai-gpt", "imagegpt", "decision_transformer", "gpt_neo"])
+def test_conv1d_layers_are_those_that_the_table_says(kind: str):
+    sizes = {"n_embd": 16, "hidden_size": 16, "n_layer": 1, "n_head": 2, "vocab_size": 40, "n_positions": 32}
+    layers = (
+        {"attention_types": [[["global"], 1]], "num_layers": 1, "num_heads": 2} if kind == "gpt_neo" else {}
+    )
+    config = transformers.AutoConfig.for_model(kind, **sizes, **layers)
+    model = transformers.AutoModel.from_config(config)
+    conv1d, linear = (
+        {name for name, module in model.named_modules() if isinstance(module, layer)}
+        for layer in (transformers.pytorch_utils.Conv1D, torch.nn.Linear)
+    )
+    assert bool(conv1d) == (kind != "gpt_neo")
+    assert all(is_transposed(kind, name) for name in conv1d)
+    assert not any(is_transposed(kind, name) for name in linear)

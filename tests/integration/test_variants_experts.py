@@ -6,6 +6,7 @@ Tolerances are those of :mod:`tests.integration.test_variants`.
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Iterable
 from functools import partial
@@ -21,6 +22,7 @@ from safetensors.torch import load_file, save_file
 from safemerge.errors import AdapterError, CheckpointError, MismatchError, UnsupportedAdapterError
 from safemerge.evaluation.generation import load_arm
 from safemerge.merging import merge_adapters
+from safemerge.storage import architectures
 from safemerge.storage.adapters import read_adapter
 from safemerge.storage.checkpoints import Checkpoint
 from tests.integration.dense_oracle import IDS, WEIGHTS, logits_of, updates, write_adapter, write_models
@@ -169,12 +171,12 @@ def test_stacked_and_single_experts_do_not_go_together(tmp_path: Path):
 def test_experts_of_another_architecture_are_refused(tmp_path: Path, stacked: tuple[Path, Path]):
     adapter, model = stacked
     copied = shutil.copytree(model, tmp_path / "other")
-    config = json.loads((copied / "config.json").read_text()) | {"model_type": "phimoe"}
+    config = json.loads((copied / "config.json").read_text()) | {"model_type": "granitemoe"}
     (copied / "config.json").write_text(json.dumps(config))
     pairs = read_adapter(adapter).pairs
     with pytest.raises(
         UnsupportedAdapterError,
-        match=r"other: expected experts of gpt_oss, mixtral, .*, got those of a phimoe",
+        match=r"other: expected experts of .*, gpt_oss, .*, mixtral, .*, got those of a granitemoe",
     ):
         Checkpoint.open(copied).locate(pairs)
 
@@ -250,3 +252,49 @@ def test_an_arm_has_all_of_its_adapter_or_is_refused(tmp_path: Path, tiny_checkp
 
 def squares(tensors: Iterable[torch.Tensor]) -> float:
     return sum(float(tensor.square().sum()) for tensor in tensors)
+
+
+SMALL = {
+    "first_k_dense_replace": 0, "head_dim": 4, "kv_lora_rank": 4, "moe_intermediate_size": 12, "moe_k": 2,
+    "moe_layer_start_index": 0, "moe_num_experts": 4, "moe_topk": 2, "n_group": 1, "n_routed_experts": 4,
+    "num_experts": 4, "num_experts_per_tok": 2, "num_local_experts": 4, "q_lora_rank": 4,
+    "qk_nope_head_dim": 4, "qk_rope_head_dim": 4, "topk_group": 1, "v_head_dim": 4,
+}  # fmt: skip
+"""Sizes of mixtures, by all the names that architectures have for them."""
+
+
+@pytest.mark.parametrize("kind", sorted(architectures.EXPERTS))
+def test_experts_lie_on_disk_where_the_table_says(tmp_path: Path, kind: str):
+    config = transformers.AutoConfig.for_model(kind, **SIZES | SMALL)
+    model = transformers.AutoModelForCausalLM.from_config(config)
+    model.save_pretrained(tmp_path)
+    stacks = {
+        name: tensor for name, tensor in model.named_parameters() if ".experts." in name and tensor.ndim == 3
+    }
+    assert {name.rpartition(".")[2] for name in stacks} == set(architectures.EXPERT_PARAMETERS)
+    checkpoint = Checkpoint.open(tmp_path)
+    for name, stack in stacks.items():
+        places = checkpoint.locate([f"{name}.{index}" for index in range(len(stack))])
+        for expert, place in zip(stack, places.values(), strict=True):
+            turned = architectures.EXPERTS[kind].transposed
+            assert torch.equal(checkpoint.read(place), expert.T if turned else expert)
+            assert checkpoint.shape(place) == checkpoint.read(place).shape
+
+
+def test_the_list_of_models_whose_single_experts_peft_passes_over():
+    """Those that transformers has conversions of experts for, and PEFT none of their targets."""
+    from peft.utils import transformers_weight_conversion as peft_conversion
+    from transformers import conversion_mapping
+    from transformers.core_model_loading import WeightConverter
+
+    patterns = peft_conversion._MODEL_TO_CONVERSION_PATTERN
+    kinds = {*conversion_mapping._build_checkpoint_conversion_mapping(), *patterns}
+    stacked = {
+        kind
+        for kind in kinds
+        for conversion in conversion_mapping.get_checkpoint_conversion_mapping(kind) or ()
+        if isinstance(conversion, WeightConverter)
+        and any(re.search(r"experts.*\*", pattern) for pattern in conversion.source_patterns)
+    }
+    turned = {kind for kind in stacked if patterns.get(kind) in peft_conversion._MOE_TARGET_MODULE_MAPPING}
+    assert stacked - turned == architectures.PASSED_OVER
