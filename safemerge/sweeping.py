@@ -141,7 +141,8 @@ def weigh(scored: ScoredAdapters, candidates: Mapping[str, MergeOptions]) -> lis
     Raises:
         SafemergeError: the adapters cannot be merged that way.
     """
-    full = _Layers(scored.task.pairs, scored.safety and scored.safety.pairs, scored.scores)
+    safety = None if scored.safety is None else scored.safety.pairs
+    full = _Layers(scored.task.pairs, safety, scored.scores)
     # Methods that prune look at single entries; all others take the updates in any basis.
     scales = {True: _Scales(full, full), False: _Scales(full, full.in_coordinates())}
     return [
