@@ -273,6 +273,20 @@ def score_pairs(
     return scores, dict(zip(("aligned_model", "unaligned_model"), models, strict=True))
 
 
+def _refuse_equal_models(scores: Mapping[str, LayerScore], merges: Sequence[MergeOptions]) -> None:
+    """Refuse models between which no layer differs: no layer would be merged, without a word."""
+    by_cosine = [
+        merge
+        for merge in merges
+        if methods.get(merge.method).chooses and merge.modules is None and merge.on_undefined != "merge"
+    ]
+    if by_cosine and all(score.undefined == NO_ALIGNMENT for score in scores.values()):
+        raise MismatchError(
+            "expected an aligned model and the same before it was aligned, got two that are equal in all "
+            f"{len(scores)} layers of the adapter: no layer would be merged"
+        )
+
+
 def write_merge(scored: ScoredAdapters, options: MergeOptions, output: Path) -> MergeReport:
     """Merge scored adapters and write adapter, report and plot into a new folder.
 
@@ -311,27 +325,6 @@ def merge_report(
         safety_only_layers=result.safety_only,
         warnings=warnings,
     )
-
-
-def option_settings(options: MergeOptions) -> dict[str, Any]:
-    """Options as plain data, with the weights that are meant where none were given."""
-    task, safety = options.weights
-    settings = dataclasses.asdict(options) | {"task_weight": task, "safety_weight": safety}
-    return {name: list(value) if isinstance(value, tuple) else value for name, value in settings.items()}
-
-
-def _refuse_equal_models(scores: Mapping[str, LayerScore], merges: Sequence[MergeOptions]) -> None:
-    """Refuse models between which no layer differs: no layer would be merged, without a word."""
-    by_cosine = [
-        merge
-        for merge in merges
-        if methods.get(merge.method).chooses and merge.modules is None and merge.on_undefined != "merge"
-    ]
-    if by_cosine and all(score.undefined == NO_ALIGNMENT for score in scores.values()):
-        raise MismatchError(
-            "expected an aligned model and the same before it was aligned, got two that are equal in all "
-            f"{len(scores)} layers of the adapter: no layer would be merged"
-        )
 
 
 def resolve_device(name: str) -> torch.device:
@@ -387,3 +380,10 @@ def merge_options(config: MergeConfig) -> MergeOptions:
         rank=config.rank,
         max_error=config.max_error,
     )
+
+
+def option_settings(options: MergeOptions) -> dict[str, Any]:
+    """Options as plain data, with the weights that are meant where none were given."""
+    task, safety = options.weights
+    settings = dataclasses.asdict(options) | {"task_weight": task, "safety_weight": safety}
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in settings.items()}

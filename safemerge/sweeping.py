@@ -8,16 +8,17 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
 import safemerge
 from safemerge.config.recipes import SweepGrid
 from safemerge.core import methods
 from safemerge.core.compress import compressed
-from safemerge.core.difference import inner_product
+from safemerge.core.difference import difference_norm, in_coordinates, inner_product
 from safemerge.core.lora import LoraPair
 from safemerge.core.merge import MergePlan, plan_merge
 from safemerge.core.options import SELECTIONS, MergeOptions
-from safemerge.core.scoring import Progress
+from safemerge.core.scoring import LayerScore, Progress
 from safemerge.errors import ConfigError
 from safemerge.merging import ScoredAdapters, option_settings, score_adapters, write_merge
 from safemerge.reports import Candidate, SweepReport
@@ -135,23 +136,50 @@ def sweep_adapters(
 
 
 def weigh(scored: ScoredAdapters, candidates: Mapping[str, MergeOptions]) -> list[Candidate]:
-    """What each merge would be, without writing it."""
+    """What each merge would be, without writing it.
+
+    Raises:
+        SafemergeError: the adapters cannot be merged that way.
+    """
     safety = None if scored.safety is None else scored.safety.pairs
-    plans = {
-        name: plan_merge(scored.task.pairs, safety, scored.scores, options)
+    full = _Layers(scored.task.pairs, safety, scored.scores)
+    # Methods that prune look at single entries; all others take the updates in any basis.
+    scales = {True: _Scales(full, full), False: _Scales(full, full.in_coordinates())}
+    return [
+        scales[methods.get(options.method).prunes].candidate(name, options)
         for name, options in candidates.items()
-    }
-    scales = _Scales(scored)
-    return [scales.candidate(name, plan) for name, plan in plans.items()]
+    ]
+
+
+class _Layers(NamedTuple):
+    """What merges are made of."""
+
+    task: Mapping[str, LoraPair]
+    safety: Mapping[str, LoraPair] | None
+    scores: Mapping[str, LayerScore]
+
+    def in_coordinates(self) -> _Layers:
+        """The same in bases of each layer, in which updates are small matrices."""
+        task, safety, scores = {}, {}, {}
+        for module, pair in self.task.items():
+            others = dict(self.scores[module].terms)
+            if self.safety is not None and module in self.safety:
+                others[""] = self.safety[module]
+            task[module], *rest = in_coordinates([pair, *others.values()])
+            small = dict(zip(others, rest, strict=True))
+            if "" in small:
+                safety[module] = small.pop("")
+            scores[module] = self.scores[module]._replace(terms=small)
+        return _Layers(task, None if self.safety is None else safety, scores)
 
 
 class _Figures(NamedTuple):
     """Of one layer's stored update ΔW, all in float64."""
 
     change: float
-    """‖ΔW − ΔW_task‖²."""
-    square: float
-    """‖ΔW‖²."""
+    """‖ΔW − ΔW_task‖."""
+    norm: float
+    """‖ΔW‖."""
     safety: float
     """⟨ΔW, ΔW_safety⟩; 0 where the safety adapter lacks the layer."""
     rank: int
@@ -162,71 +190,60 @@ class _Figures(NamedTuple):
 class _Scales:
     """Weighs updates, each once: merges that differ only in the layers they choose share them."""
 
-    def __init__(self, scored: ScoredAdapters) -> None:
-        self._task = scored.task.pairs
-        self._safety = {} if scored.safety is None else scored.safety.pairs
-        self._task_square = sum(score.task_norm**2 for score in scored.scores.values())
-        self._safety_square = sum(pair.norm() ** 2 for pair in self._safety.values())
-        self._kept = {
-            module: _Figures(0.0, score.task_norm**2, self._with_safety(pair, module), pair.rank, 0.0)
-            for module, score in scored.scores.items()
-            if (pair := self._task[module])
-        }
-        self._known: dict[tuple[str, bool, tuple[object, ...]], _Figures] = {}
+    def __init__(self, full: _Layers, layers: _Layers) -> None:
+        self._layers = layers
+        self._task_norm = math.hypot(*(score.task_norm for score in full.scores.values()))
+        self._safety_norm = math.hypot(*(pair.norm() for pair in (full.safety or {}).values()))
+        self._known: dict[tuple[object, ...], _Figures] = {}
 
-    def candidate(self, name: str, plan: MergePlan) -> Candidate:
+    def candidate(self, name: str, options: MergeOptions) -> Candidate:
         """Sum a merge up over its layers."""
-        found = {module: self._of(plan, module) for module in self._task}
-        change, square, safety = (
-            sum(getattr(figures, what) for figures in found.values())
-            for what in ("change", "square", "safety")
+        plan = plan_merge(*self._layers, options)
+        found = [self._figures(plan, module) for module in self._layers.task]
+        change, norm = (
+            math.hypot(*(getattr(figures, what) for figures in found)) for what in ("change", "norm")
         )
-        errors = [figures.error for figures in found.values()]
-        known = [error for error in errors if error is not None]
-        weighed = square > 0 and self._safety_square > 0
+        safety = sum(figures.safety for figures in found)
+        errors = [figures.error for figures in found if figures.error is not None]
+        comparable = norm > 0 and self._safety_norm > 0
         return Candidate(
             name=name,
-            options=option_settings(plan.options),
+            options=option_settings(options),
             layers_merged=len(plan.selection.chosen),
             threshold=plan.selection.threshold,
-            change=math.sqrt(max(0.0, change) / self._task_square) if self._task_square > 0 else 0.0,
-            safety_cosine=safety / math.sqrt(square * self._safety_square) if weighed else None,
-            rank=plan.options.rank or max(figures.rank for figures in found.values()),
-            error=max(known) if len(known) == len(errors) else None,
+            change=change / self._task_norm if self._task_norm > 0 else 0.0,
+            safety_cosine=safety / norm / self._safety_norm if comparable else None,
+            rank=options.rank or max(figures.rank for figures in found),
+            error=max(errors) if len(errors) == len(found) else None,
         )
 
-    def _of(self, plan: MergePlan, module: str) -> _Figures:
+    def _figures(self, plan: MergePlan, module: str) -> _Figures:
         merged = module in plan.selection.chosen
         compressing = plan.options.rank is not None or plan.options.max_error is not None
-        if not (merged or compressing or plan.method.changes_kept):
-            return self._kept[module]
-        rest = tuple(value for name, value in vars(plan.options).items() if name not in SELECTIONS)
-        key = (module, merged, rest)
+        if merged or compressing or plan.method.changes_kept:
+            rest = (value for name, value in vars(plan.options).items() if name not in SELECTIONS)
+            key: tuple[object, ...] = (module, merged, *rest)
+        else:
+            key = (module,)  # ΔW_task as it is, whatever the options
         if key not in self._known:
             self._known[key] = self._weighed(plan, module, compressing)
         return self._known[key]
 
     def _weighed(self, plan: MergePlan, module: str, compressing: bool) -> _Figures:
-        update, task = plan.update(module), self._task[module]
-        error: float | None = None if isinstance(update, torch.Tensor) else 0.0
+        task, safety = self._layers.task[module], (self._layers.safety or {}).get(module)
+        update = plan.update(module)
+        error: float | None = None if isinstance(update, Tensor) else 0.0
+        rank = task.rank + (0 if safety is None else safety.rank)
         if compressing:
             update, error = compressed(update, rank=plan.options.rank, max_error=plan.options.max_error)
         if isinstance(update, LoraPair):
-            square = inner_product(update, update)
-            change = square - 2 * inner_product(update, task) + plan.scores[module].task_norm ** 2
-            return _Figures(change, square, self._with_safety(update, module), update.rank, error)
-        # The method built the update in full, so that one more such matrix costs little.
-        change = float(torch.linalg.vector_norm(update - task.delta())) ** 2
-        safety, with_safety = self._safety.get(module), 0.0
-        if safety is not None:
-            projected = safety.lora_b.to(update.dtype).T @ update
-            with_safety = safety.scale * float((projected * safety.lora_a.to(update.dtype)).sum())
-        rank = task.rank + (0 if safety is None else safety.rank)
-        return _Figures(change, float(torch.linalg.vector_norm(update)) ** 2, with_safety, rank, None)
-
-    def _with_safety(self, update: LoraPair, module: str) -> float:
-        safety = self._safety.get(module)
-        return 0.0 if safety is None else inner_product(update, safety)
+            change, norm, rank = difference_norm(update, task), update.norm(), update.rank
+            with_safety = 0.0 if safety is None else inner_product(update, safety)
+        else:
+            # The method built the update in full, so that more such matrices cost little.
+            change, norm = (float(torch.linalg.vector_norm(m)) for m in (update - task.delta(), update))
+            with_safety = 0.0 if safety is None else float((update * safety.delta()).sum())
+        return _Figures(change, norm, with_safety, rank, error)
 
 
 def _chosen(candidates: Mapping[str, MergeOptions], write: Collection[str]) -> list[str]:

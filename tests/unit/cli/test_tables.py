@@ -45,7 +45,7 @@ def test_a_grid_of_32_layers_fits_any_width(width: int, bands: int) -> None:
 def test_a_cell_says_undefined_and_nothing_where_there_is_no_layer() -> None:
     lines = shown(tables.grid({"layers.0.q": None, "layers.1.q": 0.5, "layers.1.v": 0.25}, 80))
     assert lines[1].split() == ["q", "·", "50"]
-    assert lines[2].rstrip() == "v          25"
+    assert lines[2].rstrip() == "v         25"
 
 
 def test_all_undefined_and_no_layer_at_all() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from safemerge.core.difference import difference_norm, inner_product
+from safemerge.core.difference import difference_norm, in_coordinates, inner_product
 from safemerge.core.lora import LoraPair
 from safemerge.errors import MismatchError
 
@@ -37,7 +37,24 @@ def test_a_small_difference_keeps_its_figures() -> None:
     assert difference_norm(first, second) == pytest.approx(expected, rel=1e-5)
 
 
-@pytest.mark.parametrize("of", [inner_product, difference_norm])
+@pytest.mark.parametrize("ranks", [(2, 3), (4, 3), (1, 1)])
+def test_in_coordinates_lengths_angles_and_singular_values_stay(ranks: tuple[int, int]) -> None:
+    pairs = [
+        _pair(seed, rank, scale) for seed, (rank, scale) in enumerate(zip(ranks, (2.0, -0.5), strict=True))
+    ]
+    small = in_coordinates(pairs)
+    assert [pair.rank for pair in small] == list(ranks)
+    assert small[0].shape == (min(7, sum(ranks)), min(5, sum(ranks)))
+    # float64 roundings of QR.
+    assert inner_product(*small) == pytest.approx(inner_product(*pairs), rel=1e-11)
+    assert difference_norm(*small) == pytest.approx(difference_norm(*pairs), rel=1e-12)
+    for pair, other in zip(pairs, small, strict=True):
+        expected = torch.linalg.svdvals(pair.delta(torch.float64))[: pair.rank]
+        found = torch.linalg.svdvals(other.delta(torch.float64))[: pair.rank]
+        assert torch.allclose(found, expected, rtol=1e-11)
+
+
+@pytest.mark.parametrize("of", [inner_product, difference_norm, lambda *pairs: in_coordinates(pairs)])
 def test_updates_of_other_shapes_are_refused(of) -> None:
     with pytest.raises(MismatchError, match=r"expected updates of one shape, got \(7, 5\) and \(5, 5\)"):
         of(_pair(0, 2, 1.0), _pair(0, 2, 1.0, (5, 5)))
