@@ -45,7 +45,7 @@ BEST |= {"peak_bytes": max, "above_imports_bytes": max}
 
 def prepare_safemerge() -> Callable[[Path], None]:
     """Import safemerge; gives what is measured."""
-    from safemerge.exporting import export_adapter
+    from safemerge.engine.exporting import export_adapter
 
     return lambda folder: _done(export_adapter(folder / MODEL, folder / ADAPTER, output=folder / "safemerge"))
 

@@ -29,7 +29,7 @@ def inputs(folder: Path, layers: int) -> tuple[Path, Path, Path, Path]:
 def run_merge(folder: Path, _shape: Shape, _targets: str, layers: int, repeats: int) -> Json:
     """``merge_adapters`` as the command line runs it, with digests, report and plot: in a fresh process."""
     import safemerge.plots  # noqa: F401 - imports are not measured
-    from safemerge.merging import merge_adapters
+    from safemerge.engine.merging import merge_adapters
 
     output = folder / "merged"
 
@@ -158,7 +158,7 @@ def _offset(file: Path, name: str) -> int:
 
 def run_floor(folder: Path, shape: Shape, targets: str, layers: int, repeats: int) -> Json:
     """The floor and scoring in one process, in turn: with the models' digests and without."""
-    from safemerge.merging import score_adapters
+    from safemerge.engine.scores import score_adapters
 
     floor = _Floor(folder, shape.adapted(targets, layers))
     task, _, *models = inputs(folder, layers)
@@ -179,7 +179,7 @@ def run_floor(folder: Path, shape: Shape, targets: str, layers: int, repeats: in
 
 def run_many(folder: Path, _shape: Shape, _targets: str, layers: int, repeats: int, adapters: int) -> Json:
     """One adapter and many in a pass each, in one process, in turn: with the models' digests and without."""
-    from safemerge.merging import score_pairs
+    from safemerge.engine.scores import score_pairs
     from safemerge.storage.adapters import read_adapter
 
     tasks = [read_adapter(folder / f"task-{number}-{layers}").pairs for number in range(adapters)]
@@ -224,7 +224,8 @@ def run_sweep(folder: Path, _shape: Shape, _targets: str, layers: int, repeats: 
     """
     from safemerge.core.merge import plan_merge
     from safemerge.core.options import MergeOptions
-    from safemerge.merging import score_adapters, write_merge
+    from safemerge.engine.merging import write_merge
+    from safemerge.engine.scores import score_adapters
 
     output = folder / "merged"
 

@@ -6,15 +6,15 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from safemerge.comparing import compare_adapters
     from safemerge.core.lora import LoraPair
     from safemerge.core.merge import MergeResult, safemerge
-    from safemerge.cosines import score_cosines
-    from safemerge.exporting import export_adapter, export_merge
-    from safemerge.inspection import inspect_adapters
-    from safemerge.merging import merge_adapters
+    from safemerge.engine.comparing import compare_adapters
+    from safemerge.engine.cosines import score_cosines
+    from safemerge.engine.exporting import export_adapter, export_merge
+    from safemerge.engine.inspection import inspect_adapters
+    from safemerge.engine.merging import merge_adapters
+    from safemerge.engine.sweeping import sweep_adapters
     from safemerge.peft_model import merge_into
-    from safemerge.sweeping import sweep_adapters
 
 __version__ = "0.1.0"
 
@@ -35,15 +35,15 @@ __all__ = [
 _HOMES = {
     "LoraPair": "safemerge.core.lora",
     "MergeResult": "safemerge.core.merge",
-    "compare_adapters": "safemerge.comparing",
-    "export_adapter": "safemerge.exporting",
-    "export_merge": "safemerge.exporting",
-    "inspect_adapters": "safemerge.inspection",
-    "merge_adapters": "safemerge.merging",
+    "compare_adapters": "safemerge.engine.comparing",
+    "export_adapter": "safemerge.engine.exporting",
+    "export_merge": "safemerge.engine.exporting",
+    "inspect_adapters": "safemerge.engine.inspection",
+    "merge_adapters": "safemerge.engine.merging",
     "merge_into": "safemerge.peft_model",
     "safemerge": "safemerge.core.merge",
-    "score_cosines": "safemerge.cosines",
-    "sweep_adapters": "safemerge.sweeping",
+    "score_cosines": "safemerge.engine.cosines",
+    "sweep_adapters": "safemerge.engine.sweeping",
 }
 
 

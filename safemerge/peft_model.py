@@ -21,8 +21,9 @@ from safemerge.core.lora import LoraPair
 from safemerge.core.merge import MergeResult, alignment_terms, check_shapes, merge_scored
 from safemerge.core.options import MergeOptions, OnUndefined
 from safemerge.core.scoring import Progress
+from safemerge.engine.merging import merge_report
+from safemerge.engine.scores import score_pairs
 from safemerge.errors import ConfigError, MissingDependencyError, NonFiniteError, UnsupportedAdapterError
-from safemerge.merging import merge_report, score_pairs
 from safemerge.records import MergeReport, json_digest
 from safemerge.storage.adapter_config import refuse_variants
 from safemerge.storage.adapters import check_same_base

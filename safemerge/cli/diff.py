@@ -48,7 +48,7 @@ def diff(
 
     The difference is ‖ΔW_A − ΔW_B‖ / ‖ΔW_A‖, from the factors alone, in float64.
     """
-    from safemerge.comparing import compare_adapters
+    from safemerge.engine.comparing import compare_adapters
 
     report = compare_adapters(a, b, tolerance=tolerance)
     if as_json:
@@ -82,7 +82,7 @@ def _print(report: DifferenceReport, all_layers: bool) -> None:
 
 
 def _rows(layers: Sequence[LayerDifference]) -> list[list[str]]:
-    from safemerge.module_names import module_kinds, position
+    from safemerge.core.module_names import module_kinds, position
 
     kinds = module_kinds([layer.module for layer in layers])
     rows = []

@@ -14,7 +14,7 @@ from safemerge.core import methods
 from safemerge.core.options import DEFAULT_THRESHOLD, OnUndefined
 
 if TYPE_CHECKING:
-    from safemerge.exporting import ExportReport
+    from safemerge.engine.exporting import ExportReport
 
 ADAPTER = "An adapter as it is: each a folder or a hub id, with @revision or without"
 MERGE = "Or a merge of two, which is stored nowhere else"
@@ -143,7 +143,7 @@ def export(
     if private and push_to_hub is None:
         ctx.fail("--private: expected with --push-to-hub, got alone")
 
-    from safemerge.exporting import export_adapter, export_merge
+    from safemerge.engine.exporting import export_adapter, export_merge
     from safemerge.storage.hub_upload import HubTarget
 
     hub = None if push_to_hub is None else HubTarget(push_to_hub, private=private)

@@ -43,7 +43,7 @@ def inspect(
 
     Works on adapters alone; the models' weights are not read.
     """
-    from safemerge.inspection import inspect_adapters
+    from safemerge.engine.inspection import inspect_adapters
 
     report = inspect_adapters(adapters, aligned_model=aligned_model, unaligned_model=unaligned_model)
     if as_json:

@@ -182,7 +182,7 @@ def _recipe_arguments(ctx: typer.Context, config: Path, given: dict[str, Any]) -
 def _merge(arguments: dict[str, Any], hash_files: bool) -> MergeReport:
     from safemerge.cli.advice import base_model_warnings, option_warnings
     from safemerge.cli.tables import progress_bar, warn
-    from safemerge.merging import merge_adapters
+    from safemerge.engine.merging import merge_adapters
 
     warn(*option_warnings(_options(arguments)))
     with progress_bar() as progress:

@@ -1,7 +1,7 @@
 """The flags of the script published with the paper, so that its users move over unchanged.
 
 Pure translation: the script's flags in, the keyword arguments of
-:func:`safemerge.merging.merge_adapters` out. What the script makes of them, and
+:func:`safemerge.engine.merging.merge_adapters` out. What the script makes of them, and
 so what is made here: PEFT's ``linear`` or ``dare_linear`` of the two adapters, which is
 not the paper's formula.
 """

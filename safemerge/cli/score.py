@@ -53,7 +53,7 @@ def score(
     would repair the layer. Nothing is merged.
     """
     from safemerge.cli.tables import progress_bar, warn
-    from safemerge.cosines import score_cosines
+    from safemerge.engine.cosines import score_cosines
     from safemerge.storage.atomic import check_absent
 
     if output is not None:

@@ -149,7 +149,7 @@ def _recipe(config: Path | None, given: dict[str, Any]) -> SweepRecipe:
 def _sweep(recipe: SweepRecipe, hash_files: bool) -> SweepReport:
     from safemerge.cli.advice import base_model_warnings, option_warnings
     from safemerge.cli.tables import progress_bar, warn
-    from safemerge.sweeping import candidates, sweep_adapters
+    from safemerge.engine.sweeping import candidates, sweep_adapters
 
     found = candidates(recipe.grid)
     for options in found.values():

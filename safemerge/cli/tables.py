@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Literal
 
 import typer
 
-from safemerge.module_names import module_kinds, natural, position
+from safemerge.core.module_names import module_kinds, natural, position
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType

@@ -63,7 +63,7 @@ def merge(context: StepContext, request: StepRequest) -> StepResult:
     if done := already_done(context, run, "merge", digest, "merge"):
         return done
 
-    from safemerge.merging import merge_arms, merge_options
+    from safemerge.engine.merging import merge_arms, merge_options
     from safemerge.storage.adapters import adapter_digest
 
     output = context.workspace.work("merge", digest) / "arms"

@@ -93,7 +93,7 @@ def open_run(context: StepContext, request: StepRequest) -> StepResult:
 
 def check_merge(config: PipelineConfig) -> None:
     """Let a merge that could not be made fail here, not once both adapters are trained."""
-    from safemerge.merging import merge_options
+    from safemerge.engine.merging import merge_options
 
     merge_options(config.merge)
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from io import BytesIO
 from typing import TYPE_CHECKING, NamedTuple
 
+from safemerge.core.module_names import module_kinds, natural, position
 from safemerge.errors import MissingDependencyError
-from safemerge.module_names import module_kinds, natural, position
 from safemerge.plots.page import Figure, Json, axis, figure, page
 from safemerge.reports import AdapterCosines, CosineReport
 

@@ -7,7 +7,7 @@ from html import escape
 from math import ceil
 from typing import Any, NamedTuple
 
-from safemerge.module_names import module_kinds, natural, position
+from safemerge.core.module_names import module_kinds, natural, position
 from safemerge.plots.page import Json, axis, figure, page
 from safemerge.records import LayerReport, MergeReport
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from safemerge.exporting import export_adapter
+from safemerge.engine.exporting import export_adapter
 from safemerge.storage import shards
 from safemerge.storage.checkpoints import Checkpoint
 

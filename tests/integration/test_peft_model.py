@@ -10,8 +10,8 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.lora import LoraLayer
 from transformers import AutoModelForCausalLM
 
+from safemerge.engine.merging import merge_adapters
 from safemerge.errors import ConfigError, MismatchError, NonFiniteError, UnsupportedAdapterError
-from safemerge.merging import merge_adapters
 from safemerge.peft_model import merge_into
 from tests.integration.dense_oracle import write_adapter, write_models
 from tests.integration.test_variants import gpt2

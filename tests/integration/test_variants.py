@@ -19,8 +19,8 @@ import transformers
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
 
+from safemerge.engine.merging import merge_adapters
 from safemerge.errors import AdapterError, MismatchError, UnsupportedAdapterError
-from safemerge.merging import merge_adapters
 from safemerge.records import MergeReport
 from safemerge.storage.adapters import read_adapter
 from safemerge.storage.architectures import is_transposed

@@ -58,7 +58,7 @@ def test_light_modules_load_nothing_heavy(modules):
 def test_scoring_and_merging_load_no_library_of_models():
     rest = tuple(name for name in HEAVY if name != "torch")
     loaded = fresh(
-        f"import sys, safemerge.merging, safemerge.plots; print(*set({rest}) & sys.modules.keys())"
+        f"import sys, safemerge.engine.merging, safemerge.plots; print(*set({rest}) & sys.modules.keys())"
     )
     assert loaded.split() == []
 

@@ -11,7 +11,7 @@ from typer.testing import CliRunner, Result
 
 from safemerge.cli.export import StoredDtype
 from safemerge.cli.main import app
-from safemerge.exporting import Dtype
+from safemerge.engine.exporting import Dtype
 from tests.unit.conftest import MergeFiles
 
 

@@ -9,7 +9,7 @@ import pytest
 from pydantic import ValidationError
 
 from safemerge.config.models import MergeConfig
-from safemerge.merging import merge_options
+from safemerge.engine.merging import merge_options
 
 
 def test_a_merge_can_be_configured_with_every_option():

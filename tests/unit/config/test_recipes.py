@@ -16,9 +16,9 @@ from safemerge.config.load import (
     sweep_recipe,
 )
 from safemerge.config.recipes import MergeRecipe, SweepGrid
+from safemerge.engine.merging import merge_options
+from safemerge.engine.sweeping import candidates
 from safemerge.errors import ConfigError
-from safemerge.merging import merge_options
-from safemerge.sweeping import candidates
 
 EXAMPLES = Path(__file__).parents[3] / "examples"
 INPUTS = (

@@ -13,10 +13,10 @@ from safemerge import merge_adapters, sweep_adapters, sweeping
 from safemerge.config.recipes import SweepGrid
 from safemerge.core import methods
 from safemerge.core.options import MergeOptions
+from safemerge.engine.sweeping import candidates
 from safemerge.errors import ConfigError, OutputExistsError
 from safemerge.reports import SweepReport
 from safemerge.storage.adapters import read_adapter
-from safemerge.sweeping import candidates
 
 GRID = SweepGrid(
     methods=methods.names(),  # all: one that looks at single entries must say that it prunes

@@ -13,6 +13,8 @@ from safetensors.torch import load_file
 
 from safemerge import __version__, merge_adapters
 from safemerge.config.models import MergeConfig
+from safemerge.engine.merging import merge_arms
+from safemerge.engine.scores import resolve_device, score_adapters
 from safemerge.errors import (
     AdapterError,
     CheckpointError,
@@ -23,7 +25,6 @@ from safemerge.errors import (
     OutputExistsError,
     UnsupportedAdapterError,
 )
-from safemerge.merging import merge_arms, resolve_device, score_adapters
 from safemerge.records import MergeReport
 from safemerge.storage.adapters import adapter_digest, read_adapter
 

@@ -15,8 +15,9 @@ from safemerge.core import methods
 from safemerge.core.merge import MergePlan, MergeResult, plan_merge
 from safemerge.core.options import MergeOptions, OnUndefined
 from safemerge.core.scoring import Progress, natural_order
+from safemerge.engine.merging import REPORT_FILE, merge_report
+from safemerge.engine.scores import ScoredAdapters, score_adapters
 from safemerge.errors import ConfigError
-from safemerge.merging import REPORT_FILE, ScoredAdapters, merge_report, score_adapters
 from safemerge.records import FORMAT_VERSION, MergeReport, Record
 from safemerge.storage.adapters import adapter_digest, check_same_base, read_adapter
 from safemerge.storage.atomic import atomic_folder, check_absent

@@ -19,8 +19,9 @@ from safemerge.core.lora import LoraPair
 from safemerge.core.merge import MergePlan, plan_merge
 from safemerge.core.options import SELECTIONS, MergeOptions
 from safemerge.core.scoring import LayerScore, Progress
+from safemerge.engine.merging import option_settings, write_merge
+from safemerge.engine.scores import ScoredAdapters, score_adapters
 from safemerge.errors import ConfigError
-from safemerge.merging import ScoredAdapters, option_settings, score_adapters, write_merge
 from safemerge.reports import Candidate, SweepReport
 from safemerge.storage.atomic import atomic_folder, check_absent
 

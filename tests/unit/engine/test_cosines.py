@@ -6,7 +6,7 @@ import pytest
 from safetensors.torch import load_file
 
 from safemerge import merge_adapters, score_cosines
-from safemerge.cosines import QUANTILES, THRESHOLDS, default_threshold_warning
+from safemerge.engine.cosines import QUANTILES, THRESHOLDS, default_threshold_warning
 from safemerge.errors import ConfigError
 from safemerge.reports import AdapterCosines, CosineReport, LayerCosine
 

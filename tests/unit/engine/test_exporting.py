@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from safemerge import exporting
+from safemerge.engine.exporting import ExportReport, export_adapter, export_merge
 from safemerge.errors import (
     CheckpointError,
     ConfigError,
@@ -24,7 +25,6 @@ from safemerge.errors import (
     NonFiniteError,
     OutputExistsError,
 )
-from safemerge.exporting import ExportReport, export_adapter, export_merge
 from safemerge.records import MergeReport
 from safemerge.storage.adapters import read_adapter
 from safemerge.storage.hub_upload import HubTarget
@@ -245,7 +245,7 @@ def test_hub_ids_are_kept_in_report_and_card(
 
 
 def test_the_report_of_a_merge_is_that_of_the_merged_adapter(merge_files: MergeFiles, tmp_path: Path) -> None:
-    from safemerge.merging import merge_adapters
+    from safemerge.engine.merging import merge_adapters
 
     _merge(merge_files, tmp_path / "new", quantile=0.5)
     report = merge_adapters(*merge_files, output=tmp_path / "adapter", quantile=0.5)

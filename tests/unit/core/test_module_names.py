@@ -7,7 +7,7 @@ import doctest
 import pytest
 
 from safemerge import module_names
-from safemerge.module_names import grouped, module_kinds
+from safemerge.core.module_names import grouped, module_kinds
 
 
 def test_the_examples_hold() -> None:
