@@ -63,11 +63,11 @@ def settle_page_cache(folder: Path) -> str:
     warm = sum(file.stat().st_size for file in files) < available_bytes() / 2
     for path in files:
         with path.open("rb") as file:
+            os.fsync(file.fileno())  # what is still being written slows the rest, and cannot be dropped
             if warm:
                 while file.read(1 << 24):
                     pass
             else:
-                os.fsync(file.fileno())  # pages that are not on disk yet cannot be dropped
                 os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
     return "warm" if warm else "cold"
 
