@@ -10,25 +10,20 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from safemerge.core import methods
-from safemerge.core.options import DEFAULT_THRESHOLD, OnUndefined
+from safemerge.cli import flags
 
 if TYPE_CHECKING:
     from safemerge.engine.exporting import ExportReport
 
-ADAPTER = "An adapter as it is: each a folder or a hub id, with @revision or without"
-MERGE = "Or a merge of two, which is stored nowhere else"
+ADAPTER = "An adapter as it is; or give the four inputs of a merge, which is then stored nowhere else"
 
-EPILOG = "\n\n".join(
-    (
-        "[bold]Examples[/bold]",
-        "A repaired adapter, for servers that load no adapters:",
-        "[cyan]safemerge export --model org/model-instruct --adapter ./repaired --output ./model[/cyan]",
-        "A merge of full rank, which an adapter would have to compress:",
-        "[cyan]safemerge export --task-adapter ./gsm8k-lora --safety-adapter ./safety-lora "
-        "--aligned-model org/model-instruct --unaligned-model org/model --method exact --quantile 0.5 "
-        "--output ./model --push-to-hub org/model-repaired --private[/cyan]",
-    )
+EPILOG = flags.epilog(
+    "A repaired adapter, for servers that load no adapters:",
+    "safemerge export --model org/model-instruct --adapter ./repaired --output ./model",
+    "A merge of full rank, which an adapter would have to compress, and its upload:",
+    "safemerge export --task-adapter ./gsm8k-lora --safety-adapter ./safety-lora "
+    "--aligned-model org/model-instruct --unaligned-model org/model --method ties --density 0.2 "
+    "--output ./model --push-to-hub org/model-repaired --private",
 )
 
 
@@ -46,61 +41,27 @@ def register(app: typer.Typer) -> None:
     app.command(name="export", epilog=EPILOG)(export)
 
 
-def _in(panel: str, text: str, **settings: Any) -> Any:
-    return typer.Option(help=text, rich_help_panel=panel, show_default=False, **settings)
-
-
-def _method(name: str) -> str:
-    if name not in methods.names():
-        raise typer.BadParameter(f"expected one of {', '.join(methods.names())}, got {name!r}")
-    return name
-
-
 def export(
     ctx: typer.Context,
     output: Annotated[Path, typer.Option(help="Folder to write; must not exist.", show_default=False)],
-    model: Annotated[str | None, _in(ADAPTER, "The model that the adapter belongs to.")] = None,
-    adapter: Annotated[str | None, _in(ADAPTER, "LoRA or DoRA adapter.")] = None,
-    task_adapter: Annotated[str | None, _in(MERGE, "LoRA adapter fine-tuned on the task.")] = None,
-    safety_adapter: Annotated[str | None, _in(MERGE, "LoRA adapter fine-tuned to refuse harm.")] = None,
-    aligned_model: Annotated[str | None, _in(MERGE, "The model that both adapters belong to.")] = None,
-    unaligned_model: Annotated[str | None, _in(MERGE, "The same model before it was aligned.")] = None,
-    method: Annotated[
-        str | None,
-        _in(
-            MERGE,
-            f"One of {', '.join(methods.names())}. [dim]\\[default: {methods.DEFAULT}][/dim]",
-            parser=_method,
-            metavar="NAME",
-            autocompletion=methods.names,
-        ),
-    ] = None,
-    threshold: Annotated[
-        float | None,
-        _in(MERGE, f"Merge layers whose cosine lies below it. [dim]\\[default: {DEFAULT_THRESHOLD}][/dim]"),
-    ] = None,
-    quantile: Annotated[
-        float | None,
-        _in(MERGE, "Merge this share of the layers, those with the lowest cosines.", min=0, max=1),
-    ] = None,
-    count: Annotated[
-        int | None, _in(MERGE, "Merge so many layers, those with the lowest cosines.", min=0)
-    ] = None,
-    modules: Annotated[
-        list[str] | None, _in(MERGE, "Merge these layers: a path or a pattern with *; may be repeated.")
-    ] = None,
-    task_weight: Annotated[
-        float | None, _in(MERGE, "Weight of the task adapter. [dim]\\[default: the method's][/dim]")
-    ] = None,
-    safety_weight: Annotated[
-        float | None, _in(MERGE, "Weight of the safety adapter. [dim]\\[default: the method's][/dim]")
-    ] = None,
-    on_undefined: Annotated[
-        OnUndefined | None,
-        _in(MERGE, "What to do where a cosine is undefined. [dim]\\[default: keep][/dim]"),
-    ] = None,
-    density: Annotated[float | None, _in(MERGE, "Share of entries that methods which prune keep.")] = None,
-    seed: Annotated[int | None, _in(MERGE, "Seed of random draws. [dim]\\[default: 0][/dim]")] = None,
+    model: Annotated[str | None, flags.option(ADAPTER, "The model that the adapter belongs to.")] = None,
+    adapter: Annotated[str | None, flags.option(ADAPTER, "LoRA or DoRA adapter.")] = None,
+    task_adapter: flags.TaskAdapter = None,
+    safety_adapter: flags.SafetyAdapter = None,
+    aligned_model: flags.AlignedModel = None,
+    unaligned_model: flags.UnalignedModel = None,
+    threshold: flags.Threshold = None,
+    quantile: flags.Quantile = None,
+    count: flags.Count = None,
+    layers: flags.Layers = None,
+    on_undefined: flags.WhereUndefined = None,
+    method: flags.Method = None,
+    task_weight: flags.TaskWeight = None,
+    safety_weight: flags.SafetyWeight = None,
+    density: flags.Density = None,
+    components: flags.Components = None,
+    seed: flags.Seed = None,
+    device: flags.Device = "cpu",
     dtype: Annotated[
         StoredDtype, typer.Option(help="Store float tensors as this; keep leaves each its own.")
     ] = StoredDtype.KEEP,
@@ -113,9 +74,7 @@ def export(
     private: Annotated[
         bool, typer.Option("--private", help="Make that repository private, where it is new.")
     ] = False,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print the report as JSON on stdout and no summary.")
-    ] = False,
+    as_json: flags.AsJson = False,
 ) -> None:
     """Write a full model with an adapter, or with a merge of two, folded into its weights.
 
@@ -132,11 +91,12 @@ def export(
         "threshold": threshold,
         "quantile": quantile,
         "count": count,
-        "modules": modules or None,
+        "modules": layers or None,
         "task_weight": task_weight,
         "safety_weight": safety_weight,
         "on_undefined": on_undefined,
         "density": density,
+        "components": components,
         "seed": seed,
     }
     merges = _merges(ctx, one, two)
@@ -152,7 +112,7 @@ def export(
     with _progress() as (scored, written):
         if merges:
             given.setdefault("safety_adapter", None)
-            report = export_merge(**given, scoring_progress=scored, progress=written)
+            report = export_merge(**given, device=device, scoring_progress=scored, progress=written)
         else:
             report = export_adapter(**given, progress=written)
     if as_json:
@@ -166,13 +126,12 @@ def export(
 def _merges(ctx: typer.Context, one: dict[str, Any], two: dict[str, Any]) -> bool:
     """Whether the flags are those of a merge; leaves with a usage error where they are of both or neither."""
     as_one, as_two = (
-        [f"--{name.replace('_', '-')}" for name, value in flags.items() if value is not None]
-        for flags in (one, two)
+        [flags.flag(name) for name, value in given.items() if value is not None] for given in (one, two)
     )
     if as_one and as_two:
         ctx.fail(f"{', '.join(as_one)} and {', '.join(as_two)} do not go together: give one adapter or two")
     required = ("task_adapter", "aligned_model", "unaligned_model") if as_two else ("model", "adapter")
-    if missing := [f"--{name.replace('_', '-')}" for name in required if (one | two)[name] is None]:
+    if missing := [flags.flag(name) for name in required if (one | two)[name] is None]:
         ctx.fail(f"missing: {', '.join(missing)}")
     return bool(as_two)
 

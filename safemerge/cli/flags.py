@@ -78,6 +78,9 @@ HashFiles = Annotated[
     bool,
     typer.Option("--hash-files", help="Digest whole checkpoint files, not only the tensors that were read."),
 ]
+Device = Annotated[
+    str, option(None, f"Where layers are scored: auto, cpu, cuda, cuda:1, mps. {default('cpu')}")
+]
 TaskAdapter = Annotated[str | None, option(INPUTS, "LoRA adapter fine-tuned on the task.", metavar="ADAPTER")]
 SafetyAdapter = Annotated[
     str | None,
@@ -142,6 +145,10 @@ SafetyWeight = Annotated[
 ]
 Density = Annotated[
     float | None, option(WAY, "Share of entries that methods which prune keep, above 0 up to 1.")
+]
+Components = Annotated[
+    int | None,
+    option(WAY, "Most singular directions of V that methods which decompose it take (lox, lssf).", min=1),
 ]
 Seed = Annotated[int | None, option(WAY, f"Seed of random draws. {default(0)}")]
 Rank = Annotated[

@@ -55,6 +55,7 @@ def merge(
     output: Annotated[
         str | None, typer.Option(help="Folder to write; must not exist.", show_default=False)
     ] = None,
+    device: flags.Device = "cpu",
     hash_files: flags.HashFiles = False,
     as_json: flags.AsJson = False,
     task_adapter: flags.TaskAdapter = None,
@@ -70,6 +71,7 @@ def merge(
     task_weight: flags.TaskWeight = None,
     safety_weight: flags.SafetyWeight = None,
     density: flags.Density = None,
+    components: flags.Components = None,
     seed: flags.Seed = None,
     rank: flags.Rank = None,
     max_error: flags.MaxError = None,
@@ -115,6 +117,7 @@ def merge(
         "method": method,
         "task_weight": task_weight,
         "safety_weight": safety_weight,
+        "components": components,
         "rank": rank,
         "max_error": max_error,
     }
@@ -126,7 +129,7 @@ def merge(
         arguments = _recipe_arguments(ctx, config, own | shared)
     else:
         arguments = _own_arguments(ctx, own | shared)
-    report = _merge(arguments, hash_files)
+    report = _merge(arguments, hash_files, device)
     if as_json:
         typer.echo(report.to_json(), nl=False)
     else:
@@ -179,14 +182,14 @@ def _recipe_arguments(ctx: typer.Context, config: Path, given: dict[str, Any]) -
     return sources | recipe.merge.model_dump(mode="json") | {"output": Path(recipe.output)}
 
 
-def _merge(arguments: dict[str, Any], hash_files: bool) -> MergeReport:
+def _merge(arguments: dict[str, Any], hash_files: bool, device: str) -> MergeReport:
     from safemerge.cli.advice import base_model_warnings, option_warnings
     from safemerge.cli.tables import progress_bar, warn
     from safemerge.engine.merging import merge_adapters
 
     warn(*option_warnings(_options(arguments)))
     with progress_bar() as progress:
-        report = merge_adapters(**arguments, hash_files=hash_files, progress=progress)
+        report = merge_adapters(**arguments, hash_files=hash_files, device=device, progress=progress)
     warn(*report.warnings)
     warn(
         *base_model_warnings(

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from safemerge.cli.flags import INPUTS, AsJson, HashFiles, epilog, option
+from safemerge.cli.flags import INPUTS, AsJson, Device, epilog, option
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -44,7 +44,7 @@ def score(
     output: Annotated[
         Path | None, option(None, "Also write a picture or the figures: FILE.html, FILE.png or FILE.json.")
     ] = None,
-    hash_files: HashFiles = False,
+    device: Device = "cpu",
     as_json: AsJson = False,
 ) -> None:
     """Show how far each layer left the directions of safety alignment.
@@ -63,9 +63,7 @@ def score(
             )
         check_absent(output)
     with progress_bar() as progress:
-        report = score_cosines(
-            task_adapter, aligned_model, unaligned_model, hash_files=hash_files, progress=progress
-        )
+        report = score_cosines(task_adapter, aligned_model, unaligned_model, device=device, progress=progress)
     if output is not None:
         _write(report, output)
     if as_json:

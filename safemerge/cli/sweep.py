@@ -69,6 +69,7 @@ def sweep(
             help="Write this candidate as an adapter, or all of them; may be repeated.", metavar="NAME|all"
         ),
     ] = None,
+    device: flags.Device = "cpu",
     hash_files: flags.HashFiles = False,
     as_json: flags.AsJson = False,
     task_adapter: flags.TaskAdapter = None,
@@ -96,6 +97,7 @@ def sweep(
         _many("Weight of the task adapter, or both: 0.7,0.3.", "--weights", parser=_weights, metavar="α[,β]"),
     ] = None,
     density: Annotated[list[float] | None, _many("Share of entries that methods which prune keep.")] = None,
+    components: flags.Components = None,
     rank: flags.Rank = None,
     max_error: flags.MaxError = None,
     seed: flags.Seed = None,
@@ -118,12 +120,13 @@ def sweep(
         "grid.counts": count,
         "grid.weights": None if weights is None else [pair if len(pair) > 1 else pair[0] for pair in weights],
         "grid.densities": density,
+        "grid.components": components,
         "grid.rank": rank,
         "grid.max_error": max_error,
         "grid.seed": seed,
     }
     recipe = _recipe(config, {name: value for name, value in given.items() if value})
-    report = _sweep(recipe, hash_files)
+    report = _sweep(recipe, hash_files, device)
     if as_json:
         typer.echo(report.to_json(), nl=False)
     else:
@@ -146,7 +149,7 @@ def _recipe(config: Path | None, given: dict[str, Any]) -> SweepRecipe:
     return load_sweep_recipe(config, given)
 
 
-def _sweep(recipe: SweepRecipe, hash_files: bool) -> SweepReport:
+def _sweep(recipe: SweepRecipe, hash_files: bool, device: str) -> SweepReport:
     from safemerge.cli.advice import base_model_warnings, option_warnings
     from safemerge.cli.tables import progress_bar, warn
     from safemerge.engine.sweeping import candidates, sweep_adapters
@@ -164,6 +167,7 @@ def _sweep(recipe: SweepRecipe, hash_files: bool) -> SweepReport:
             output=recipe.output,
             write=recipe.write,
             hash_files=hash_files,
+            device=device,
             progress=progress,
         )
     warn(*report.warnings)

@@ -28,7 +28,8 @@ def score_cosines(
     aligned_model: str | Path,
     unaligned_model: str | Path,
     *,
-    hash_files: bool = False,
+    digests: bool = False,
+    device: str = "cpu",
     progress: Progress | None = None,
 ) -> CosineReport:
     """Score adapters of one model.
@@ -37,7 +38,8 @@ def score_cosines(
         task_adapters: Folders or hub ids.
         aligned_model: Folder or hub id of the model that they were trained on.
         unaligned_model: Folder or hub id of its counterpart before alignment.
-        hash_files: Let the models' digests cover whole files instead of header and tensors read.
+        digests: Whether to hash what is read of the models, which takes longer than all else.
+        device: Where layers are scored: cpu, cuda, cuda:<number>, mps, or auto for the best there is.
         progress: Called after each scored layer.
 
     Raises:
@@ -46,11 +48,12 @@ def score_cosines(
     if not task_adapters:
         raise ConfigError("expected at least one task adapter, got none")
     adapters = [read_adapter(resolve(source, "adapter")) for source in task_adapters]
-    scores, digests = score_pairs(
+    scores, hashed = score_pairs(
         [adapter.pairs for adapter in adapters],
         aligned_model,
         unaligned_model,
-        hash_files=hash_files,
+        digests=digests,
+        device=device,
         progress=progress,
     )
     names = [str(source) for source in task_adapters]
@@ -65,7 +68,7 @@ def score_cosines(
     said = [doubt for doubt in doubts if doubt]
     said += [warning for adapter in scored if (warning := default_threshold_warning(adapter))]
     return CosineReport(
-        safemerge_version=safemerge.__version__, adapters=scored, digests=digests, warnings=tuple(said)
+        safemerge_version=safemerge.__version__, adapters=scored, digests=hashed, warnings=tuple(said)
     )
 
 

@@ -129,7 +129,9 @@ def export_merge(
     safety_weight: float | None = None,
     on_undefined: OnUndefined = "keep",
     density: float | None = None,
+    components: int | None = None,
     seed: int = 0,
+    device: str = "cpu",
     hub: HubTarget | None = None,
     scoring_progress: Progress | None = None,
     progress: Progress | None = None,
@@ -156,7 +158,9 @@ def export_merge(
         safety_weight: β.
         on_undefined: What to do with layers whose cosine is undefined.
         density: Share of entries kept by methods that prune.
+        components: Most singular directions of V, for methods that decompose it.
         seed: Seed of random draws.
+        device: Where layers are scored: cpu, cuda, cuda:<number>, mps, or auto for the best there is.
         hub: Repository to upload the folder to, once it is whole.
         scoring_progress: Called after each scored layer.
         progress: Called with bytes written, bytes in all, and the tensor.
@@ -180,6 +184,7 @@ def export_merge(
         safety_weight=safety_weight,
         on_undefined=on_undefined,
         density=density,
+        components=components,
         seed=seed,
     )
     if hub is not None:
@@ -192,6 +197,7 @@ def export_merge(
         aligned_model,
         unaligned_model,
         merges=[options],
+        device=device,
         progress=scoring_progress,
     )
     safety = None if scored.safety is None else scored.safety.pairs

@@ -47,6 +47,7 @@ def candidates(grid: SweepGrid) -> dict[str, MergeOptions]:
                 options = MergeOptions(
                     method=name,
                     density=density,
+                    components=grid.components if method.decomposes else None,
                     on_undefined=grid.on_undefined.value,
                     seed=grid.seed,
                     rank=grid.rank,
@@ -87,6 +88,7 @@ def sweep_adapters(
     output: str | Path | None = None,
     write: Collection[str] = (),
     hash_files: bool = False,
+    device: str = "cpu",
     progress: Progress | None = None,
 ) -> SweepReport:
     """Score the task adapter once and weigh any number of merges of it.
@@ -101,6 +103,7 @@ def sweep_adapters(
         output: Folder to make for the report, a page and the adapters; it must not exist.
         write: Names of candidates to write as adapters, each into a folder of its name; or ``all``.
         hash_files: Let the models' digests cover whole files instead of header and tensors read.
+        device: Where layers are scored: cpu, cuda, cuda:<number>, mps, or auto for the best there is.
         progress: Called after each scored layer.
 
     Returns:
@@ -121,6 +124,7 @@ def sweep_adapters(
         unaligned_model,
         merges=list(candidates.values()),
         hash_files=hash_files,
+        device=device,
         progress=progress,
     )
     weighed = weigh(scored, candidates)
