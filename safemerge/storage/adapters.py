@@ -173,15 +173,19 @@ def copy_adapter(source: Path, folder: Path) -> None:
         shutil.copyfile(source / name, folder / name)
 
 
-def adapter_digest(folder: Path) -> str:
+def adapter_digest(folder: Path, *, dora: bool = False) -> str:
     """sha256 of an adapter: the settings that shape its update, and the bytes of its tensors file.
 
     Where it was trained, from which path and by which PEFT version do not count.
 
+    Args:
+        folder: The adapter.
+        dora: Whether to let DoRA pass.
+
     Raises:
         AdapterError: as :func:`read_config`.
     """
-    config = read_config(folder)
+    config = read_config(folder, dora=dora)
     settings = {key: config.get(key) for key in _DIGESTED_SETTINGS}
     if config.get("target_parameters"):
         settings["target_parameters"] = sorted(config["target_parameters"])
