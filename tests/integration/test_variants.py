@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save_file
 from safemerge.engine.merging import merge_adapters
 from safemerge.errors import AdapterError, MismatchError, UnsupportedAdapterError
 from safemerge.records import MergeReport
-from safemerge.storage.adapters import read_adapter
+from safemerge.storage.adapters import adapter_digest, read_adapter
 from safemerge.storage.architectures import is_transposed
 from tests.integration.dense_oracle import WEIGHTS, dense_merge, logits_of, write_adapter, write_models
 
@@ -253,6 +253,7 @@ def test_dora_is_read_for_those_who_ask(tmp_path: Path):
         merge_adapters(folder, folder, aligned, unaligned, output=tmp_path / "merged")
 
     adapter = read_adapter(folder, dora=True)
+    assert len(adapter_digest(folder, dora=True)) == 64
     model = PeftModel.from_pretrained(LOAD(aligned), folder).get_base_model()
     assert adapter.magnitudes.keys() == adapter.pairs.keys()
     assert len(adapter.pairs) == 3
