@@ -218,30 +218,22 @@ def _largest_error(tasks: list[Any], scores: list[Any], models: tuple[Path, ...]
 
 
 def run_sweep(folder: Path, _shape: Shape, _targets: str, layers: int, repeats: int) -> Json:
-    """One merge, and fifty candidates of which one is written, from one scoring each.
-
-    Candidates are planned and reported by the core: what a sweep does, but for its table.
-    """
-    from safemerge.core.merge import plan_merge
+    """A sweep of one candidate and of fifty, of which one is written, in one process, in turn."""
     from safemerge.core.options import MergeOptions
-    from safemerge.engine.merging import write_merge
-    from safemerge.engine.scores import score_adapters
+    from safemerge.engine.sweeping import candidate_name, sweep_adapters
 
-    output = folder / "merged"
+    output = folder / "swept"
 
-    def sweep(candidates: int) -> None:
+    def sweep(count: int) -> None:
         options = [
             MergeOptions(quantile=(number // 5 + 1) / 11, task_weight=0.5 + 0.1 * (number % 5))
-            for number in range(candidates)
+            for number in range(count)
         ]
+        candidates = {candidate_name(option): option for option in options}
         shutil.rmtree(output, ignore_errors=True)
-        scored = score_adapters(*inputs(folder, layers), merges=options)
-        assert scored.safety is not None
-        for option in options:
-            plan = plan_merge(scored.task.pairs, scored.safety.pairs, scored.scores, option)
-            for module in scored.scores:
-                plan.decision(module)
-        write_merge(scored, options[0], output)
+        sweep_adapters(
+            *inputs(folder, layers), candidates=candidates, output=output, write=[next(iter(candidates))]
+        )
 
     best, _ = best_of(repeats + 1, {"sweep_one": lambda: sweep(1), "sweep_fifty": lambda: sweep(CANDIDATES)})
     return best

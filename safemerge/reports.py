@@ -161,8 +161,8 @@ class Candidate(Record):
     """Cosine between ΔW_merged and ΔW_safety over all layers together, in [−1, 1]: the share of safety."""
     rank: int
     """Rank that the adapter is stored at."""
-    error: float | None
-    """Relative error of storing it at that rank; None where it is only known once written."""
+    error: float
+    """Largest relative error of a layer, of storing its update at that rank."""
     output: str | None = None
     """Folder that it was written to."""
 

@@ -184,6 +184,6 @@ def _print(report: SweepReport) -> None:
     out.print(table(COLUMNS, map(candidate_row, report.candidates), title))
     out.print(
         "change: ‖ΔW_merged − ΔW_task‖ / ‖ΔW_task‖. to safety: cosine between ΔW_merged and ΔW_safety.\n"
-        "error: of storing at that rank; later: known once written",
+        "error: the largest of a layer, of storing its update at that rank",
         soft_wrap=True,
     )

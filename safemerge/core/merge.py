@@ -244,7 +244,7 @@ def merge_scored(
     errors: dict[str, float | None] = {}
     if not unchanged:
         for module in modules:
-            layers[module], errors[module] = _stored(plan, module)
+            layers[module], errors[module] = stored(plan, module)
         rank = options.rank or max(pair.rank for pair in layers.values())
         layers = {module: padded(pair, rank) for module, pair in layers.items()}
     return MergeResult(
@@ -290,7 +290,7 @@ def _generator(seed: int, module: str) -> torch.Generator:
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big", signed=True))
 
 
-def _stored(plan: MergePlan, module: str) -> tuple[LoraPair, float | None]:
+def stored(plan: MergePlan, module: str) -> tuple[LoraPair, float | None]:
     """A layer's update at the rank that was asked for, and its relative error where it was compressed."""
     update, options = plan.update(module), plan.options
     rank = options.rank

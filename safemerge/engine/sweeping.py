@@ -7,16 +7,12 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-import torch
-from torch import Tensor
-
 import safemerge
 from safemerge.config.recipes import SweepGrid
 from safemerge.core import methods
-from safemerge.core.compress import compressed
 from safemerge.core.difference import difference_norm, in_coordinates, inner_product
 from safemerge.core.lora import LoraPair
-from safemerge.core.merge import MergePlan, plan_merge
+from safemerge.core.merge import MergePlan, plan_merge, stored
 from safemerge.core.options import SELECTIONS, MergeOptions
 from safemerge.core.scoring import LayerScore, Progress
 from safemerge.engine.merging import option_settings, write_merge
@@ -188,8 +184,8 @@ class _Figures(NamedTuple):
     safety: float
     """⟨ΔW, ΔW_safety⟩; 0 where the safety adapter lacks the layer."""
     rank: int
-    error: float | None
-    """Relative error of storing it; None where that is not known."""
+    error: float
+    """Relative error of storing it."""
 
 
 class _Scales:
@@ -209,7 +205,6 @@ class _Scales:
             math.hypot(*(getattr(figures, what) for figures in found)) for what in ("change", "norm")
         )
         safety = sum(figures.safety for figures in found)
-        errors = [figures.error for figures in found if figures.error is not None]
         comparable = norm > 0 and self._safety_norm > 0
         return Candidate(
             name=name,
@@ -219,7 +214,7 @@ class _Scales:
             change=change / self._task_norm if self._task_norm > 0 else 0.0,
             safety_cosine=safety / norm / self._safety_norm if comparable else None,
             rank=options.rank or max(figures.rank for figures in found),
-            error=max(errors) if len(errors) == len(found) else None,
+            error=max(figures.error for figures in found),
         )
 
     def _figures(self, plan: MergePlan, module: str) -> _Figures:
@@ -231,24 +226,14 @@ class _Scales:
         else:
             key = (module,)  # ΔW_task as it is, whatever the options
         if key not in self._known:
-            self._known[key] = self._weighed(plan, module, compressing)
+            self._known[key] = self._weighed(plan, module)
         return self._known[key]
 
-    def _weighed(self, plan: MergePlan, module: str, compressing: bool) -> _Figures:
+    def _weighed(self, plan: MergePlan, module: str) -> _Figures:
         task, safety = self._layers.task[module], (self._layers.safety or {}).get(module)
-        update = plan.update(module)
-        error: float | None = None if isinstance(update, Tensor) else 0.0
-        rank = task.rank + (0 if safety is None else safety.rank)
-        if compressing:
-            update, error = compressed(update, rank=plan.options.rank, max_error=plan.options.max_error)
-        if isinstance(update, LoraPair):
-            change, norm, rank = difference_norm(update, task), update.norm(), update.rank
-            with_safety = 0.0 if safety is None else inner_product(update, safety)
-        else:
-            # The method built the update in full, so that more such matrices cost little.
-            change, norm = (float(torch.linalg.vector_norm(m)) for m in (update - task.delta(), update))
-            with_safety = 0.0 if safety is None else float((update * safety.delta()).sum())
-        return _Figures(change, norm, with_safety, rank, error)
+        update, error = stored(plan, module)
+        with_safety = 0.0 if safety is None else inner_product(update, safety)
+        return _Figures(difference_norm(update, task), update.norm(), with_safety, update.rank, error or 0.0)
 
 
 def _chosen(candidates: Mapping[str, MergeOptions], write: Collection[str]) -> list[str]:

@@ -50,5 +50,5 @@ def candidate_row(candidate: Candidate) -> list[str]:
         f"{candidate.change:.4f}",
         "–" if candidate.safety_cosine is None else f"{candidate.safety_cosine:.3f}",
         str(candidate.rank),
-        "later" if candidate.error is None else f"{candidate.error:.2g}",
+        f"{candidate.error:.2g}",
     ]

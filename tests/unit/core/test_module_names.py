@@ -6,7 +6,7 @@ import doctest
 
 import pytest
 
-from safemerge import module_names
+from safemerge.core import module_names
 from safemerge.core.module_names import grouped, module_kinds
 
 

@@ -17,6 +17,7 @@ def test_cosines_are_those_of_a_merge_and_checkpoints_are_read_once(merge_files,
         [merge_files.task, merge_files.safety],
         merge_files.aligned,
         merge_files.unaligned,
+        digests=True,
         progress=lambda *state: told.append(state),
     )
     assert len(told) == 4

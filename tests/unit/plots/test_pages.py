@@ -96,8 +96,8 @@ def test_a_sweep_is_drawn_by_method_and_listed() -> None:
 
 
 def test_figures_that_could_not_be_had_are_not_invented() -> None:
-    row = candidate_row(_candidate("ties", threshold=None, safety_cosine=None, error=None))
-    assert row == ["ties", "3", "–", "0.5000", "–", "8", "later"]
+    row = candidate_row(_candidate("ties", threshold=None, safety_cosine=None))
+    assert row == ["ties", "3", "–", "0.5000", "–", "8", "0"]
 
 
 def test_a_table_is_plain_text() -> None:
