@@ -7,7 +7,7 @@ from datetime import timedelta
 
 from airflow.sdk import DAG, Param, TaskGroup
 
-from safemerge.config.models import MergeMethod
+from safemerge.core import methods
 from safemerge_airflow.device_lane import device_lane
 from safemerge_airflow.operators import (
     CloseRunOperator,
@@ -45,7 +45,7 @@ PARAMS = {
     "method": Param(
         None,
         type=["null", "string"],
-        enum=[None, *(method.value for method in MergeMethod)],
+        enum=[None, *methods.names()],
         title="Method",
         description="How the merged adapter is made of the two.",
         section=MERGE,

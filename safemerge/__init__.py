@@ -8,19 +8,42 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from safemerge.core.lora import LoraPair
     from safemerge.core.merge import MergeResult, safemerge
-    from safemerge.merging import merge_adapters
+    from safemerge.engine.comparing import compare_adapters
+    from safemerge.engine.cosines import score_cosines
+    from safemerge.engine.exporting import export_adapter, export_merge
+    from safemerge.engine.inspection import inspect_adapters
+    from safemerge.engine.merging import merge_adapters
+    from safemerge.engine.sweeping import sweep_adapters
     from safemerge.peft_model import merge_into
 
 __version__ = "0.1.0"
 
-__all__ = ["LoraPair", "MergeResult", "merge_adapters", "merge_into", "safemerge"]
+__all__ = [
+    "LoraPair",
+    "MergeResult",
+    "compare_adapters",
+    "export_adapter",
+    "export_merge",
+    "inspect_adapters",
+    "merge_adapters",
+    "merge_into",
+    "safemerge",
+    "score_cosines",
+    "sweep_adapters",
+]
 
 _HOMES = {
     "LoraPair": "safemerge.core.lora",
     "MergeResult": "safemerge.core.merge",
-    "merge_adapters": "safemerge.merging",
+    "compare_adapters": "safemerge.engine.comparing",
+    "export_adapter": "safemerge.engine.exporting",
+    "export_merge": "safemerge.engine.exporting",
+    "inspect_adapters": "safemerge.engine.inspection",
+    "merge_adapters": "safemerge.engine.merging",
     "merge_into": "safemerge.peft_model",
     "safemerge": "safemerge.core.merge",
+    "score_cosines": "safemerge.engine.cosines",
+    "sweep_adapters": "safemerge.engine.sweeping",
 }
 
 

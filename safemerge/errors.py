@@ -14,6 +14,7 @@ The tree:
     ├── DataError               a data set is missing, empty or malformed
     ├── EvaluationError         an evaluation could not give a figure
     ├── TrackingError           the tracking server refused, or lacks what was asked for
+    ├── HubError                the Hugging Face hub refuses an upload, or cannot be reached
     ├── DiskFullError           there is no room to write on a disk
     ├── MissingDependencyError  an optional library is not installed
     └── StepError               a process that safemerge started (a service, a run) failed or gave no answer
@@ -73,6 +74,10 @@ class EvaluationError(SafemergeError):
 
 class TrackingError(SafemergeError):
     """The tracking server refused, or lacks what was asked for."""
+
+
+class HubError(SafemergeError):
+    """The Hugging Face hub refuses an upload, or cannot be reached."""
 
 
 class DiskFullError(SafemergeError):

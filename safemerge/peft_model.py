@@ -9,41 +9,57 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from safemerge.core import methods
 from safemerge.core.lora import LoraPair
-from safemerge.core.merge import MergeResult, Progress, merge_scored
+from safemerge.core.merge import MergeResult, alignment_terms, check_shapes, merge_scored
 from safemerge.core.options import MergeOptions, OnUndefined
+from safemerge.core.scoring import Progress
+from safemerge.engine.merging import merge_report
+from safemerge.engine.scores import score_pairs
 from safemerge.errors import ConfigError, MissingDependencyError, NonFiniteError, UnsupportedAdapterError
-from safemerge.merging import merge_report, score_pairs
 from safemerge.records import MergeReport, json_digest
-from safemerge.storage.adapters import check_same_base, refuse_variants
+from safemerge.storage.adapter_config import refuse_variants
+from safemerge.storage.adapters import check_same_base
 from safemerge.storage.digests import tensor_digest
 
 if TYPE_CHECKING:
     from peft import PeftModel
 
+_FILES_ONLY = ("modules_to_save", "target_parameters")
+"""Settings whose tensors are merged, or kept, in adapter folders but not in a loaded model."""
+
 
 def merge_into(
     model: PeftModel,
     task_adapter: str = "task",
-    safety_adapter: str = "safety",
+    safety_adapter: str | None = "safety",
     *,
     aligned_model: str | Path,
     unaligned_model: str | Path,
     name: str = "merged",
+    method: str = methods.DEFAULT,
     threshold: float | None = None,
     quantile: float | None = None,
+    count: int | None = None,
+    modules: Sequence[str] | None = None,
     task_weight: float | None = None,
     safety_weight: float | None = None,
     on_undefined: OnUndefined = "keep",
+    density: float | None = None,
+    components: int | None = None,
+    seed: int = 0,
+    rank: int | None = None,
+    max_error: float | None = None,
     progress: Progress | None = None,
 ) -> MergeReport:
-    """Merge two LoRA adapters of a loaded model exactly and add the result as a third.
+    """Merge two LoRA adapters of a loaded model and add the result as a third.
 
     The model's other adapters, which of them are active, and the base weights stay as
     they are; ``model.set_adapter(name)`` turns the new one on.
@@ -51,15 +67,25 @@ def merge_into(
     Args:
         model: A PEFT model that holds both adapters.
         task_adapter: Name in the model of the adapter to repair.
-        safety_adapter: Name in the model of the adapter that carries safety.
+        safety_adapter: Name in the model of the adapter that carries safety; None where the method
+            needs none.
         aligned_model: Folder or hub id of the model's base.
         unaligned_model: Folder or hub id of its counterpart before alignment.
         name: Name of the new adapter.
-        threshold: τ; 0.35 where no quantile is given either.
+        method: The options down to ``max_error`` are those of
+            :class:`safemerge.core.options.MergeOptions`.
+        threshold: τ; 0.35 where nothing else chooses.
         quantile: Merge this share of the layers instead, those with the lowest cosines.
+        count: Merge so many layers instead.
+        modules: Merge these layers instead: paths or patterns.
         task_weight: α; 0.8 where no weight is given.
         safety_weight: β; 1 − α where not given.
         on_undefined: What to do with layers whose cosine is undefined.
+        density: Share of entries kept by methods that prune.
+        components: Largest number of singular directions of V, for methods that decompose it.
+        seed: Seed of random draws.
+        rank: Rank to store every update at.
+        max_error: Largest relative error to store an update with.
         progress: Called after each scored layer with layers done, layers in all, module path.
 
     Returns:
@@ -71,30 +97,51 @@ def merge_into(
         SafemergeError: files or tensors are wrong. The model is then as it was.
     """
     options = MergeOptions(
+        method=method,
         threshold=threshold,
         quantile=quantile,
+        count=count,
+        modules=None if modules is None else tuple(modules),
         task_weight=task_weight,
         safety_weight=safety_weight,
         on_undefined=on_undefined,
+        density=density,
+        components=components,
+        seed=seed,
+        rank=rank,
+        max_error=max_error,
     )
-    _check_names(model, task_adapter, safety_adapter, name)
-    configs = {adapter: model.peft_config[adapter].to_dict() for adapter in (task_adapter, safety_adapter)}
-    warnings = check_same_base(configs[task_adapter], configs[safety_adapter], aligned_model)
-    task, safety = (_pairs(model, adapter) for adapter in (task_adapter, safety_adapter))
-    scores, digests = score_pairs(task, safety, aligned_model, unaligned_model, progress=progress)
+    if safety_adapter is None and methods.get(method).needs_safety:
+        raise ConfigError(f"method {method}: expected a safety adapter, got none")
+    roles = {"task_adapter": task_adapter, "safety_adapter": safety_adapter}
+    named = {role: adapter for role, adapter in roles.items() if adapter is not None}
+    _check_names(model, list(named.values()), name)
+    configs = {role: model.peft_config[adapter].to_dict() for role, adapter in named.items()}
+    warnings = check_same_base(configs["task_adapter"], configs.get("safety_adapter", {}), aligned_model)
+    pairs = {role: _pairs(model, adapter) for role, adapter in named.items()}
+    task, safety = pairs["task_adapter"], pairs.get("safety_adapter")
+    check_shapes(task, safety)
+    (scores,), digests = score_pairs(
+        [task], aligned_model, unaligned_model, terms=alignment_terms([options]), progress=progress
+    )
     result = merge_scored(task, safety, scores, options)
     _add(model, name, task_adapter, result)
-    digests |= {"task_adapter": _digest(task), "safety_adapter": _digest(safety)}
+    digests |= {role: _digest(found) for role, found in pairs.items()}
     return merge_report(result, options, digests, warnings)
 
 
-def _check_names(model: PeftModel, task_adapter: str, safety_adapter: str, name: str) -> None:
+def _check_names(model: PeftModel, adapters: Sequence[str], name: str) -> None:
     there = sorted(model.peft_config)
-    for adapter in (task_adapter, safety_adapter):
+    for adapter in adapters:
         if adapter not in there:
             raise ConfigError(f"model: expected an adapter named {adapter!r}, got {', '.join(there)}")
         config = json.loads(json.dumps(model.peft_config[adapter].to_dict(), default=str))
         refuse_variants(f"adapter {adapter!r}", config)
+        if odd := [key for key in _FILES_ONLY if config.get(key)]:
+            raise UnsupportedAdapterError(
+                f"adapter {adapter!r}: expected LoRA of linear layers alone, got {' and '.join(odd)}: "
+                "merge the adapters' folders instead"
+            )
     if name in there:
         raise ConfigError(f"name: expected one that the model does not have yet, got {name!r}")
 

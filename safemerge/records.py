@@ -88,6 +88,8 @@ class LayerReport(Record):
     """Frobenius norm of ΔW_task."""
     safety_norm: float | None = None
     """Frobenius norm of ΔW_safety; None where the safety adapter lacks the layer."""
+    error: float | None = None
+    """Relative error (Frobenius norm) with which the update is stored; None where it is stored as it is."""
 
 
 class MergeReport(Record):
@@ -102,8 +104,12 @@ class MergeReport(Record):
     """The share of layers asked for, where the threshold was derived from it."""
     weights: tuple[float, float]
     """[task, safety]."""
+    options: dict[str, JsonValue] = Field(default_factory=dict)
+    """All that was chosen, by the names of a config file's ``merge`` section."""
+    rank: int | None = None
+    """Rank that the adapter is stored at; the largest where layers differ."""
     digests: dict[str, str]
-    """sha256 of task_adapter, safety_adapter, aligned_model, unaligned_model."""
+    """sha256 of task_adapter, safety_adapter (where there is one), aligned_model, unaligned_model."""
     layers: tuple[LayerReport, ...]
     safety_only_layers: tuple[str, ...] = ()
     """Layers that only the safety adapter has; left out of the merge."""

@@ -7,19 +7,18 @@ from typing import Annotated
 
 import typer
 
+from safemerge.cli.flags import epilog
 from safemerge.cli.logs import plain_logs
 
-EPILOG = """
-**Examples**
-
-    safemerge demo                # run it; the first time takes about twenty minutes on two cores
-
-    safemerge demo --seed 1       # train the task adapter anew, keep the rest
-
-    safemerge demo up             # look around in Airflow and MLflow
-
-    safemerge demo down
-"""
+EPILOG = epilog(
+    "Run it; the first time takes about twenty minutes on two cores:",
+    "safemerge demo",
+    "Train the task adapter anew, keep the rest:",
+    "safemerge demo --seed 1",
+    "Look around in Airflow and MLflow:",
+    "safemerge demo up",
+    "safemerge demo down",
+)
 
 Home = Annotated[Path, typer.Option("--home", help="The demo's folder: models, databases, logs.")]
 MlflowPort = Annotated[int, typer.Option(help="Port of MLflow; another free one where it is taken.")]
@@ -27,7 +26,7 @@ AirflowPort = Annotated[int, typer.Option(help="Port of Airflow; another free on
 DEFAULT_HOME = Path("var/demo")
 
 app = typer.Typer(
-    epilog=EPILOG, help="Run the whole pipeline on a small real model.", rich_markup_mode="markdown"
+    epilog=EPILOG, help="Run the whole pipeline on a small real model.", rich_markup_mode="rich"
 )
 
 
@@ -76,7 +75,7 @@ def up(home: Home = DEFAULT_HOME, mlflow_port: MlflowPort = 5000, airflow_port: 
 
 @app.command()
 def down(home: Home = DEFAULT_HOME) -> None:
-    """Stop what ``up`` started."""
+    """Stop what safemerge demo up started."""
     from safemerge.demo.services import DemoHome, airflow_service, mlflow_service
 
     folder = DemoHome(home)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from safemerge.cli.flags import AsJson, epilog
 from safemerge.cli.logs import plain_logs
 
 if TYPE_CHECKING:
@@ -15,15 +16,12 @@ if TYPE_CHECKING:
 ALIGNED = "aligned"
 """Name of the arm without an adapter."""
 
-EPILOG = "\n\n".join(
-    (
-        "[bold]Examples[/bold]",
-        "[cyan]safemerge evaluate --config pipeline.yaml --output reports/aligned[/cyan]",
-        "[cyan]safemerge evaluate --config pipeline.yaml --adapter adapters/task --arm fine_tuned "
-        "--output reports/fine_tuned[/cyan]",
-        "[cyan]safemerge evaluate --config pipeline.yaml --adapter models:/support-bot-lora@champion "
-        "--output reports/champion[/cyan]",
-    )
+EPILOG = epilog(
+    "safemerge evaluate --config pipeline.yaml --output reports/aligned",
+    "safemerge evaluate --config pipeline.yaml --adapter adapters/task --arm fine_tuned "
+    "--output reports/fine_tuned",
+    "safemerge evaluate --config pipeline.yaml --adapter models:/support-bot-lora@champion "
+    "--output reports/champion",
 )
 
 
@@ -48,6 +46,7 @@ def evaluate(
     arm: Annotated[
         str | None, typer.Option(help="Name in the report; default: aligned, or the adapter's name.")
     ] = None,
+    as_json: AsJson = False,
 ) -> None:
     """Measure task utility, harmfulness and over-refusal.
 
@@ -92,6 +91,9 @@ def evaluate(
         (partial / "report.json").write_text(evaluation.report.to_json(), encoding="utf-8")
         lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in evaluation.rows)
         (partial / "responses.jsonl").write_text("".join(lines), encoding="utf-8")
+    if as_json:
+        typer.echo(evaluation.report.to_json(), nl=False)
+        return
     _print(evaluation.report)
     typer.echo(str(output))
 

@@ -7,21 +7,19 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from safemerge.cli.flags import AsJson, epilog
+
 if TYPE_CHECKING:
     from safemerge.records import GateDecision
 
 EXIT_BLOCKED = 1
 """Exit code where the verdict is that the adapter must not ship."""
 
-# Typer keeps the lines of an epilog apart only where they are paragraphs.
-EPILOG = "\n\n".join(
-    (
-        "[bold]Examples[/bold]",
-        "[cyan]safemerge gate --policy pipeline.yaml --candidate safemerge.json --aligned aligned.json "
-        "--fine-tuned fine_tuned.json[/cyan]",
-        "[cyan]safemerge gate --policy policy.yaml --candidate report.json --json | jq .passed[/cyan]",
-        "Exit code: 0 pass, 1 block, 2 wrong usage, 4 an input that cannot be read.",
-    )
+EPILOG = epilog(
+    "safemerge gate --policy pipeline.yaml --candidate safemerge.json --aligned aligned.json "
+    "--fine-tuned fine_tuned.json",
+    "safemerge gate --policy policy.yaml --candidate report.json --json | jq .passed",
+    exit_codes="Exit code: 0 pass, 1 block, 2 wrong usage, 4 an input that cannot be read.",
 )
 
 
@@ -45,9 +43,7 @@ def gate(
         Path | None,
         typer.Option(help="Report of the unrepaired adapter; needed for the gain kept.", show_default=False),
     ] = None,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print the verdict as JSON on stdout and no table.")
-    ] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Judge an adapter: pass only where every rule of the policy passed.
 

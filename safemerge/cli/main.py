@@ -5,8 +5,10 @@ one means writing that module and naming it in ``_COMMANDS``. No module here imp
 torch, transformers, mlflow or plotly at its head: commands import what they need
 when they run, so that ``safemerge --help`` answers at once.
 
-Exit codes: 0 done, 1 blocked by the gate, 2 wrong usage, 4 an error that safemerge names
-on one line, 75 a pipeline step that may be tried again, 130 interrupted. 3 is reserved.
+Exit codes, of every command alike: 0 done; 1 blocked by the gate, and nothing else; 2 wrong
+usage; 3 is reserved; 4 an error that safemerge names on one line, or a problem that ``inspect``
+found; 5 adapters that differ, where ``diff --check`` asked; 75 a pipeline step that may be tried
+again; 130 interrupted.
 """
 
 from __future__ import annotations
@@ -21,13 +23,26 @@ import typer
 from typer.core import TyperGroup
 
 from safemerge import __version__
-from safemerge.cli import demo, evaluate, gate, merge, step, train
+from safemerge.cli import (
+    demo,
+    diff,
+    evaluate,
+    export,
+    gate,
+    inspect,
+    merge,
+    schema,
+    score,
+    step,
+    sweep,
+    train,
+)
 from safemerge.errors import EXIT_ERROR, SafemergeError
 
 EXIT_INTERRUPTED = 130
 """Exit code after Ctrl-C, as shells expect it (128 + SIGINT)."""
 
-_COMMANDS = (train, merge, evaluate, gate, step, demo)
+_COMMANDS = (inspect, score, merge, sweep, export, diff, train, evaluate, gate, schema, step, demo)
 """Modules whose ``register(app)`` adds commands, in the order of the help page."""
 
 

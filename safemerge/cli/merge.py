@@ -1,45 +1,43 @@
 """``safemerge merge``: repair a fine-tuned LoRA adapter with a safety adapter.
 
-Two families of flags lead to one merge: safemerge's own, and those of the script
-published with the paper (:mod:`safemerge.cli.published`).
+Two families of flags lead to one merge: safemerge's own, which a config file may replace,
+and those of the script published with the paper (:mod:`safemerge.cli.published`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from statistics import median
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from safemerge.cli.published import PublishedFlags, formula_notice, merge_arguments
-from safemerge.core.options import DEFAULT_TASK_WEIGHT, DEFAULT_THRESHOLD, OnUndefined, PlainMethod
+from safemerge.cli import flags, published
+from safemerge.core import methods
+from safemerge.core.options import SELECTIONS
 
 if TYPE_CHECKING:
+    from safemerge.core.options import MergeOptions
     from safemerge.records import MergeReport
 
-INPUTS = "Inputs: each a folder or a hub id, with @revision or without"
-CHOICE = "Which layers are merged"
-WAY = "How they are merged"
-PUBLISHED = "Flags of the published script (not to be mixed with those above)"
+INPUTS = ("task_adapter", "safety_adapter", "aligned_model", "unaligned_model")
+SIZES = ("rank", "max_error")
 
-# Typer keeps the lines of an epilog apart only where they are paragraphs.
-EPILOG = "\n\n".join(
-    (
-        "[bold]Examples[/bold]",
+EPILOG = (
+    flags.methods_help()
+    + "\n\n"
+    + flags.epilog(
         "Half of the layers, those with the lowest cosines:",
-        "[cyan]safemerge merge --task-adapter ./gsm8k-lora --safety-adapter ./safety-lora "
+        "safemerge merge --task-adapter ./gsm8k-lora --safety-adapter ./safety-lora "
         "--aligned-model org/model-instruct --unaligned-model org/model --quantile 0.5 "
-        "--output ./repaired[/cyan]",
+        "--output ./repaired",
         "A fixed threshold and other weights, with the report for a script:",
-        "[cyan]safemerge merge … --threshold 0.35 --task-weight 0.7 --output ./repaired --json "
-        "| jq .layers[/cyan]",
+        "safemerge merge … --threshold 0.35 --task-weight 0.7 --output ./repaired --json | jq .layers",
+        "From a config file (safemerge schema merge describes it), with a flag that overrides it:",
+        "safemerge merge --config merge.yaml --rank 16",
         "As the published script:",
-        "[cyan]safemerge merge --base_model_id org/model-instruct --finetuned_model_id ./gsm8k-lora "
+        "safemerge merge --base_model_id org/model-instruct --finetuned_model_id ./gsm8k-lora "
         "--safety_model_id ./safety-lora --safelora_unaligned_model_id org/model "
-        "--safelora_aligned_model_id org/model-instruct --cos_threshold 0.35 --output_path ./merged[/cyan]",
+        "--safelora_aligned_model_id org/model-instruct --cos_threshold 0.35 --output_path ./merged",
     )
 )
 
@@ -49,110 +47,51 @@ def register(app: typer.Typer) -> None:
     app.command(name="merge", epilog=EPILOG)(merge)
 
 
-def _own(panel: str, text: str, **settings: Any) -> Any:
-    return typer.Option(help=text, rich_help_panel=panel, show_default=False, **settings)
-
-
-def _published(name: str, text: str, **settings: Any) -> Any:
-    return typer.Option(f"--{name}", help=text, rich_help_panel=PUBLISHED, show_default=False, **settings)
-
-
 def merge(
     ctx: typer.Context,
-    task_adapter: Annotated[str | None, _own(INPUTS, "LoRA adapter fine-tuned on the task.")] = None,
-    safety_adapter: Annotated[str | None, _own(INPUTS, "LoRA adapter fine-tuned to refuse harm.")] = None,
-    aligned_model: Annotated[str | None, _own(INPUTS, "The model that both adapters belong to.")] = None,
-    unaligned_model: Annotated[str | None, _own(INPUTS, "The same model before it was aligned.")] = None,
+    config: Annotated[
+        Path | None, typer.Option(help="YAML file with inputs, settings and output; flags override it.")
+    ] = None,
     output: Annotated[
         str | None, typer.Option(help="Folder to write; must not exist.", show_default=False)
     ] = None,
-    threshold: Annotated[
-        float | None,
-        _own(CHOICE, f"Merge layers whose cosine lies below it. [dim]\\[default: {DEFAULT_THRESHOLD}][/dim]"),
-    ] = None,
-    quantile: Annotated[
-        float | None,
-        _own(CHOICE, "Merge this share of the layers, those with the lowest cosines.", min=0, max=1),
-    ] = None,
-    on_undefined: Annotated[
-        OnUndefined | None,
-        _own(
-            CHOICE,
-            "What to do where a cosine is undefined, because alignment did not change the layer or the "
-            "update is zero. [dim]\\[default: keep; merge with the flags of the published script][/dim]",
-        ),
-    ] = None,
-    method: Annotated[
-        PlainMethod | None,
-        _own(
-            WAY,
-            "[bold]exact[/bold]: the paper's formula. [bold]peft_linear[/bold]: as the published script. "
-            "[bold]scale[/bold], [bold]scale_selected[/bold]: controls without the safety adapter, in all "
-            "layers or the chosen ones. [dim]\\[default: exact][/dim]",
-        ),
-    ] = None,
-    task_weight: Annotated[
-        float | None,
-        _own(
-            WAY, f"Weight of the task adapter in merged layers. [dim]\\[default: {DEFAULT_TASK_WEIGHT}][/dim]"
-        ),
-    ] = None,
-    safety_weight: Annotated[
-        float | None,
-        _own(WAY, "Weight of the safety adapter there. [dim]\\[default: 1 minus the task's][/dim]"),
-    ] = None,
-    hash_files: Annotated[
-        bool,
-        typer.Option(
-            "--hash-files", help="Digest whole checkpoint files, not only the tensors that were read."
-        ),
-    ] = False,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print the report as JSON on stdout and no summary.")
-    ] = False,
-    base_model_id: Annotated[
-        str | None, _published("base_model_id", "Accepted; a merge of files does not need it.")
-    ] = None,
-    finetuned_model_id: Annotated[str | None, _published("finetuned_model_id", "Task adapter.")] = None,
-    safety_model_id: Annotated[str | None, _published("safety_model_id", "Safety adapter.")] = None,
-    safelora_unaligned_model_id: Annotated[
-        str | None, _published("safelora_unaligned_model_id", "Unaligned model.")
-    ] = None,
-    safelora_aligned_model_id: Annotated[
-        str | None, _published("safelora_aligned_model_id", "Aligned model.")
-    ] = None,
-    cos_threshold: Annotated[float | None, _published("cos_threshold", "Threshold.")] = None,
-    default_merge_ratio: Annotated[
-        float | None, _published("default_merge_ratio", "r: weights 1 − r and r, whatever --weighting says.")
-    ] = None,
-    weighting: Annotated[str | None, _published("weighting", 'Weights, such as "[0.8, 0.2]".')] = None,
-    merge_type: Annotated[str | None, _published("merge_type", "linear or dare_linear.")] = None,
-    density: Annotated[
-        float | None, _published("density", "Share of entries that dare_linear keeps.")
-    ] = None,
-    output_path: Annotated[
-        str | None, _published("output_path", "Parent of the folder to write; may exist.")
-    ] = None,
-    seed: Annotated[int | None, _published("seed", "Seed of dare_linear's draws.")] = None,
+    device: flags.Device = "cpu",
+    hash_files: flags.HashFiles = False,
+    as_json: flags.AsJson = False,
+    task_adapter: flags.TaskAdapter = None,
+    safety_adapter: flags.SafetyAdapter = None,
+    aligned_model: flags.AlignedModel = None,
+    unaligned_model: flags.UnalignedModel = None,
+    threshold: flags.Threshold = None,
+    quantile: flags.Quantile = None,
+    count: flags.Count = None,
+    layers: flags.Layers = None,
+    on_undefined: flags.WhereUndefined = None,
+    method: flags.Method = None,
+    task_weight: flags.TaskWeight = None,
+    safety_weight: flags.SafetyWeight = None,
+    density: flags.Density = None,
+    components: flags.Components = None,
+    seed: flags.Seed = None,
+    rank: flags.Rank = None,
+    max_error: flags.MaxError = None,
+    base_model_id: published.BaseModelId = None,
+    finetuned_model_id: published.FinetunedModelId = None,
+    safety_model_id: published.SafetyModelId = None,
+    safelora_unaligned_model_id: published.UnalignedModelId = None,
+    safelora_aligned_model_id: published.AlignedModelId = None,
+    cos_threshold: published.CosThreshold = None,
+    default_merge_ratio: published.DefaultMergeRatio = None,
+    weighting: published.Weighting = None,
+    merge_type: published.MergeType = None,
+    output_path: published.OutputPath = None,
 ) -> None:
     """Merge a task adapter with a safety adapter where fine-tuning left the safe subspace.
 
     Reads the checkpoints tensor by tensor and loads no model. Writes an adapter that
     PEFT loads, safemerge_report.json and a plot of every layer, safemerge_layers.html.
     """
-    own = {
-        "task_adapter": task_adapter,
-        "safety_adapter": safety_adapter,
-        "aligned_model": aligned_model,
-        "unaligned_model": unaligned_model,
-        "output": output,
-        "threshold": threshold,
-        "quantile": quantile,
-        "method": method,
-        "task_weight": task_weight,
-        "safety_weight": safety_weight,
-    }
-    published = PublishedFlags(
+    script = published.PublishedFlags(
         base_model_id=base_model_id,
         finetuned_model_id=finetuned_model_id,
         safety_model_id=safety_model_id,
@@ -162,74 +101,121 @@ def merge(
         default_merge_ratio=default_merge_ratio,
         weighting=weighting,
         merge_type=merge_type,
-        density=density,
         output_path=output_path,
-        seed=seed,
     )
-    as_published = [f"--{name}" for name, value in vars(published).items() if value is not None]
-    as_own = [f"--{name.replace('_', '-')}" for name, value in own.items() if value is not None]
-    if as_published and as_own:
-        ctx.fail(
-            f"{', '.join(as_own)} and {', '.join(as_published)} belong to two families of flags, safemerge's "
-            "own and the published script's: use one"
-        )
-    arguments = merge_arguments(published, on_undefined) if as_published else _own_arguments(ctx, own)
-    arguments.setdefault("on_undefined", on_undefined or "keep")
-
-    from safemerge.merging import merge_adapters
-
-    with _progress_bar() as progress:
-        report = merge_adapters(**arguments, hash_files=hash_files, progress=progress)
+    own = {
+        "config": config,
+        "task_adapter": task_adapter,
+        "safety_adapter": safety_adapter,
+        "aligned_model": aligned_model,
+        "unaligned_model": unaligned_model,
+        "output": output,
+        "threshold": threshold,
+        "quantile": quantile,
+        "count": count,
+        "modules": layers or None,
+        "method": method,
+        "task_weight": task_weight,
+        "safety_weight": safety_weight,
+        "components": components,
+        "rank": rank,
+        "max_error": max_error,
+    }
+    shared = {"density": density, "seed": seed, "on_undefined": on_undefined}
+    if as_published := _is_published(ctx, script, own):
+        script = published.with_draws(script, density, seed)
+        arguments = published.merge_arguments(script, on_undefined)
+    elif config is not None:
+        arguments = _recipe_arguments(ctx, config, own | shared)
+    else:
+        arguments = _own_arguments(ctx, own | shared)
+    report = _merge(arguments, hash_files, device)
     if as_json:
         typer.echo(report.to_json(), nl=False)
     else:
         _print_summary(report, arguments["output"])
     if as_published:
-        typer.echo(formula_notice(arguments), err=as_json)
-    for warning in (*report.warnings, threshold_warning(report)):
-        if warning:
-            typer.echo(f"warning: {warning}", err=True)
+        typer.echo(published.formula_notice(arguments), err=as_json)
+    _warn_of_result(report)
 
 
-def _own_arguments(ctx: typer.Context, own: dict[str, Any]) -> dict[str, Any]:
+def _is_published(ctx: typer.Context, script: published.PublishedFlags, own: dict[str, Any]) -> bool:
+    """Whether the flags are the script's; leaves with a usage error where both families are there."""
+    as_published = [f"--{name}" for name, value in vars(script).items() if value is not None]
+    as_own = [flags.flag(name) for name, value in own.items() if value is not None]
+    if as_published and as_own:
+        ctx.fail(
+            f"{', '.join(as_own)} and {', '.join(as_published)} belong to two families of flags, safemerge's "
+            "own and the published script's: use one"
+        )
+    return bool(as_published)
+
+
+def _own_arguments(ctx: typer.Context, given: dict[str, Any]) -> dict[str, Any]:
     """Our flags as keyword arguments of ``merge_adapters``; leaves with a usage error."""
-    required = ("task_adapter", "safety_adapter", "aligned_model", "unaligned_model", "output")
-    if missing := [f"--{name.replace('_', '-')}" for name in required if own[name] is None]:
+    required = [*INPUTS, "output"]
+    if given["method"] and not methods.get(given["method"]).needs_safety:
+        required.remove("safety_adapter")
+    if missing := [flags.flag(name) for name in required if given[name] is None]:
         ctx.fail(f"missing: {', '.join(missing)}")
-    if own["threshold"] is not None and own["quantile"] is not None:
-        ctx.fail("expected --threshold or --quantile, got both")
-    given = {name: value for name, value in own.items() if value is not None}
-    return given | {"output": Path(given["output"])}
+    for names in (SELECTIONS, SIZES):
+        flags.unique(ctx, given, names)
+    arguments = {name: value for name, value in given.items() if value is not None}
+    return {"safety_adapter": None} | arguments | {"output": Path(given["output"])}
 
 
-@contextmanager
-def _progress_bar() -> Iterator[Callable[[int, int, str], None]]:
-    """A bar over the layers on stderr, with the time left; nothing where stderr is no terminal."""
-    from rich.console import Console
-    from rich.markup import escape
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+def _recipe_arguments(ctx: typer.Context, config: Path, given: dict[str, Any]) -> dict[str, Any]:
+    """A config file and the flags that override it, as keyword arguments of ``merge_adapters``."""
+    from safemerge.config.load import load_merge_recipe
 
-    console = Console(stderr=True)
-    columns = (
-        TextColumn("scoring layers"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        TextColumn("[dim]{task.description}[/dim]"),
+    overrides: dict[str, Any] = {}
+    for names in (SELECTIONS, SIZES):
+        flags.unique(ctx, given, names)
+        if any(given[name] is not None for name in names):
+            # A choice on the command line stands for all that the file says of it.
+            overrides |= {f"merge.{name}": None for name in names}
+    for name, value in given.items():
+        if value is not None and name != "config":
+            overrides[name if name in (*INPUTS, "output") else f"merge.{name}"] = value
+    recipe = load_merge_recipe(config, overrides)
+    sources = {name: getattr(recipe, name) for name in INPUTS}
+    return sources | recipe.merge.model_dump(mode="json") | {"output": Path(recipe.output)}
+
+
+def _merge(arguments: dict[str, Any], hash_files: bool, device: str) -> MergeReport:
+    from safemerge.cli.advice import base_model_warnings, option_warnings
+    from safemerge.cli.tables import progress_bar, warn
+    from safemerge.engine.merging import merge_adapters
+
+    warn(*option_warnings(_options(arguments)))
+    with progress_bar() as progress:
+        report = merge_adapters(**arguments, hash_files=hash_files, device=device, progress=progress)
+    warn(*report.warnings)
+    warn(
+        *base_model_warnings(
+            arguments["task_adapter"], arguments["safety_adapter"], arguments["aligned_model"]
+        )
     )
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
-        layers = bar.add_task("", total=None)
+    return report
 
-        def advance(done: int, total: int, module: str) -> None:
-            bar.update(layers, completed=done, total=total, description=escape(module))
 
-        yield advance
+def _options(arguments: dict[str, Any]) -> MergeOptions:
+    from safemerge.core.options import MergeOptions
+
+    settings = {name: value for name, value in arguments.items() if name not in (*INPUTS, "output")}
+    modules = settings.pop("modules", None)
+    return MergeOptions(**settings, modules=None if modules is None else tuple(modules))
+
+
+def _warn_of_result(report: MergeReport) -> None:
+    from safemerge.cli.advice import rank_warning, threshold_warning
+    from safemerge.cli.tables import warn
+
+    warn(threshold_warning(report), rank_warning(report))
 
 
 def _print_summary(report: MergeReport, output: Path) -> None:
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
+    from safemerge.cli.tables import console, facts, spread
 
     merged = sum(layer.merged for layer in report.layers)
     cosines = [layer.cosine for layer in report.layers if layer.cosine is not None]
@@ -237,38 +223,22 @@ def _print_summary(report: MergeReport, output: Path) -> None:
     threshold = "none" if report.threshold is None else f"{report.threshold:.4g}"
     if report.quantile is not None:
         threshold += f" (quantile {report.quantile:g})"
+    weights = f"weight {task:g}"
+    if methods.get(report.method).needs_safety:
+        weights = f"weights {task:g} (task) and {safety:g} (safety)"
     rows = {
         "layers merged": f"{merged} of {len(report.layers)}",
         "threshold": threshold,
-        "cosines": f"min {min(cosines):.3f} · median {median(cosines):.3f} · max {max(cosines):.3f}"
-        if cosines
-        else "none defined",
-        "method": f"{report.method}, weights {task:g} (task) and {safety:g} (safety)",
+        "cosines": spread(cosines),
+        "method": f"{report.method}, {weights}",
     }
     if undefined := len(report.layers) - len(cosines):
         rows["cosine undefined"] = f"{undefined} layers (see their reason in the report)"
     if report.safety_only_layers:
         rows["left out"] = f"{len(report.safety_only_layers)} layers that only the safety adapter has"
+    rows["rank"] = str(report.rank)
+    if errors := {layer.module: layer.error for layer in report.layers if layer.error is not None}:
+        worst = max(errors, key=lambda module: errors[module])
+        rows["error"] = f"at most {errors[worst]:.3g} of an update ({worst})"
     rows["written to"] = str(output)
-    table = Table(show_header=False, title="Merged adapter", title_justify="left")
-    table.add_column(style="bold", no_wrap=True)
-    table.add_column(overflow="fold")
-    for name, value in rows.items():
-        table.add_row(name, Text(value))
-    Console().print(table)
-
-
-def threshold_warning(report: MergeReport) -> str | None:
-    """What to say of a threshold that told no layers apart; None where it did, or was not meant to."""
-    cosines = sorted(layer.cosine for layer in report.layers if layer.cosine is not None)
-    threshold = report.threshold
-    if threshold is None or report.quantile is not None or not cosines or not 0 < threshold <= 1:
-        return None
-    below = sum(cosine < threshold for cosine in cosines)
-    if 0 < below < len(cosines):
-        return None
-    return (
-        f"threshold {threshold:g} merged {'no layer' if below == 0 else 'every layer'}: the cosines of these "
-        f"models lie between {cosines[0]:.3g} and {cosines[-1]:.3g}. Cosines differ from pair to pair; "
-        f"--quantile 0.5 merges the half with the lowest: here, a threshold of {median(cosines):.3g}"
-    )
+    console().print(facts(rows, title="Merged adapter"))

@@ -1,7 +1,7 @@
 """The flags of the script published with the paper, so that its users move over unchanged.
 
 Pure translation: the script's flags in, the keyword arguments of
-:func:`safemerge.merging.merge_adapters` out. What the script makes of them, and
+:func:`safemerge.engine.merging.merge_adapters` out. What the script makes of them, and
 so what is made here: PEFT's ``linear`` or ``dare_linear`` of the two adapters, which is
 not the paper's formula.
 """
@@ -12,15 +12,36 @@ import ast
 import math
 import re
 import shlex
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 
+from safemerge.cli.flags import option
 from safemerge.core.options import DEFAULT_THRESHOLD, OnUndefined
 
-METHODS = {"linear": "peft_linear", "dare_linear": "dare_linear"}
+PANEL = "Flags of the published script (not with those above, but --density, --seed)"
+
+
+def _flag(name: str, text: str) -> Any:
+    return option(PANEL, text, f"--{name}")
+
+
+BaseModelId = Annotated[str | None, _flag("base_model_id", "Accepted; a merge of files does not need it.")]
+FinetunedModelId = Annotated[str | None, _flag("finetuned_model_id", "Task adapter.")]
+SafetyModelId = Annotated[str | None, _flag("safety_model_id", "Safety adapter.")]
+UnalignedModelId = Annotated[str | None, _flag("safelora_unaligned_model_id", "Unaligned model.")]
+AlignedModelId = Annotated[str | None, _flag("safelora_aligned_model_id", "Aligned model.")]
+CosThreshold = Annotated[float | None, _flag("cos_threshold", "Threshold.")]
+DefaultMergeRatio = Annotated[
+    float | None, _flag("default_merge_ratio", "r: weights 1 − r and r, whatever --weighting says.")
+]
+Weighting = Annotated[str | None, _flag("weighting", 'Weights, such as "[0.8, 0.2]".')]
+MergeType = Annotated[str | None, _flag("merge_type", "linear or dare_linear.")]
+OutputPath = Annotated[str | None, _flag("output_path", "Parent of the folder to write; may exist.")]
+
+METHODS = {"linear": "peft_linear", "dare_linear": "peft_dare_linear"}
 """The script's ``--merge_type`` to our method."""
 
 
@@ -42,6 +63,11 @@ class PublishedFlags:
     output_path: str | None = None
     seed: int | None = None
     """Ours: the script's own draws cannot be repeated."""
+
+
+def with_draws(flags: PublishedFlags, density: float | None, seed: int | None) -> PublishedFlags:
+    """The flags with those two that both families have."""
+    return replace(flags, density=density, seed=seed)
 
 
 def merge_arguments(flags: PublishedFlags, on_undefined: OnUndefined | None = None) -> dict[str, Any]:

@@ -15,11 +15,14 @@ from safemerge.cli.logs import plain_logs
 EXIT_RETRY = 75
 """Exit code (EX_TEMPFAIL) where the tracking server or a full disk was at fault, and a retry may mend it."""
 
-EPILOG = """
-**Example** (paste it from a task's log to repeat a step by hand):
-
-    safemerge step evaluate '{"run_id": "3f1c…", "options": {"arm": "aligned"}}'
-"""
+EPILOG = "\n\n".join(
+    (
+        "[bold]Example[/bold] (paste it from a task's log to repeat a step by hand)",
+        """[cyan]safemerge step evaluate '{"run_id": "3f1c…", "options": {"arm": "aligned"}}'[/cyan]""",
+        f"Exit code: 0 done, 2 wrong usage, 4 an error that one line on stderr names, {EXIT_RETRY} one "
+        "that another try may mend.",
+    )
+)
 
 
 def register(app: typer.Typer) -> None:

@@ -8,18 +8,16 @@ from typing import Annotated
 
 import typer
 
+from safemerge.cli.flags import AsJson, epilog
 from safemerge.cli.logs import plain_logs
 
-EPILOG = "\n\n".join(
-    (
-        "[bold]Examples[/bold]",
-        "[cyan]safemerge train --config pipeline.yaml --adapter task --output adapters/task[/cyan]",
-        "[cyan]safemerge train --config pipeline.yaml --adapter safety --output adapters/safety[/cyan]",
-        "Interrupted, the same command goes on from its last checkpoint.",
-        "On several devices of a machine: processes: 2 in the pipeline file. On several machines: "
-        "[cyan]torchrun --nnodes … -m safemerge train …[/cyan] on each, with the number of all "
-        "processes in the file.",
-    )
+EPILOG = epilog(
+    "safemerge train --config pipeline.yaml --adapter task --output adapters/task",
+    "safemerge train --config pipeline.yaml --adapter safety --output adapters/safety",
+    "Interrupted, the same command goes on from its last checkpoint.",
+    "On several devices of a machine: processes: 2 in the pipeline file. On several machines: "
+    "[cyan]torchrun --nnodes … -m safemerge train …[/cyan] on each, with the number of all "
+    "processes in the file.",
 )
 
 
@@ -42,6 +40,7 @@ def train(
     work: Annotated[
         Path | None, typer.Option(help="Folder for checkpoints; default: .OUTPUT.work beside the output.")
     ] = None,
+    as_json: AsJson = False,
 ) -> None:
     """Fine-tune the task adapter or the safety adapter on the aligned model.
 
@@ -75,6 +74,9 @@ def train(
         return
     if work is None:
         shutil.rmtree(checkpoints, ignore_errors=True)
+    if as_json:
+        typer.echo(report.to_json(), nl=False)
+        return
     typer.echo(
         f"{output}: {report.steps} steps on {report.examples} examples, final loss {report.final_loss:.4f}"
     )

@@ -19,10 +19,12 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from safemerge.config.models import DataSource, PipelineConfig, SuiteConfig, UtilityConfig
+from safemerge.config.recipes import Inputs, MergeRecipe, SweepRecipe
 from safemerge.errors import ConfigError
 from safemerge.gate import GatePolicy
 
 Model = TypeVar("Model", bound=BaseModel)
+Recipe = TypeVar("Recipe", bound=Inputs)
 Key = tuple[str | int, ...]
 
 _FILE_SUFFIXES = (".jsonl", ".json")
@@ -68,9 +70,65 @@ def load_policy(path: Path) -> GatePolicy:
     return _validated(GatePolicy, data, path, lines, prefix)
 
 
+def load_merge_recipe(path: Path, overrides: Mapping[str, Any] | None = None) -> MergeRecipe:
+    """Read the config file of ``safemerge merge``.
+
+    Args:
+        path: the file.
+        overrides: as of :func:`load_pipeline`; paths in them count from the working directory.
+
+    Returns:
+        The recipe. Paths in the file count from its folder.
+
+    Raises:
+        ConfigError: the file cannot be read or used; lists every problem.
+    """
+    return _load_recipe(MergeRecipe, path, overrides)
+
+
+def load_sweep_recipe(path: Path, overrides: Mapping[str, Any] | None = None) -> SweepRecipe:
+    """Read the config file of ``safemerge sweep``; the rest is as of :func:`load_merge_recipe`."""
+    return _load_recipe(SweepRecipe, path, overrides)
+
+
+def sweep_recipe(settings: Mapping[str, Any]) -> SweepRecipe:
+    """The same of flags alone: dotted key to value.
+
+    Raises:
+        ConfigError: a value cannot be used; lists every problem.
+    """
+    data: dict[str, Any] = {}
+    for key, value in settings.items():
+        _override(data, key, value)
+    return _validated(SweepRecipe, data, Path("flags"), {})
+
+
+def merge_json_schema() -> dict[str, Any]:
+    """JSON Schema of the config file of ``safemerge merge``."""
+    return MergeRecipe.model_json_schema()
+
+
+def sweep_json_schema() -> dict[str, Any]:
+    """JSON Schema of the config file of ``safemerge sweep``."""
+    return SweepRecipe.model_json_schema()
+
+
 def pipeline_json_schema() -> dict[str, Any]:
     """JSON Schema of a pipeline's YAML file, for editors that complete and check it."""
     return PipelineConfig.model_json_schema()
+
+
+def _load_recipe(model: type[Recipe], path: Path, overrides: Mapping[str, Any] | None) -> Recipe:
+    data, lines = _read_yaml(path)
+    folder = path.resolve().parent
+    for name in Inputs.model_fields:
+        if isinstance(source := data.get(name), str):
+            data[name] = _model_source(source, folder)
+    if isinstance(output := data.get("output"), str):
+        data["output"] = _absolute(output, folder)
+    for key, value in (overrides or {}).items():
+        _override(data, key, value)
+    return _validated(model, data, path, lines)
 
 
 # --- YAML ------------------------------------------------------------------------

@@ -10,8 +10,9 @@ import difflib
 from enum import StrEnum
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, WithJsonSchema, model_validator
 
+from safemerge.core import methods
 from safemerge.gate import GatePolicy
 from safemerge.records import SuiteKind
 
@@ -29,17 +30,16 @@ class Config(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
 
-class MergeMethod(StrEnum):
-    """How the merged adapter is made of the two."""
+def _known_method(name: str) -> str:
+    if name not in methods.names():
+        raise ValueError(f"expected one of {', '.join(methods.names())}, got {name!r}")
+    return name
 
-    EXACT = "exact"
-    """α·ΔW_task + β·ΔW_safety in the chosen layers, ΔW_task elsewhere (the paper's formula)."""
-    PEFT_LINEAR = "peft_linear"
-    """PEFT's ``linear`` of the factors, with its cross terms (the published code)."""
-    SCALE = "scale"
-    """α·ΔW_task in all layers: a control."""
-    SCALE_SELECTED = "scale_selected"
-    """α·ΔW_task in the chosen layers only: what ``exact`` is without the safety adapter."""
+
+Method = Annotated[
+    str, AfterValidator(_known_method), WithJsonSchema({"type": "string", "enum": list(methods.names())})
+]
+"""Name of a merge method: a file in :mod:`safemerge.core.methods`."""
 
 
 class OnUndefined(StrEnum):
@@ -53,21 +53,37 @@ class OnUndefined(StrEnum):
 class MergeConfig(Config):
     """The merge of the task adapter with the safety adapter."""
 
-    method: MergeMethod = MergeMethod.EXACT
+    method: Method = methods.DEFAULT
     threshold: float | None = None
-    """τ: layers with a cosine below it are merged. 0.35 where no quantile is given either."""
+    """τ: layers with a cosine below it are merged. 0.35 where nothing else chooses."""
     quantile: Share | None = None
     """Merge this share of the layers, those with the lowest cosines."""
+    count: Annotated[int, Field(ge=0)] | None = None
+    """Merge so many layers, those with the lowest cosines."""
+    modules: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
+    """Merge these layers: module paths, or patterns with ``*``."""
     task_weight: Weight | None = None
-    """α, weight of the task adapter in merged layers. 0.8 where neither weight is given."""
+    """α, weight of the task adapter in merged layers. The method's default where neither weight is given."""
     safety_weight: Weight | None = None
     """β, weight of the safety adapter in merged layers. 1 − α where not given."""
     on_undefined: OnUndefined = OnUndefined.KEEP
+    density: Annotated[float, Field(gt=0, le=1)] | None = None
+    """Share of entries kept by methods that prune."""
+    components: Annotated[int, Field(gt=0)] | None = None
+    """Largest number of singular directions of V that methods which decompose it use."""
+    seed: int = 0
+    """Seed of random draws."""
+    rank: Annotated[int, Field(gt=0)] | None = None
+    """Store every update at this rank."""
+    max_error: Annotated[float, Field(ge=0, lt=1)] | None = None
+    """Store at the smallest rank that keeps every layer's relative error at or below it."""
 
     @model_validator(mode="after")
-    def _one_selection(self) -> Self:
-        if self.threshold is not None and self.quantile is not None:
-            raise ValueError("expected threshold or quantile, got both")
+    def _one_of_each(self) -> Self:
+        for names in (("threshold", "quantile", "count", "modules"), ("rank", "max_error")):
+            given = [name for name in names if getattr(self, name) is not None]
+            if len(given) > 1:
+                raise ValueError(f"expected one of {', '.join(names)}, got {' and '.join(given)}")
         return self
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -46,7 +47,11 @@ class LoraPair:
         return self.scale * (self.lora_b.to(dtype) @ self.lora_a.to(dtype))
 
     def norm(self) -> float:
-        """Frobenius norm of ΔW, computed in float64."""
+        """Frobenius norm of ΔW, computed in float64, once: a sweep reports it for every candidate."""
+        return self._norm
+
+    @cached_property
+    def _norm(self) -> float:
         return abs(self.scale) * float(torch.linalg.vector_norm(column_factor(self.lora_a, self.lora_b)))
 
 

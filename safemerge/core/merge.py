@@ -5,41 +5,28 @@ Layers are keyed by full module path and paired by key. Inputs are never changed
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Mapping
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from safemerge.core import combine
-from safemerge.core.alignment import alignment_difference
+from safemerge.core import methods
+from safemerge.core.compress import compressed, padded
 from safemerge.core.lora import LoraPair
-from safemerge.core.options import DEFAULT_THRESHOLD, MergeOptions, Method, OnUndefined
-from safemerge.core.select import Selection, select_by_quantile, select_by_threshold
-from safemerge.core.similarity import projected_cosine
-from safemerge.errors import DegenerateLayerError, MismatchError, NonFiniteError
-
-WeightPair = tuple[Tensor, Tensor]
-"""(aligned, unaligned) weight of one module, each (d_out, d_in)."""
-Alignment = Mapping[str, WeightPair] | Callable[[str], WeightPair]
-"""Gives the weights of a module; a callable lets them be read one module at a time."""
-Progress = Callable[[int, int, str], None]
-"""Called after each scored layer with layers done, layers in all, module path."""
-
-
-class LayerScore(NamedTuple):
-    """What is known of a layer before anything is chosen."""
-
-    cosine: float | None
-    """ρ in [0, 1]; None where it is undefined."""
-    undefined: str | None
-    """Why the cosine is undefined; None where it is not."""
-    task_norm: float
-    """Frobenius norm of ΔW_task."""
-    safety_norm: float | None
-    """Frobenius norm of ΔW_safety; None where the safety adapter lacks the layer."""
+from safemerge.core.methods.base import AlignmentTerm, Layer, MergeMethod, Update
+from safemerge.core.options import DEFAULT_THRESHOLD, MergeOptions, OnUndefined
+from safemerge.core.scoring import Alignment, LayerScore, Progress, Terms, natural_order, score_layers
+from safemerge.core.select import (
+    Selection,
+    select_by_count,
+    select_by_modules,
+    select_by_quantile,
+    select_by_threshold,
+)
+from safemerge.errors import ConfigError, DegenerateLayerError, MismatchError, NonFiniteError
 
 
 class LayerDecision(NamedTuple):
@@ -52,6 +39,8 @@ class LayerDecision(NamedTuple):
     reason: str
     task_norm: float
     safety_norm: float | None
+    error: float | None = None
+    """Relative error (Frobenius norm) of the stored update; None where it was stored as it came out."""
 
 
 @dataclass(frozen=True)
@@ -63,26 +52,31 @@ class MergeResult:
     decisions: tuple[LayerDecision, ...]
     """One for each layer of the task adapter, in natural order of their paths."""
     threshold: float | None
-    """τ as used; None where the method chooses no layers by cosine."""
+    """τ as used; None where no layers were chosen by cosine."""
     safety_only: tuple[str, ...]
     """Layers that only the safety adapter has: left out."""
     unchanged: bool
-    """True where no layer was chosen, so that the result is the task adapter itself."""
+    """True where no layer was changed, so that the result is the task adapter itself."""
 
 
 def safemerge(
     task: Mapping[str, LoraPair],
-    safety: Mapping[str, LoraPair],
+    safety: Mapping[str, LoraPair] | None,
     alignment: Alignment,
     *,
-    method: Method = "exact",
+    method: str = methods.DEFAULT,
     threshold: float | None = None,
     quantile: float | None = None,
+    count: int | None = None,
+    modules: Sequence[str] | None = None,
     task_weight: float | None = None,
     safety_weight: float | None = None,
     on_undefined: OnUndefined = "keep",
     density: float | None = None,
+    components: int | None = None,
     seed: int = 0,
+    rank: int | None = None,
+    max_error: float | None = None,
     progress: Progress | None = None,
 ) -> MergeResult:
     """Merge a task adapter with a safety adapter where the task adapter left the safe subspace.
@@ -92,19 +86,24 @@ def safemerge(
 
     Args:
         task: Module path to LoRA pair of the task adapter.
-        safety: The same of the safety adapter.
+        safety: The same of the safety adapter; None where the method needs none.
         alignment: Module path to (aligned, unaligned) weight: a mapping, or a function called
             once for each layer of the task adapter, so that a model need not fit in memory.
-        method: The options down to ``seed`` are those of
+        method: The options down to ``max_error`` are those of
             :class:`safemerge.core.options.MergeOptions`.
-        threshold: τ; 0.35 where no quantile is given either.
+        threshold: τ; 0.35 where nothing else chooses.
         quantile: Merge this share of the layers instead, those with the lowest cosines.
+        count: Merge so many layers instead.
+        modules: Merge these layers instead: paths or patterns.
         task_weight: α. One weight given makes the other 1 minus it; none, 0.8 and 0.2.
         safety_weight: β.
         on_undefined: What to do with layers whose cosine is undefined: keep them as they
             are, merge them, or fail.
-        density: ``dare_linear`` only: share of factor entries kept.
-        seed: ``dare_linear`` only: seed of its random draws.
+        density: Share of entries kept by methods that prune.
+        components: Largest number of singular directions of V, for methods that decompose it.
+        seed: Seed of random draws.
+        rank: Rank to store every update at.
+        max_error: Largest relative error to store an update with.
         progress: Called after each scored layer.
 
     Raises:
@@ -117,74 +116,154 @@ def safemerge(
         method=method,
         threshold=threshold,
         quantile=quantile,
+        count=count,
+        modules=None if modules is None else tuple(modules),
         task_weight=task_weight,
         safety_weight=safety_weight,
         on_undefined=on_undefined,
         density=density,
+        components=components,
         seed=seed,
+        rank=rank,
+        max_error=max_error,
     )
-    scores = score_layers(task, safety, alignment, progress=progress)
+    check_shapes(task, safety)
+    scores = score_layers(task, alignment, terms=alignment_terms([options]), progress=progress)
     return merge_scored(task, safety, scores, options)
 
 
-def score_layers(
+def alignment_terms(options: Sequence[MergeOptions]) -> Terms:
+    """What the scoring pass must make of V, so that all these merges can be made from its scores."""
+    found = ((chosen, methods.get(chosen.method).alignment_term) for chosen in options)
+    return {_term_name(chosen): _bound(term, chosen) for chosen, term in found if term is not None}
+
+
+@dataclass(frozen=True, eq=False)
+class MergePlan:
+    """A merge whose layers are chosen, and whose updates are made one by one, in any order."""
+
+    task: Mapping[str, LoraPair]
+    safety: Mapping[str, LoraPair]
+    scores: Mapping[str, LayerScore]
+    options: MergeOptions
+    method: MergeMethod
+    selection: Selection
+
+    @property
+    def unchanged(self) -> bool:
+        """Whether every update is ΔW_task."""
+        return not (self.selection.chosen or self.method.changes_kept)
+
+    def update(self, module: str) -> Update:
+        """The merged update of a layer; random draws depend on the seed and the module's path alone.
+
+        Raises:
+            MismatchError: the method cannot merge the layer's two pairs; it is named.
+            NonFiniteError: the update holds NaN or infinity, as a safety adapter may; the layer is named.
+        """
+        score = self.scores[module]
+        layer = Layer(self.task[module], self.safety.get(module), score.terms.get(_term_name(self.options)))
+        make = self.method.merge if module in self.selection.chosen else self.method.keep
+        try:
+            update = make(layer, self.options, _generator(self.options.seed, module))
+        except MismatchError as error:
+            raise MismatchError(f"{module}: {error}") from error
+        parts = (update.lora_a, update.lora_b) if isinstance(update, LoraPair) else (update,)
+        if not all(bool(torch.isfinite(part).all()) for part in parts):
+            raise NonFiniteError(f"{module}: expected a finite merged update, got NaN or infinity")
+        return update
+
+    def decision(self, module: str, error: float | None = None) -> LayerDecision:
+        """What is done with a layer, in words; ``error`` is that of storing its update."""
+        score, merged = self.scores[module], module in self.selection.chosen
+        safety = self.safety.get(module)
+        return LayerDecision(
+            module,
+            score.cosine,
+            merged,
+            self._reason(module, score, merged),
+            score.task_norm,
+            None if safety is None else safety.norm(),
+            error,
+        )
+
+    def _reason(self, module: str, score: LayerScore, merged: bool) -> str:
+        verb, threshold = "merged" if merged else "kept", self.selection.threshold
+        if self.method.needs_safety and module not in self.safety:
+            return "kept: the safety adapter lacks the layer"
+        if not self.method.chooses:
+            return f"merged: {self.options.method} changes every layer"
+        if threshold is None:
+            return f"{verb}: {'' if merged else 'not '}on the list"
+        if score.cosine is None:
+            return f"{verb}: cosine undefined, {score.undefined}"
+        return f"{verb}: cosine {'' if merged else 'not '}below {threshold:.6g}"
+
+
+def plan_merge(
     task: Mapping[str, LoraPair],
-    safety: Mapping[str, LoraPair],
-    alignment: Alignment,
-    *,
-    progress: Progress | None = None,
-) -> dict[str, LayerScore]:
-    """Cosine and norms of every layer of the task adapter, in natural order of their paths.
+    safety: Mapping[str, LoraPair] | None,
+    scores: Mapping[str, LayerScore],
+    options: MergeOptions,
+) -> MergePlan:
+    """Choose the layers to merge.
 
     Raises:
-        MismatchError: a layer's shapes do not fit, or ``alignment`` lacks it; it is named.
-        NonFiniteError: a weight holds NaN or infinity; it is named.
+        ConfigError: the method needs a safety adapter and there is none, or the layers asked for are not
+            there.
+        DegenerateLayerError: cosines are undefined and ``options.on_undefined`` is ``fail``.
     """
-    check_shapes(task, safety)
-    modules = sorted(task, key=natural_order)
-    if isinstance(alignment, Mapping):
-        if missing := [module for module in modules if module not in alignment]:
-            raise MismatchError(f"expected weights of every layer, got none for {', '.join(missing)}")
-        alignment = alignment.__getitem__
-    scores = {}
-    for done, module in enumerate(modules, start=1):
-        scores[module] = _score_layer(module, task[module], safety.get(module), *alignment(module))
-        if progress is not None:
-            progress(done, len(modules), module)
-    return scores
+    method = methods.get(options.method)
+    if method.needs_safety and safety is None:
+        raise ConfigError(f"method {options.method}: expected a safety adapter, got none")
+    safety = safety or {}
+    eligible = {m: score for m, score in scores.items() if m in safety or not method.needs_safety}
+    selection = _select(eligible, options) if method.chooses else Selection(frozenset(eligible), None)
+    return MergePlan(task, safety, scores, options, method, selection)
 
 
 def merge_scored(
     task: Mapping[str, LoraPair],
-    safety: Mapping[str, LoraPair],
+    safety: Mapping[str, LoraPair] | None,
     scores: Mapping[str, LayerScore],
     options: MergeOptions,
 ) -> MergeResult:
     """The second half of :func:`safemerge`: choose and merge layers that are already scored.
 
     Raises:
+        ConfigError: the method needs a safety adapter and there is none, or the layers asked for are not
+            there.
         MismatchError: the method cannot merge a layer's two pairs; it is named.
+        NonFiniteError: a merged update holds NaN or infinity; its layer is named.
         DegenerateLayerError: cosines are undefined and ``options.on_undefined`` is ``fail``.
     """
+    plan = plan_merge(task, safety, scores, options)
     modules = sorted(task, key=natural_order)
-    selection = None if options.method == "scale" else _select(scores, options)
-    chosen = frozenset(task) if selection is None else selection.chosen
-    unchanged = not chosen and options.method != "dare_linear"  # which prunes kept layers too
+    unchanged = plan.unchanged and options.rank is None and options.max_error is None
+    layers: dict[str, LoraPair] = dict(task)
+    errors: dict[str, float | None] = {}
+    if not unchanged:
+        for module in modules:
+            layers[module], errors[module] = stored(plan, module)
+        rank = options.rank or max(pair.rank for pair in layers.values())
+        layers = {module: padded(pair, rank) for module, pair in layers.items()}
     return MergeResult(
-        layers=dict(task) if unchanged else _merge_layers(task, safety, chosen, options),
-        decisions=tuple(_decide(module, scores[module], selection) for module in modules),
-        threshold=None if selection is None else selection.threshold,
-        safety_only=tuple(sorted(set(safety) - set(task), key=natural_order)),
+        layers=layers,
+        decisions=tuple(plan.decision(module, errors.get(module)) for module in modules),
+        threshold=plan.selection.threshold,
+        safety_only=tuple(sorted(set(safety or {}) - set(task), key=natural_order)),
         unchanged=unchanged,
     )
 
 
-def check_shapes(task: Mapping[str, LoraPair], safety: Mapping[str, LoraPair]) -> None:
+def check_shapes(task: Mapping[str, LoraPair], safety: Mapping[str, LoraPair] | None) -> None:
     """Check that both adapters fit the same weight matrices, and meet at all.
 
     Raises:
         MismatchError: they have no layer in common, or layers differ in shape; all are named.
     """
+    if safety is None:
+        return
     common = sorted(set(task) & set(safety), key=natural_order)
     if not common:
         raise MismatchError("expected a task and a safety adapter with layers in common, got none")
@@ -197,105 +276,48 @@ def check_shapes(task: Mapping[str, LoraPair], safety: Mapping[str, LoraPair]) -
         raise MismatchError(f"expected adapters of one base model, got different shapes: {', '.join(wrong)}")
 
 
-def natural_order(module: str) -> list[tuple[int, str]]:
-    """Sort key that puts layer 2 before layer 10."""
-    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", module)]
+def _term_name(options: MergeOptions) -> str:
+    """Tells apart the terms of merges that are made from one scoring: all that a term depends on."""
+    return options.method if options.components is None else f"{options.method} of {options.components}"
 
 
-def _score_layer(
-    module: str, task: LoraPair, safety: LoraPair | None, aligned: Tensor, unaligned: Tensor
-) -> LayerScore:
-    task_norm = task.norm()
-    safety_norm = None if safety is None else safety.norm()
-    try:
-        cosine = projected_cosine(task.lora_a, task.lora_b, alignment_difference(aligned, unaligned))
-    except DegenerateLayerError as error:
-        return LayerScore(None, str(error), task_norm, safety_norm)
-    except MismatchError as error:
-        raise MismatchError(f"{module}: {error}") from error
-    except NonFiniteError as error:
-        named = {
-            "the task adapter's lora_A": task.lora_a,
-            "the task adapter's lora_B": task.lora_b,
-            "the aligned model's weight": aligned,
-            "the unaligned model's weight": unaligned,
-        }
-        where = [name for name, tensor in named.items() if not bool(torch.isfinite(tensor).all())]
-        raise NonFiniteError(f"{module}: {error} in {' and '.join(where) or 'products of them'}") from error
-    return LayerScore(cosine, None, task_norm, safety_norm)
+def _bound(term: AlignmentTerm, options: MergeOptions) -> Callable[[LoraPair, Tensor], LoraPair]:
+    return lambda task, difference: term(task, difference, options)
+
+
+def _generator(seed: int, module: str) -> torch.Generator:
+    digest = hashlib.sha256(f"{seed} {module}".encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big", signed=True))
+
+
+def stored(plan: MergePlan, module: str) -> tuple[LoraPair, float | None]:
+    """A layer's update at the rank that was asked for, and its relative error where it was compressed."""
+    update, options = plan.update(module), plan.options
+    rank = options.rank
+    if rank is None and options.max_error is None:
+        if isinstance(update, LoraPair):
+            return update, None
+        safety = plan.safety.get(module)
+        rank = plan.task[module].rank + (0 if safety is None else safety.rank)
+    return compressed(update, rank=rank, max_error=options.max_error)
 
 
 def _select(scores: Mapping[str, LayerScore], options: MergeOptions) -> Selection:
-    """Layers to merge, among those that both adapters have."""
-    both = {module: score for module, score in scores.items() if score.safety_norm is not None}
-    cosines = {module: score.cosine for module, score in both.items() if score.cosine is not None}
-    undefined = [module for module in both if module not in cosines]
+    """Layers to merge, among those that may be."""
+    if options.modules is not None:
+        return select_by_modules(scores.keys(), options.modules)
+    cosines = {module: score.cosine for module, score in scores.items() if score.cosine is not None}
+    undefined = [module for module in scores if module not in cosines]
     if undefined and options.on_undefined == "fail":
-        listed = "; ".join(f"{module}: {both[module].undefined}" for module in undefined)
-        raise DegenerateLayerError(f"cosine undefined in {len(undefined)} of {len(both)} layers: {listed}")
+        listed = "; ".join(f"{module}: {scores[module].undefined}" for module in undefined)
+        raise DegenerateLayerError(f"cosine undefined in {len(undefined)} of {len(scores)} layers: {listed}")
     if options.quantile is not None:
         selection = select_by_quantile(cosines, options.quantile)
+    elif options.count is not None:
+        selection = select_by_count(cosines, options.count)
     else:
         threshold = DEFAULT_THRESHOLD if options.threshold is None else options.threshold
         selection = select_by_threshold(cosines, threshold)
     if options.on_undefined == "merge":
         return selection._replace(chosen=selection.chosen.union(undefined))
     return selection
-
-
-def _merge_layers(
-    task: Mapping[str, LoraPair],
-    safety: Mapping[str, LoraPair],
-    chosen: frozenset[str],
-    options: MergeOptions,
-) -> dict[str, LoraPair]:
-    """Pairs of all layers, merged or kept, zero-padded to one rank."""
-    generator = torch.Generator().manual_seed(options.seed)
-    merged = {}
-    for module in sorted(task, key=natural_order):
-        try:
-            merged[module] = _merge_layer(
-                task[module], safety.get(module), module in chosen, options, generator
-            )
-        except MismatchError as error:
-            raise MismatchError(f"{module}: {error}") from error
-    rank = max(pair.rank for pair in merged.values())
-    return {module: combine.padded(pair, rank) for module, pair in merged.items()}
-
-
-def _merge_layer(
-    task: LoraPair,
-    safety: LoraPair | None,
-    chosen: bool,
-    options: MergeOptions,
-    generator: torch.Generator,
-) -> LoraPair:
-    weights = options.weights
-    if options.density is not None and safety is not None:
-        # The published script keeps a layer by merging it with weights 1 and 0, which prunes it too.
-        used = weights if chosen else (1.0, 0.0)
-        return combine.dare_linear(task, safety, *used, density=options.density, generator=generator)
-    if not chosen:
-        spread = options.method in ("peft_linear", "dare_linear")
-        return combine.peft_linear(task) if spread else combine.scaled(task)
-    if safety is None or options.method in ("scale", "scale_selected"):
-        return combine.scaled(task, weights[0])
-    if options.method == "peft_linear":
-        return combine.peft_linear(task, safety, *weights)
-    return combine.exact(task, safety, *weights)
-
-
-def _decide(module: str, score: LayerScore, selection: Selection | None) -> LayerDecision:
-    """The decision in words."""
-    merged = selection is None or module in selection.chosen
-    if selection is None:
-        reason = "every layer is scaled"
-    elif score.safety_norm is None:
-        reason = "kept: the safety adapter lacks the layer"
-    elif score.cosine is None:
-        reason = f"{'merged' if merged else 'kept'}: cosine undefined, {score.undefined}"
-    elif merged:
-        reason = f"merged: cosine below {selection.threshold:.6g}"
-    else:
-        reason = f"kept: cosine not below {selection.threshold:.6g}"
-    return LayerDecision(module, score.cosine, merged, reason, score.task_norm, score.safety_norm)

@@ -6,72 +6,109 @@ import math
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+from safemerge.core import methods
 from safemerge.errors import ConfigError
 
-PlainMethod = Literal["exact", "peft_linear", "scale", "scale_selected"]
-"""What a user of safemerge chooses from; ``dare_linear`` is there for the published script's users."""
-Method = Literal[PlainMethod, "dare_linear"]
 OnUndefined = Literal["keep", "merge", "fail"]
 
 DEFAULT_THRESHOLD = 0.35
-DEFAULT_TASK_WEIGHT = 0.8
+SELECTIONS = ("threshold", "quantile", "count", "modules")
+"""Ways to choose layers, of which a merge takes one."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class MergeOptions:
-    """Which layers are merged, and how.
+    """Which layers are merged, how, and at what rank the result is stored.
 
     Raises:
         ConfigError: a value is out of bounds or two do not go together; it is named.
     """
 
-    method: Method = "exact"
-    """``exact``: α·ΔW_task + β·ΔW_safety in chosen layers, ΔW_task elsewhere. ``peft_linear``
-    and ``dare_linear``: PEFT's sums of the factors there. ``scale``: α·ΔW_task in all layers.
-    ``scale_selected``: α·ΔW_task in chosen layers."""
+    method: str = methods.DEFAULT
+    """Name of a file in :mod:`safemerge.core.methods`."""
     threshold: float | None = None
-    """τ: layers with a cosine below it are chosen. 0.35 where no quantile is given either."""
+    """τ: layers with a cosine below it are chosen. 0.35 where nothing else chooses."""
     quantile: float | None = None
     """Choose this share of the layers instead, those with the lowest cosines; in [0, 1]."""
+    count: int | None = None
+    """Choose so many layers instead, those with the lowest cosines."""
+    modules: tuple[str, ...] | None = None
+    """Choose these layers instead: module paths, or patterns with ``*`` as in a shell."""
     task_weight: float | None = None
-    """α. 0.8 where no weight is given, 1 − β where only the other is."""
+    """α. The method's default (0.8 for ``exact``) where no weight is given."""
     safety_weight: float | None = None
-    """β. 1 − α where not given."""
+    """β. 1 − α where only α is given."""
     on_undefined: OnUndefined = "keep"
     """What to do with layers whose cosine is undefined."""
     density: float | None = None
-    """``dare_linear`` only: share of factor entries kept, in (0, 1]."""
+    """Share of entries kept by methods that prune, in (0, 1]."""
+    components: int | None = None
+    """Largest number of singular directions of V that methods which decompose it use, at least 1."""
     seed: int = 0
-    """``dare_linear`` only: seed of its random draws."""
+    """Seed of random draws."""
+    rank: int | None = None
+    """Store every update at this rank, as exactly as it allows; otherwise at the rank that merging gives."""
+    max_error: float | None = None
+    """Store at the smallest rank that keeps every layer's relative error (Frobenius norm) at or below it."""
 
     def __post_init__(self) -> None:
-        _check_choice("method", self.method, get_args(Method))
         _check_choice("on_undefined", self.on_undefined, get_args(OnUndefined))
-        for name in ("threshold", "quantile", "task_weight", "safety_weight", "density"):
+        for name in ("threshold", "quantile", "task_weight", "safety_weight", "density", "max_error"):
             value = getattr(self, name)
             if value is not None and not math.isfinite(value):
                 raise ConfigError(f"{name}: expected a finite number, got {value}")
-        if self.threshold is not None and self.quantile is not None:
-            raise ConfigError(
-                f"expected threshold or quantile, got both ({self.threshold} and {self.quantile})"
-            )
+        self._check_selection()
+        self._check_method()
+        self._check_storage()
+
+    def _check_selection(self) -> None:
+        given = {name: value for name in SELECTIONS if (value := getattr(self, name)) is not None}
+        if len(given) > 1:
+            got = " and ".join(f"{name} ({value})" for name, value in given.items())
+            raise ConfigError(f"expected one of {', '.join(SELECTIONS)}, got {got}")
         if self.quantile is not None and not 0 <= self.quantile <= 1:
             raise ConfigError(f"quantile: expected a share in [0, 1], got {self.quantile}")
-        if (self.density is None) == (self.method == "dare_linear"):
-            raise ConfigError(
-                f"density: expected with method dare_linear and with no other, "
-                f"got {self.density} with {self.method}"
-            )
+        if self.count is not None and self.count < 0:
+            raise ConfigError(f"count: expected a number of layers, got {self.count}")
+        if self.modules is not None and not self.modules:
+            raise ConfigError("modules: expected at least one path or pattern, got none")
+
+    def _check_method(self) -> None:
+        for name, what in (("density", "prune"), ("components", "decompose V")):
+            if (getattr(self, name) is not None) != _takes(self.method, name):
+                takers = (other for other in methods.names() if _takes(other, name))
+                raise ConfigError(
+                    f"{name}: expected with methods that {what} ({', '.join(takers)}) and with no other, "
+                    f"got {getattr(self, name)} with {self.method}"
+                )
         if self.density is not None and not 0 < self.density <= 1:
             raise ConfigError(f"density: expected a share in (0, 1], got {self.density}")
+        if self.components is not None and self.components < 1:
+            raise ConfigError(f"components: expected at least 1, got {self.components}")
+
+    def _check_storage(self) -> None:
+        if self.rank is not None and self.max_error is not None:
+            raise ConfigError(f"expected rank or max_error, got both ({self.rank} and {self.max_error})")
+        if self.rank is not None and self.rank < 1:
+            raise ConfigError(f"rank: expected at least 1, got {self.rank}")
+        if self.max_error is not None and not 0 <= self.max_error < 1:
+            raise ConfigError(f"max_error: expected a relative error in [0, 1), got {self.max_error}")
 
     @property
     def weights(self) -> tuple[float, float]:
         """(α, β)."""
         task, safety = self.task_weight, self.safety_weight
+        default_task, default_safety = methods.get(self.method).default_weights
+        if default_task + default_safety != 1:  # two strengths of their own
+            return default_task if task is None else task, default_safety if safety is None else safety
         if task is None:
-            task = DEFAULT_TASK_WEIGHT if safety is None else 1 - safety
+            task = default_task if safety is None else 1 - safety
         return task, 1 - task if safety is None else safety
+
+
+def _takes(method: str, option: str) -> bool:
+    chosen = methods.get(method)
+    return {"density": chosen.prunes, "components": chosen.decomposes}[option]
 
 
 def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:

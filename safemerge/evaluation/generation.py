@@ -64,7 +64,7 @@ def load_arm(model_dir: Path, adapter_dir: Path | None = None) -> Arm:
         MismatchError: the adapter belongs to another model.
         EvaluationError: the tokenizer has no chat template.
     """
-    pairs = fitting_pairs(model_dir, adapter_dir)
+    fitting_pairs(model_dir, adapter_dir)
     device, dtype = device_and_dtype()
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.utils import logging as transformers_logging
@@ -79,15 +79,34 @@ def load_arm(model_dir: Path, adapter_dir: Path | None = None) -> Arm:
     except (OSError, ValueError, KeyError) as error:
         raise CheckpointError(f"{model_dir}: expected a model with its tokenizer, got {error}") from error
     if adapter_dir:
-        # Again, as the loaded model may name its modules otherwise than its file, and PEFT
-        # passes over what it does not find.
-        weights = model.state_dict().items()
-        shapes = {name.removesuffix(".weight"): tuple(weight.shape) for name, weight in weights}
-        check_fits(shapes, pairs, f"{adapter_dir} on {model_dir}")
-        from peft import PeftModel
-
-        model = PeftModel.from_pretrained(model, adapter_dir)
+        model = _with_adapter(model, adapter_dir, f"{adapter_dir} on {model_dir}")
     return Arm(model.to(device).eval(), tokenizer)
+
+
+def _with_adapter(model: Any, adapter_dir: Path, where: str) -> Any:
+    """Put an adapter on a loaded model.
+
+    That its file fits the model's files does not suffice: the loaded model may name its modules otherwise,
+    and PEFT passes over what it does not find.
+
+    Raises:
+        MismatchError: PEFT cannot load the adapter, or would load a part of it.
+    """
+    from peft import PeftConfig, PeftModelForCausalLM
+
+    config = PeftConfig.from_pretrained(str(adapter_dir))
+    config.inference_mode = True
+    try:
+        peft_model = PeftModelForCausalLM(model, config)
+        loaded = peft_model.load_adapter(str(adapter_dir), "default")
+    except (ValueError, KeyError, RuntimeError) as error:
+        raise MismatchError(f"{where}: expected the adapter of this model, got from PEFT: {error}") from error
+    if loaded.unexpected_keys:
+        raise MismatchError(
+            f"{where}: expected the adapter of this model, got layers that PEFT does not find in it: "
+            f"{', '.join(sorted(loaded.unexpected_keys))}"
+        )
+    return peft_model
 
 
 def device_and_dtype() -> tuple[str, torch.dtype]:
@@ -111,7 +130,7 @@ def fitting_pairs(model_dir: Path, adapter_dir: Path | None) -> Mapping[str, Lor
         return {}
     pairs = read_adapter(adapter_dir).pairs
     checkpoint = Checkpoint.open(model_dir)
-    shapes = {module: checkpoint.tensors[name].shape for module, name in checkpoint.locate(pairs).items()}
+    shapes = {module: checkpoint.shape(place) for module, place in checkpoint.locate(pairs).items()}
     check_fits(shapes, pairs, f"{adapter_dir} on {model_dir}")
     return pairs
 

@@ -6,7 +6,7 @@ import logging
 import shutil
 from statistics import median
 
-from safemerge.config.models import MergeConfig, MergeMethod
+from safemerge.config.models import MergeConfig
 from safemerge.pipeline.context import StepContext, already_done, inputs_digest, local_adapter, tidy
 from safemerge.pipeline.models import local_model
 from safemerge.pipeline.request import StepRequest
@@ -22,9 +22,13 @@ def arms_of(config: MergeConfig) -> dict[str, MergeConfig]:
     """The configured merge and its two controls: the same weight and selection without the safety adapter."""
     return {
         CANDIDATE: config,
-        "scale": config.model_copy(update={"method": MergeMethod.SCALE}),
-        "scale_selected": config.model_copy(update={"method": MergeMethod.SCALE_SELECTED}),
+        "scale": _control(config, "scale"),
+        "scale_selected": _control(config, "scale_selected"),
     }
+
+
+def _control(config: MergeConfig, method: str) -> MergeConfig:
+    return config.model_copy(update={"method": method, "density": None, "components": None})
 
 
 def merge(context: StepContext, request: StepRequest) -> StepResult:
@@ -59,7 +63,7 @@ def merge(context: StepContext, request: StepRequest) -> StepResult:
     if done := already_done(context, run, "merge", digest, "merge"):
         return done
 
-    from safemerge.merging import merge_arms, merge_options
+    from safemerge.engine.merging import merge_arms, merge_options
     from safemerge.storage.adapters import adapter_digest
 
     output = context.workspace.work("merge", digest) / "arms"

@@ -48,6 +48,7 @@ def open_run(context: StepContext, request: StepRequest) -> StepResult:
     if not options.get("config"):
         raise ConfigError("option config: expected the path of a pipeline's YAML file, got nothing")
     config = load_pipeline(Path(options["config"]), overrides=_with_partners(options.get("overrides") or {}))
+    check_merge(config)
     model_digests = check_models(context, config)
     data = check_data(config)
     task = check_task(config)
@@ -88,6 +89,13 @@ def open_run(context: StepContext, request: StepRequest) -> StepResult:
         outputs={name: ref for name, ref in outputs.items() if ref is not None},
         figures={"pipeline": config.name, "experiment_id": run.experiment_id},
     )
+
+
+def check_merge(config: PipelineConfig) -> None:
+    """Let a merge that could not be made fail here, not once both adapters are trained."""
+    from safemerge.engine.merging import merge_options
+
+    merge_options(config.merge)
 
 
 def check_models(context: StepContext, config: PipelineConfig) -> dict[str, str]:
@@ -138,12 +146,16 @@ def check_task(config: PipelineConfig) -> str:
 
 
 def _with_partners(overrides: Mapping[str, Any]) -> dict[str, Any]:
-    """Overrides in which one of two keys that go together clears the other, unless that is given too."""
+    """Overrides in which one of several keys that go together clears those not given."""
     cleared = dict(overrides)
-    for one, other in (("threshold", "quantile"), ("task_weight", "safety_weight")):
-        for given, partner in ((one, other), (other, one)):
-            if f"merge.{given}" in overrides:
-                cleared.setdefault(f"merge.{partner}", None)
+    for partners in (
+        ("threshold", "quantile", "count", "modules"),
+        ("task_weight", "safety_weight"),
+        ("rank", "max_error"),
+    ):
+        if any(f"merge.{name}" in overrides for name in partners):
+            for name in partners:
+                cleared.setdefault(f"merge.{name}", None)
     return cleared
 
 

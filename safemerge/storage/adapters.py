@@ -4,40 +4,25 @@ from __future__ import annotations
 
 import json
 import math
-import re
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from safemerge.core.lora import LoraPair
-from safemerge.errors import AdapterError, MismatchError, NonFiniteError, UnsupportedAdapterError
+from safemerge.errors import AdapterError, MismatchError
 from safemerge.records import json_digest
+from safemerge.storage.adapter_config import CONFIG_FILE, TENSORS_FILE, check_targeted, read_config, setting
+from safemerge.storage.adapter_experts import Factors, pack_experts, split_experts
+from safemerge.storage.adapter_tensors import listed_modules, named_tensors, read_tensors
+from safemerge.storage.architectures import EXPERT, LINEAR_EXPERT, stem
 from safemerge.storage.digests import file_digest
 from safemerge.storage.hub import hub_id
-
-CONFIG_FILE = "adapter_config.json"
-TENSORS_FILE = "adapter_model.safetensors"
-
-_PREFIX = "base_model.model."
-_TENSOR_NAME = re.compile(re.escape(_PREFIX) + r".+\.lora_[AB]\.weight")
-
-_PLAIN_SETTINGS = frozenset(
-    {
-        "alpha_pattern", "auto_mapping", "base_model_name_or_path", "eva_config", "exclude_modules",
-        "inference_mode", "init_lora_weights", "layers_pattern", "layers_to_transform", "loftq_config",
-        "lora_alpha", "lora_dropout", "megatron_config", "megatron_core", "peft_type", "peft_version",
-        "qalora_group_size", "r", "rank_pattern", "revision", "runtime_config", "target_modules",
-        "task_type", "use_rslora", "velora_config",
-    }
-)  # fmt: skip
-"""Settings that leave the update scale · B · A. Any other setting that is on is refused by its name."""
 
 _DIGESTED_SETTINGS = ("r", "lora_alpha", "rank_pattern", "alpha_pattern", "use_rslora", "task_type")
 
@@ -49,11 +34,6 @@ _UNTRAINED: dict[str, Any] = {
 }
 """How the task adapter was started and trained says nothing of a merged one."""
 
-_OFF: tuple[object, ...] = (None, False, [], {}, "none", "")
-
-_CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
-"""Initialisations that take the adapter's first value out of the base weights."""
-
 
 @dataclass(frozen=True)
 class Adapter:
@@ -63,55 +43,62 @@ class Adapter:
     config: dict[str, Any]
     """adapter_config.json as it stands."""
     pairs: dict[str, LoraPair]
-    """Module path, such as ``model.layers.0.self_attn.q_proj``, to its update."""
+    """Module path, such as ``model.layers.0.self_attn.q_proj``, to its update.
+
+    An embedding maps one-hot tokens, so that d_in is the vocabulary. Where an adapter holds the updates of
+    all experts in one, each has its own, such as ``model.layers.0.mlp.experts.gate_up_proj.3``.
+    """
+    magnitudes: dict[str, Tensor] = field(default_factory=dict)
+    """Module path to DoRA's magnitudes, (d_out,); empty for plain LoRA."""
+    saved: dict[str, Tensor] = field(default_factory=dict)
+    """Parameter path in the base model, such as ``lm_head.weight``, to the tensor that replaces it.
+
+    These are what ``modules_to_save`` trained in full, and embeddings that PEFT saves beside their update.
+    They are mapped from the file, which must stay as it is.
+    """
 
 
-def read_adapter(folder: Path) -> Adapter:
+def read_adapter(folder: Path, *, dora: bool = False) -> Adapter:
     """Read a PEFT LoRA adapter folder.
+
+    Args:
+        folder: The adapter.
+        dora: Whether to read DoRA adapters as well: their update is no more than a part of what they do.
 
     Raises:
         UnsupportedAdapterError: a kind of adapter that no LoRA pair can hold; it is named.
         AdapterError: files are missing, pickled or damaged, or do not fit each other.
         NonFiniteError: a tensor holds NaN or infinity; all such are named.
     """
-    config = read_config(folder)
-    factors = _group(folder, _read_tensors(folder / TENSORS_FILE))
-    pairs = {module: _pair(folder, config, module, *sides) for module, sides in factors.items()}
-    return Adapter(folder, config, pairs)
+    config = read_config(folder, dora=dora)
+    tensors = read_tensors(folder / TENSORS_FILE, config, dora=dora)
+    single, experts = split_experts(folder, config, tensors.factors)
+    check_targeted(folder, config, single)
+    pairs = {module: _pair(folder, config, module, module, factors) for module, factors in single.items()}
+    for module, factors in experts.items():
+        pairs[module] = _pair(folder, config, module, module.rpartition(".")[0], factors)
+    if config.get("use_dora") and tensors.magnitudes.keys() != pairs.keys():
+        odd = ", ".join(sorted(tensors.magnitudes.keys() ^ pairs.keys()))
+        raise AdapterError(
+            f"{folder}: expected DoRA's magnitudes of every module, got none, or no more, of {odd}"
+        )
+    return Adapter(folder, config, pairs, tensors.magnitudes, tensors.saved)
 
 
-def read_config(folder: Path) -> dict[str, Any]:
-    """Read adapter_config.json and refuse what is not plain LoRA; tensors are not touched.
-
-    Raises:
-        UnsupportedAdapterError: a kind of adapter that no LoRA pair can hold; it is named.
-        AdapterError: files are missing, pickled or damaged.
-    """
-    path = folder / CONFIG_FILE
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise AdapterError(f"{folder}: expected a PEFT adapter with {CONFIG_FILE}, got none") from error
-    except (OSError, ValueError) as error:
-        raise AdapterError(f"{path}: expected JSON, got {error}") from error
-    if not isinstance(config, dict):
-        raise AdapterError(f"{path}: expected a JSON object, got {type(config).__name__}")
-    refuse_variants(folder, config)
-    if not (folder / TENSORS_FILE).is_file():
-        pickled = sorted(path.name for path in folder.glob("*.bin"))
-        got = f"only {', '.join(pickled)}: pickled adapters are refused" if pickled else "none"
-        raise AdapterError(f"{folder}: expected {TENSORS_FILE}, got {got}")
-    return config
-
-
-def write_adapter(folder: Path, pairs: Mapping[str, LoraPair], template: Mapping[str, Any]) -> None:
+def write_adapter(
+    folder: Path,
+    pairs: Mapping[str, LoraPair],
+    template: Mapping[str, Any],
+    saved: Mapping[str, Tensor] | None = None,
+) -> None:
     """Write merged pairs as a PEFT adapter; the bytes depend on the arguments alone.
 
     Args:
         folder: An existing folder.
         pairs: Module path to pair: scale 1, all of one rank, fp32.
-        template: Config of the task adapter; r and lora_alpha are set to the common rank,
-            the patterns are cleared and rsLoRA is off, so that PEFT's scaling is 1.
+        template: Config of the task adapter, which has the same modules; r and lora_alpha are set to the
+            common rank, the patterns are cleared and rsLoRA is off, so that PEFT's scaling is 1.
+        saved: Parameters that the adapter replaces in full, as read from the task adapter.
 
     Raises:
         AdapterError: the pairs differ in rank or their scale is not folded in.
@@ -128,12 +115,56 @@ def write_adapter(folder: Path, pairs: Mapping[str, LoraPair], template: Mapping
         "inference_mode": True,
         **_UNTRAINED,
     }
-    tensors = {}
-    for module in sorted(pairs):
-        tensors[f"{_PREFIX}{module}.lora_A.weight"] = pairs[module].lora_a.contiguous()
-        tensors[f"{_PREFIX}{module}.lora_B.weight"] = pairs[module].lora_b.contiguous()
+    tensors = named_tensors(pack_experts(pairs), saved or {})
     save_file(tensors, folder / TENSORS_FILE, metadata={"format": "pt"})
     (folder / CONFIG_FILE).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def saved_warnings(task: Adapter, safety: Adapter | None) -> tuple[str, ...]:
+    """What a reader must know of parameters that the adapters replace in full, which no method merges."""
+    found = []
+    if task.saved:
+        found.append(
+            f"kept from the task adapter bit for bit, neither scored nor merged: {listed_modules(task.saved)}"
+        )
+    others = {} if safety is None else safety.saved
+    left_out = [name for name, tensor in others.items() if not _same(tensor, task.saved.get(name))]
+    if left_out:
+        found.append(f"left out, though the safety adapter replaces it in full: {listed_modules(left_out)}")
+    return tuple(found)
+
+
+def check_same_names(task: Mapping[str, LoraPair], safety: Mapping[str, LoraPair]) -> None:
+    """Check that two adapters have the same names for the same layers: they are paired by these.
+
+    Names differ where one adapter was trained on a multimodal model and the other on its language model, or
+    where one holds all experts in one and the other each of them.
+
+    Raises:
+        MismatchError: they name layers differently; one is given as an example.
+    """
+    ours, theirs = ({stem("", module): module for module in pairs} for pairs in (task, safety))
+    differing = [
+        (ours[name], theirs[name]) for name in ours.keys() & theirs.keys() if ours[name] != theirs[name]
+    ]
+    for single, stacked in ((task, safety), (safety, task)):
+        linear = [
+            module for module in single if LINEAR_EXPERT.fullmatch(module) and not EXPERT.fullmatch(module)
+        ]
+        experts = [module for module in stacked if EXPERT.fullmatch(module)]
+        if linear and experts:
+            first = linear[0], experts[0]
+            differing.append(first if single is task else first[::-1])
+    if differing:
+        first_task, first_safety = min(differing)
+        raise MismatchError(
+            "expected adapters that name the same layers alike, since they are paired by name, "
+            f"got {first_task} in the task adapter, {first_safety} in the safety adapter"
+        )
+
+
+def _same(tensor: Tensor, other: Tensor | None) -> bool:
+    return other is not None and tensor.dtype == other.dtype and torch.equal(tensor, other)
 
 
 def copy_adapter(source: Path, folder: Path) -> None:
@@ -142,16 +173,24 @@ def copy_adapter(source: Path, folder: Path) -> None:
         shutil.copyfile(source / name, folder / name)
 
 
-def adapter_digest(folder: Path) -> str:
+def adapter_digest(folder: Path, *, dora: bool = False) -> str:
     """sha256 of an adapter: the settings that shape its update, and the bytes of its tensors file.
 
     Where it was trained, from which path and by which PEFT version do not count.
 
+    Args:
+        folder: The adapter.
+        dora: Whether to let DoRA pass.
+
     Raises:
         AdapterError: as :func:`read_config`.
     """
-    config = read_config(folder)
+    config = read_config(folder, dora=dora)
     settings = {key: config.get(key) for key in _DIGESTED_SETTINGS}
+    if config.get("use_dora"):
+        settings["use_dora"] = True
+    if config.get("target_parameters"):
+        settings["target_parameters"] = sorted(config["target_parameters"])
     return json_digest({"config": settings, "tensors": file_digest(folder / TENSORS_FILE)})
 
 
@@ -191,33 +230,6 @@ def check_same_base(
     return ()
 
 
-def refuse_variants(folder: Path | str, config: Mapping[str, Any]) -> None:
-    """Refuse adapters whose update is not scale · B · A of the stored factors.
-
-    Args:
-        folder: Where the adapter is, for the message.
-        config: adapter_config.json.
-
-    Raises:
-        UnsupportedAdapterError: naming each setting.
-    """
-    kind = config.get("peft_type")
-    if kind != "LORA":
-        raise UnsupportedAdapterError(f"{folder}: expected a LoRA adapter, got peft_type {kind}")
-    variants = sorted(
-        f"{key}={json.dumps(value)}"
-        for key, value in config.items()
-        if key not in _PLAIN_SETTINGS and value not in _OFF
-    )
-    initialisation = str(config.get("init_lora_weights", True)).lower()
-    if initialisation.startswith(_CHANGES_BASE):
-        variants.append(f"init_lora_weights={initialisation} (it changes the base model's weights)")
-    if variants:
-        raise UnsupportedAdapterError(
-            f"{folder}: expected a plain LoRA adapter, got what no LoRA update holds: {', '.join(variants)}"
-        )
-
-
 def _base_of(config: Mapping[str, Any]) -> str | None:
     name = config.get("base_model_name_or_path")
     return name if isinstance(name, str) else None
@@ -227,50 +239,10 @@ def _place(base: str | Path) -> str:
     return hub_id(base) or str(Path(base).expanduser().resolve())
 
 
-def _read_tensors(path: Path) -> dict[str, Tensor]:
-    try:
-        with safe_open(path, framework="pt") as file:
-            tensors = {name: file.get_tensor(name).clone() for name in sorted(file.keys())}
-    except (SafetensorError, OSError) as error:
-        raise AdapterError(
-            f"{path}: expected a whole safetensors file, got a damaged one ({error})"
-        ) from error
-    if not tensors:
-        raise AdapterError(f"{path}: expected LoRA tensors, got an empty file")
-    unknown = [name for name in tensors if not _TENSOR_NAME.fullmatch(name)]
-    if unknown:
-        raise UnsupportedAdapterError(
-            f"{path}: expected tensors named base_model.model.<module>.lora_A.weight or .lora_B.weight, "
-            f"got {', '.join(unknown)}"
-        )
-    odd = [name for name, tensor in tensors.items() if tensor.ndim != 2 or not tensor.is_floating_point()]
-    if odd:
-        raise UnsupportedAdapterError(
-            f"{path}: expected float matrices, got something else in {', '.join(odd)}"
-        )
-    broken = [name for name, tensor in tensors.items() if not bool(torch.isfinite(tensor).all())]
-    if broken:
-        raise NonFiniteError(f"{path}: expected finite numbers, got NaN or infinity in {', '.join(broken)}")
-    return tensors
-
-
-def _group(folder: Path, tensors: Mapping[str, Tensor]) -> dict[str, tuple[Tensor, Tensor]]:
-    """Module path to (A, B)."""
-    halves: dict[str, dict[str, Tensor]] = {}
-    for name, tensor in tensors.items():
-        module, _, side = name.removeprefix(_PREFIX).removesuffix(".weight").rpartition(".lora_")
-        halves.setdefault(module, {})[side] = tensor
-    single = sorted(module for module, sides in halves.items() if len(sides) != 2)
-    if single:
-        raise AdapterError(
-            f"{folder}: expected lora_A and lora_B of every module, got only one in {', '.join(single)}"
-        )
-    return {module: (sides["A"], sides["B"]) for module, sides in halves.items()}
-
-
-def _pair(folder: Path, config: dict[str, Any], module: str, lora_a: Tensor, lora_b: Tensor) -> LoraPair:
-    rank = _setting(folder, config, "r", "rank_pattern", module)
-    alpha = _setting(folder, config, "lora_alpha", "alpha_pattern", module)
+def _pair(folder: Path, config: dict[str, Any], module: str, pattern_path: str, factors: Factors) -> LoraPair:
+    lora_a, lora_b = factors
+    rank = setting(folder, config, "r", "rank_pattern", pattern_path)
+    alpha = setting(folder, config, "lora_alpha", "alpha_pattern", pattern_path)
     if not 0 < rank == lora_a.shape[0]:
         raise AdapterError(
             f"{folder}: {module}: expected rank {rank:g} as configured, got lora_A {tuple(lora_a.shape)}"
@@ -279,24 +251,3 @@ def _pair(folder: Path, config: dict[str, Any], module: str, lora_a: Tensor, lor
         return LoraPair(lora_a, lora_b, alpha / math.sqrt(rank) if config.get("use_rslora") else alpha / rank)
     except MismatchError as error:
         raise AdapterError(f"{folder}: {module}: {error}") from error
-
-
-def _setting(folder: Path, config: dict[str, Any], key: str, pattern_key: str, module: str) -> float:
-    """The value for one module: the first pattern that matches the end of its path, else the adapter's own.
-
-    A pattern is a regular expression that matches whole path components at the end, as in PEFT.
-    """
-    value = config.get(key)
-    for pattern, special in (config.get(pattern_key) or {}).items():
-        try:
-            matches = re.match(rf"(.*\.)?({pattern})$", module)
-        except re.error as error:
-            raise AdapterError(
-                f"{folder}: {pattern_key}: expected a regular expression, got {pattern!r}"
-            ) from error
-        if matches:
-            value = special
-            break
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise AdapterError(f"{folder}: {key} of {module}: expected a number, got {value!r}")
-    return value

@@ -2,76 +2,69 @@
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
-from types import TracebackType
-from typing import Self
+from collections.abc import Mapping, Sequence
 
 from torch import Tensor
 
 from safemerge.core.lora import LoraPair
-from safemerge.core.merge import natural_order
+from safemerge.core.scoring import natural_order
 from safemerge.errors import MismatchError
 from safemerge.records import json_digest
 from safemerge.storage.checkpoints import Checkpoint, check_same_architecture
 from safemerge.storage.digests import tensor_digest
 
-_MOST_WAITING = 4
-"""Tensors that may wait to be hashed: bounds the memory held."""
-
 
 class AlignmentReader:
-    """Gives (aligned, unaligned) weights of one module at a time, and hashes them on threads of their own.
+    """Gives (aligned, unaligned) weights of one module at a time, and hashes them first.
 
-    Hashing takes about as long as scoring and leaves the interpreter lock alone, so the two
-    overlap.
-
-    Use as a context manager.
+    Hashing takes about as long as scoring. Both leave the interpreter lock alone, so threads that
+    each read and score modules of their own keep as many cores busy. A module's pages stay resident
+    until its weights are dropped.
 
     Args:
         aligned: The aligned model's checkpoint.
         unaligned: The unaligned model's checkpoint.
-        pairs: The LoRA pairs whose modules will be read.
+        tasks: Adapters, each module path to LoRA pair, whose modules will be read.
+        digests: Whether to hash what is read.
 
     Raises:
         MismatchError: the models differ in architecture, or a weight's shape does not fit.
         CheckpointError: a module is missing.
     """
 
-    def __init__(self, aligned: Checkpoint, unaligned: Checkpoint, pairs: Mapping[str, LoraPair]) -> None:
-        check_same_architecture(aligned, unaligned)
-        self._checkpoints = (aligned, unaligned)
-        self._names = tuple(checkpoint.locate(pairs) for checkpoint in self._checkpoints)
-        self._check_shapes(pairs)
-        self._digests: tuple[dict[str, str], dict[str, str]] = ({}, {})
-        self._waiting: deque[Future[None]] = deque()
-        self._hasher = ThreadPoolExecutor(max_workers=2, thread_name_prefix="sha256")
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    def __init__(
+        self,
+        aligned: Checkpoint,
+        unaligned: Checkpoint,
+        tasks: Sequence[Mapping[str, LoraPair]],
+        *,
+        digests: bool = True,
     ) -> None:
-        self._hasher.shutdown(wait=True, cancel_futures=True)
+        check_same_architecture(aligned, unaligned)
+        modules = set().union(*tasks)
+        self._checkpoints = (aligned, unaligned)
+        self._places = tuple(checkpoint.locate(modules) for checkpoint in self._checkpoints)
+        for pairs in tasks:
+            self._check_shapes(pairs)
+        self._hashes = digests
+        self._digests: tuple[dict[str, str], dict[str, str]] = ({}, {})
 
     def __call__(self, module: str) -> tuple[Tensor, Tensor]:
-        """(aligned, unaligned) weight of a module, each (d_out, d_in), mapped from its file."""
-        while len(self._waiting) > _MOST_WAITING:
-            self._waiting.popleft().result()
+        """(aligned, unaligned) weight of a module, each (d_out, d_in), mapped from its file.
+
+        Any number of threads may call at once.
+        """
         aligned, unaligned = (
-            checkpoint.read(names[module])
-            for checkpoint, names in zip(self._checkpoints, self._names, strict=True)
+            checkpoint.read(places[module])
+            for checkpoint, places in zip(self._checkpoints, self._places, strict=True)
         )
-        for names, digests, weight in zip(self._names, self._digests, (aligned, unaligned), strict=True):
-            self._waiting.append(self._hasher.submit(_store_digest, digests, names[module], weight))
+        if self._hashes:
+            for digests, weight in zip(self._digests, (aligned, unaligned), strict=True):
+                digests[module] = tensor_digest(_as_stored(weight))
         return aligned, unaligned
 
     def read_digests(self) -> tuple[str, str]:
-        """sha256 of (aligned, unaligned) checkpoint: its header, and each tensor that was read."""
-        while self._waiting:
-            self._waiting.popleft().result()
+        """sha256 of (aligned, unaligned) checkpoint: its header, and each module's weight that was read."""
         aligned, unaligned = (
             json_digest({"header": checkpoint.header_digest(), "read": digests})
             for checkpoint, digests in zip(self._checkpoints, self._digests, strict=True)
@@ -82,8 +75,8 @@ class AlignmentReader:
         wrong = []
         for module in sorted(pairs, key=natural_order):
             shapes = [
-                checkpoint.tensors[names[module]].shape
-                for checkpoint, names in zip(self._checkpoints, self._names, strict=True)
+                checkpoint.shape(places[module])
+                for checkpoint, places in zip(self._checkpoints, self._places, strict=True)
             ]
             if any(shape != pairs[module].shape for shape in shapes):
                 wrong.append(
@@ -94,5 +87,6 @@ class AlignmentReader:
             raise MismatchError(f"the adapter does not fit the models' weights: {'; '.join(wrong)}")
 
 
-def _store_digest(digests: dict[str, str], name: str, tensor: Tensor) -> None:
-    digests[name] = tensor_digest(tensor)
+def _as_stored(weight: Tensor) -> Tensor:
+    """The weight in the order of its bytes, so that hashing one that is stored transposed copies nothing."""
+    return weight.T if weight.T.is_contiguous() else weight

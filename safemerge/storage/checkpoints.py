@@ -12,13 +12,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
+import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from safemerge.errors import CheckpointError, MismatchError
+from safemerge.errors import CheckpointError, MismatchError, UnsupportedAdapterError
 from safemerge.records import json_digest
+from safemerge.storage.architectures import text_config
 from safemerge.storage.digests import file_digest
 from safemerge.storage.hub import MODEL_FILES
+from safemerge.storage.places import Part as Part
+from safemerge.storage.places import Place, PlaceFinder
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
@@ -35,6 +39,8 @@ ARCHITECTURE_KEYS = (
 """Settings of config.json in which aligned and unaligned model must agree."""
 
 _FLOAT_DTYPES = frozenset({"F64", "F32", "F16", "BF16"})
+
+_USE_16_BITS = "take the 16-bit checkpoint that it was made of"
 
 
 class TensorEntry(NamedTuple):
@@ -63,7 +69,7 @@ class Checkpoint:
                 weights are pickled or quantised.
         """
         config = read_json(folder / "config.json")
-        quantization = config.get("quantization_config")
+        quantization = config.get("quantization_config") or text_config(config).get("quantization_config")
         if quantization:
             method = (
                 quantization.get("quant_method", "unknown")
@@ -71,7 +77,7 @@ class Checkpoint:
                 else quantization
             )
             raise CheckpointError(
-                f"{folder}: expected weights in 16 or 32 bits, got quantised ones ({method})"
+                f"{folder}: expected weights in 16 or 32 bits, got quantised ones ({method}); {_USE_16_BITS}"
             )
         tensors: dict[str, TensorEntry] = {}
         for file, names in _shards(folder).items():
@@ -83,19 +89,28 @@ class Checkpoint:
             tensors.update(entries)
         return cls(folder, config, tensors)
 
-    def locate(self, modules: Iterable[str]) -> dict[str, str]:
-        """Name of each module's weight in this checkpoint.
+    def locate(self, modules: Iterable[str]) -> dict[str, Place]:
+        """Where each module's weight lies in this checkpoint.
 
-        The name is the module path with ``.weight``; where that is missing, the path with a
-        leading ``model.`` added or taken away (checkpoints saved without the language-model
-        head lack it), or for a tied ``lm_head`` the input embedding.
+        The tensor has the module's path with ``.weight``, or another prefix of the language model; for a
+        tied ``lm_head`` it is the input embedding; for one expert of a stack, see
+        :mod:`safemerge.storage.architectures`.
+
+        Args:
+            modules: Paths, as of the pairs of an adapter.
 
         Raises:
-            MismatchError: no module at all is there: the adapter has another base model.
-            CheckpointError: some modules are missing; all are named.
+            MismatchError: no module at all is there: the adapter has another base model. Or several
+                tensors could be meant.
+            CheckpointError: some modules are missing, or quantised; all are named.
+            UnsupportedAdapterError: the experts are of an architecture that is not known.
         """
         modules = list(modules)
-        found = {module: name for module in modules if (name := self._name(module)) is not None}
+        shapes = {name: entry.shape for name, entry in self.tensors.items()}
+        try:
+            found = PlaceFinder(shapes, self.config).find(modules)
+        except (MismatchError, UnsupportedAdapterError) as error:
+            raise type(error)(f"{self.folder}: {error}") from error
         missing = sorted(set(modules) - found.keys())
         if missing and not found:
             raise MismatchError(
@@ -107,24 +122,46 @@ class Checkpoint:
                 f"{self.folder}: expected a weight for every module of the adapter, "
                 f"got none for {_listed(missing)}"
             )
-        quantised = sorted(name for name in found.values() if self.tensors[name].dtype not in _FLOAT_DTYPES)
+        names = {part.name for place in found.values() for part in place}
+        quantised = sorted(name for name in names if self.tensors[name].dtype not in _FLOAT_DTYPES)
         if quantised:
-            kinds = sorted({self.tensors[name].dtype for name in quantised})
+            kinds = ", ".join(sorted({self.tensors[name].dtype for name in quantised}))
             raise CheckpointError(
-                f"{self.folder}: expected weights in 16 or 32 bits, "
-                f"got {', '.join(kinds)} in {_listed(quantised)}"
+                f"{self.folder}: expected weights in 16 or 32 bits, got {kinds} in {_listed(quantised)}; "
+                f"{_USE_16_BITS}"
             )
         return found
 
-    def _name(self, module: str) -> str | None:
-        other = module.removeprefix("model.") if module.startswith("model.") else f"model.{module}"
-        candidates = [f"{module}.weight", f"{other}.weight"]
-        if module == "lm_head" and self.config.get("tie_word_embeddings"):
-            candidates += ["model.embed_tokens.weight", "embed_tokens.weight"]
-        return next((name for name in candidates if name in self.tensors), None)
+    def shape(self, place: Place) -> tuple[int, int]:
+        """(d_out, d_in) of the weight at a place, from the headers.
 
-    def read(self, name: str) -> Tensor:
-        """Map one tensor, (d_out, d_in) in the dtype it is stored in.
+        Raises:
+            MismatchError: no matrix lies there.
+        """
+        shapes = []
+        for part in place:
+            stored = self.tensors[part.name].shape
+            shape = stored if part.expert is None else stored[1:]
+            if len(shape) != 2:
+                raise MismatchError(f"{self.folder}: expected a matrix in {part.name}, got shape {stored}")
+            shapes.append(shape[::-1] if part.transposed else shape)
+        return sum(d_out for d_out, _ in shapes), shapes[0][1]
+
+    def read(self, place: Place) -> Tensor:
+        """The weight at a place, (d_out, d_in) in the dtype it is stored in, mapped from its file.
+
+        Raises:
+            CheckpointError: its file cannot be read any more.
+        """
+        parts = []
+        for part in place:
+            tensor = self.read_tensor(part.name)
+            tensor = tensor if part.expert is None else tensor[part.expert]
+            parts.append(tensor.T if part.transposed else tensor)
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+    def read_tensor(self, name: str) -> Tensor:
+        """Map one tensor as it is stored.
 
         Raises:
             CheckpointError: its file cannot be read any more.
@@ -158,7 +195,8 @@ class Checkpoint:
 def check_same_architecture(aligned: Checkpoint, unaligned: Checkpoint) -> None:
     """Check that two checkpoints are weights of the same network.
 
-    Vocabulary sizes may differ: alignment often adds tokens, and no LoRA layer sees them.
+    Vocabulary sizes may differ: alignment often adds tokens, and few LoRA layers see them. A setting that
+    one of the two does not name is not compared: older configs lack some, and shapes are compared as well.
 
     Raises:
         MismatchError: a setting differs; all are named.
@@ -167,7 +205,7 @@ def check_same_architecture(aligned: Checkpoint, unaligned: Checkpoint) -> None:
     wrong = [
         f"{key} (aligned {first[key]}, unaligned {second[key]})"
         for key in ARCHITECTURE_KEYS
-        if first[key] != second[key]
+        if first[key] != second[key] and None not in (first[key], second[key])
     ]
     if wrong:
         raise MismatchError(
@@ -195,9 +233,8 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def _architecture(config: dict[str, Any]) -> dict[str, Any]:
     """The settings to compare; those of the language model where it is part of a larger one."""
-    text = config.get("text_config")
-    inner = text if isinstance(text, dict) else {}
-    return {key: config.get(key, inner.get(key)) for key in ARCHITECTURE_KEYS}
+    inner = text_config(config)
+    return {key: inner.get(key, config.get(key)) for key in ARCHITECTURE_KEYS}
 
 
 def _shards(folder: Path) -> dict[Path, set[str]]:

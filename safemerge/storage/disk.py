@@ -38,6 +38,23 @@ def full_disk_errors(folder: Path) -> Iterator[None]:
         ) from error
 
 
+def check_room(folder: Path, needed_bytes: int) -> None:
+    """Check that a disk has room for what is to be written, before the work begins.
+
+    Args:
+        folder: Where it is to be written; need not exist yet.
+        needed_bytes: How much.
+
+    Raises:
+        DiskFullError: there is less.
+    """
+    free_bytes = _free_bytes(folder)
+    if free_bytes < needed_bytes:
+        raise DiskFullError(
+            f"{folder}: expected {-(-needed_bytes // _MB)} MB of room, got {free_bytes // _MB} MB free"
+        )
+
+
 def _free_bytes(folder: Path) -> int:
     existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     return shutil.disk_usage(existing).free

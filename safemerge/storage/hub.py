@@ -14,10 +14,13 @@ _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[\w./-]+)?")
 MODEL_FILES = ("*.json", "*.model", "*.jinja", "merges.txt", "vocab.txt")
 """What belongs to a model beside its weights: configs, tokenizer, chat template."""
 
+DOCUMENT_FILES = ("README.md", "LICEN[CS]E*", "COPYING*", "NOTICE*", "*POLICY*")
+"""What tells of a model and its terms; no program reads it."""
+
 # No *.bin and no *.pt: pickled weights are never fetched.
 _PATTERNS = {
     "adapter": ["adapter_config.json", "adapter_model.safetensors"],
-    "model": ["*.safetensors", *MODEL_FILES],
+    "model": ["*.safetensors", *MODEL_FILES, *DOCUMENT_FILES],
 }
 
 

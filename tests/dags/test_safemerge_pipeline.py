@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from airflow.sdk import TriggerRule
 
+from safemerge.core import methods
 from safemerge_airflow.operators import DeviceStepOperator
 
 Parse = Callable[[], Any]
@@ -124,12 +125,12 @@ def test_trigger_form_is_typed(dag: Any) -> None:
     for name, param in params.items():
         assert param.schema["type"][0] == "null", name
         assert param.resolve() is None, name
-    assert params["method"].schema["enum"] == [None, "exact", "peft_linear", "scale", "scale_selected"]
+    assert params["method"].schema["enum"] == [None, *methods.names()]
 
 
 @pytest.mark.parametrize(
     ("name", "wrong"),
-    [("config", None), ("config", ""), ("quantile", 1.5), ("method", "ties"), ("adapter", 7)],
+    [("config", None), ("config", ""), ("quantile", 1.5), ("method", "cat"), ("adapter", 7)],
 )
 def test_trigger_form_refuses(dag: Any, name: str, wrong: object) -> None:
     from airflow.sdk.exceptions import ParamValidationError

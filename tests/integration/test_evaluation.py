@@ -186,7 +186,9 @@ def test_an_adapter_whose_modules_only_the_file_names_alike_is_refused(
     renamed = {name.replace("model.model.layers", "model.layers"): tensor for name, tensor in tensors.items()}
     assert renamed.keys() != tensors.keys()
     save_file(renamed, folder / "adapter_model.safetensors")
-    with pytest.raises(MismatchError, match=r"got other layers: layers\.0\.self_attn\.q_proj .*model none"):
+    with pytest.raises(
+        MismatchError, match=r"layers that PEFT does not find in it: \S+\.layers\.0\.self_attn"
+    ):
         load_arm(tiny_checkpoint, folder)
 
 

@@ -10,13 +10,15 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.lora import LoraLayer
 from transformers import AutoModelForCausalLM
 
+from safemerge.engine.merging import merge_adapters
 from safemerge.errors import ConfigError, MismatchError, NonFiniteError, UnsupportedAdapterError
-from safemerge.merging import merge_adapters
 from safemerge.peft_model import merge_into
+from tests.integration.dense_oracle import write_adapter, write_models
+from tests.integration.test_variants import gpt2
 
 pytestmark = pytest.mark.integration
 
-PROMPT = torch.tensor([[1, 5, 9, 40, 7]])
+PROMPT = torch.tensor([[1, 5, 9, 30, 7]])
 
 
 @pytest.fixture(scope="module")
@@ -62,6 +64,33 @@ def test_the_added_adapter_answers_like_the_one_merged_on_disk(
     assert torch.equal(expected, before) == (choice == {"threshold": 0.0})
 
 
+@pytest.mark.parametrize(
+    "choice",
+    [
+        {"method": "ties", "density": 0.4, "count": 2, "rank": 3},
+        {"method": "lox", "components": 2},
+        {"method": "safelora", "modules": ["*.q_proj"]},
+        {"method": "dare_linear", "density": 0.5, "seed": 3, "quantile": 0.5, "max_error": 0.5},
+    ],
+)
+def test_every_option_of_a_merge_on_disk_is_there(model, tiny_pair, adapters, tmp_path, choice) -> None:
+    in_memory = merge_into(model, **_models(tiny_pair), **choice)
+    on_disk = merge_adapters(*adapters, *_models(tiny_pair).values(), output=tmp_path / "merged", **choice)
+    assert in_memory.layers == on_disk.layers
+    base = AutoModelForCausalLM.from_pretrained(tiny_pair.aligned)
+    model.set_adapter("merged")
+    assert torch.equal(_logits(model), _logits(PeftModel.from_pretrained(base, tmp_path / "merged")))
+
+
+def test_a_method_without_a_safety_adapter_needs_none(model, tiny_pair) -> None:
+    model.delete_adapter("safety")
+    report = merge_into(model, safety_adapter=None, method="safelora", threshold=2.0, **_models(tiny_pair))
+    assert all(layer.merged and layer.safety_norm is None for layer in report.layers)
+    assert "safety_adapter" not in report.digests
+    with pytest.raises(ConfigError, match="method exact: expected a safety adapter, got none"):
+        merge_into(model, safety_adapter=None, name="again", **_models(tiny_pair))
+
+
 def test_what_was_there_stays_as_it_was(model, tiny_pair) -> None:
     model.set_adapter("safety")
     before = {name: value.clone() for name, value in model.state_dict().items()}
@@ -102,7 +131,7 @@ def test_the_scale_that_the_model_applies_is_the_one_that_counts(model, tiny_pai
         ({"task_adapter": "tsak"}, "expected an adapter named 'tsak', got safety, task"),
         ({"safety_adapter": "x"}, "expected an adapter named 'x'"),
         ({"name": "task"}, "name: expected one that the model does not have yet, got 'task'"),
-        ({"threshold": 0.3, "quantile": 0.3}, "threshold or quantile, got both"),
+        ({"threshold": 0.3, "quantile": 0.3}, "got threshold .* and quantile"),
     ],
 )
 def test_wrong_names_and_options_are_refused(model, tiny_pair, names, expected) -> None:
@@ -150,3 +179,32 @@ def test_checkpoints_of_another_model_leave_the_model_as_it_was(tiny_pair, tmp_p
     with pytest.raises(MismatchError, match="q_proj"):
         merge_into(other, **_models(tiny_pair))
     assert "merged" not in other.peft_config
+
+
+@pytest.mark.parametrize(
+    "settings", [{"modules_to_save": ["lm_head"]}, {"target_parameters": ["mlp.up_proj.weight"]}]
+)
+def test_what_only_folders_can_merge_is_refused_by_name(model, tiny_pair, settings) -> None:
+    model.add_adapter("odd", LoraConfig(r=2, target_modules=["q_proj"], **settings))
+    with pytest.raises(
+        UnsupportedAdapterError, match=f"got {next(iter(settings))}: merge the adapters' fold"
+    ):
+        merge_into(model, safety_adapter="odd", **_models(tiny_pair))
+
+
+def test_conv1d_layers_are_merged_as_on_disk(tmp_path) -> None:
+    models = write_models(tmp_path, gpt2())
+    settings = {"lora_alpha": 6, "target_modules": ["c_attn", "c_proj", "c_fc"], "fan_in_fan_out": True}
+    task, safety = (
+        write_adapter(tmp_path / f"{r}", AutoModelForCausalLM.from_pretrained(models[0]), r, r=r, **settings)
+        for r in (2, 3)
+    )
+    model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(models[0]), task, "task")
+    model.load_adapter(safety, "safety")
+    paths = {"aligned_model": models[0], "unaligned_model": models[1]}
+    in_memory = merge_into(model, **paths, quantile=0.5)
+    on_disk = merge_adapters(task, safety, **paths, output=tmp_path / "merged", quantile=0.5)
+    assert in_memory.layers == on_disk.layers
+    model.set_adapter("merged")
+    base = AutoModelForCausalLM.from_pretrained(models[0])
+    assert torch.equal(_logits(model), _logits(PeftModel.from_pretrained(base, tmp_path / "merged")))

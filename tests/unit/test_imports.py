@@ -55,6 +55,14 @@ def test_light_modules_load_nothing_heavy(modules):
     assert loaded.split() == []
 
 
+def test_scoring_and_merging_load_no_library_of_models():
+    rest = tuple(name for name in HEAVY if name != "torch")
+    loaded = fresh(
+        f"import sys, safemerge.engine.merging, safemerge.plots; print(*set({rest}) & sys.modules.keys())"
+    )
+    assert loaded.split() == []
+
+
 def test_the_gate_decides_without_anything_heavy():
     code = f"""
 import sys

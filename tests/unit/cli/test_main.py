@@ -34,7 +34,11 @@ def _run(*arguments: str, **options) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, check=False, **options)
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["merge", "--help"], ["--version"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [["--help"], ["merge", "--help"], ["sweep", "--help"], ["schema", "merge"], ["--version"]],
+    ids=" ".join,
+)
 def test_help_loads_no_heavy_library(arguments: list[str]) -> None:
     code = (
         "import sys; from safemerge.cli.main import app; app(sys.argv[1:], standalone_mode=False); "
@@ -73,6 +77,32 @@ def test_every_command_has_help_and_no_two_share_a_name() -> None:
     assert len(set(names)) == len(names)
     for name in names:
         assert CliRunner().invoke(app, [name.replace("_", "-"), "--help"]).exit_code == 0
+
+
+COMMANDS = [command.name or command.callback.__name__ for command in app.registered_commands] + ["demo"]
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_tells_the_exit_codes_and_shows_no_markup(name: str) -> None:
+    shown = CliRunner().invoke(app, [name, "-h"], env={"COLUMNS": "100"}).output
+    assert "Exit code: 0 " in shown
+    assert "Example" in shown
+    assert [mark for mark in ("**", "``", "[bold]", "[dim]", "[/") if mark in shown] == []
+
+
+@pytest.mark.parametrize("name", sorted(set(COMMANDS) - {"step", "schema", "demo"}))
+def test_commands_that_report_offer_json(name: str) -> None:
+    assert "--json" in CliRunner().invoke(app, [name, "--help"]).output
+
+
+def test_every_exit_code_stands_in_one_place() -> None:
+    from safemerge.cli import diff, gate, main, step
+    from safemerge.errors import EXIT_ERROR
+
+    codes = (gate.EXIT_BLOCKED, EXIT_ERROR, diff.EXIT_DIFFERENT, step.EXIT_RETRY, main.EXIT_INTERRUPTED)
+    assert len(set(codes)) == len(codes)
+    described = main.__doc__.partition("Exit codes")[2]
+    assert all(f" {code} " in described for code in codes)
 
 
 def test_a_mistyped_command_is_a_usage_error_with_the_nearest_name() -> None:

@@ -11,10 +11,10 @@ import torch
 from safetensors.torch import load_file
 from typer.testing import CliRunner, Result
 
+from safemerge.cli.advice import threshold_warning
 from safemerge.cli.main import app
-from safemerge.cli.merge import threshold_warning
 from safemerge.config import models
-from safemerge.core.options import OnUndefined, PlainMethod
+from safemerge.core.options import OnUndefined
 from safemerge.records import LayerReport, MergeReport
 
 GOLDEN = Path(__file__).parents[3] / ".." / "shared" / "golden"
@@ -51,16 +51,18 @@ def _expected(folder: Path) -> dict:
 
 
 def test_the_choices_offered_are_those_of_the_config() -> None:
-    assert set(get_args(PlainMethod)) == {method.value for method in models.MergeMethod}
     assert set(get_args(OnUndefined)) == {choice.value for choice in models.OnUndefined}
 
 
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        ([*_own(Path("x")), "--threshold", 0.3, "--quantile", 0.5, "--output", "o"], "got both"),
+        (
+            [*_own(Path("x")), "--threshold", 0.3, "--quantile", 0.5, "--output", "o"],
+            "got --threshold and --quantile",
+        ),
         ([*_own(Path("x")), "--quantile", 1.5, "--output", "o"], "'--quantile'"),
-        ([*_own(Path("x")), "--method", "ties", "--output", "o"], "ties"),
+        ([*_own(Path("x")), "--method", "cat", "--output", "o"], "cat"),
         (["--task-adapter", "x"], "missing: --safety-adapter, --aligned-model"),
         (["--task-adapter", "x", "--safety_model_id", "y"], "--task-adapter and --safety_model_id"),
         (["--threshold", 0.3, *_published(Path("x"))], "--threshold and --base_model_id"),
@@ -271,3 +273,108 @@ def test_a_layer_without_a_cosine_is_kept_unless_the_flags_are_the_scripts(
     (layer,) = (layer for layer in json.loads(result.stdout)["layers"] if layer["module"] == module)
     assert layer["cosine"] is None
     assert layer["merged"] == merged
+
+
+def test_a_config_file_stands_for_the_flags(merge_files, tmp_path: Path) -> None:
+    config = tmp_path / "merge.yaml"
+    config.write_text(
+        "task_adapter: ./task\nsafety_adapter: ./safety\naligned_model: ./aligned\n"
+        "unaligned_model: ./unaligned\noutput: merged\nmerge: {quantile: 0.5, task_weight: 0.7}\n"
+    )
+    by_file = _invoke("--config", config, "--json")
+    assert by_file.exit_code == 0, by_file.output
+    by_flags = _invoke(
+        *_own(tmp_path), "--quantile", 0.5, "--task-weight", 0.7, "--output", tmp_path / "o", "--json"
+    )
+    assert by_file.stdout == by_flags.stdout
+    assert (tmp_path / "merged").is_dir()
+    report = json.loads(by_file.stdout)
+    assert report["options"]["quantile"] == 0.5
+    assert report["options"]["safety_weight"] == pytest.approx(0.3)  # the weights as resolved
+
+
+def test_flags_override_a_config_file(merge_files, tmp_path: Path) -> None:
+    config = tmp_path / "merge.yaml"
+    config.write_text(
+        "task_adapter: ./task\nsafety_adapter: ./gone\naligned_model: ./aligned\n"
+        "unaligned_model: ./unaligned\noutput: merged\nmerge: {quantile: 0.5, max_error: 0.1}\n"
+    )
+    flags = ("--safety-adapter", merge_files.safety, "--output", tmp_path / "o", "--count", 1, "--rank", 2)
+    result = _invoke("--config", config, *flags, "--json")
+    assert result.exit_code == 0, result.output
+    options = json.loads(result.stdout)["options"]
+    assert {name: options[name] for name in ("quantile", "count", "max_error", "rank")} == {
+        "quantile": None,
+        "count": 1,
+        "max_error": None,
+        "rank": 2,
+    }
+    assert not (tmp_path / "merged").exists()
+
+
+def test_a_config_file_that_is_wrong_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "merge.yaml").write_text("task_adaptor: x\n")
+    result = _invoke("--config", tmp_path / "merge.yaml")
+    assert result.exit_code == 4
+    assert "task_adaptor: unknown key; did you mean task_adapter?" in result.stderr
+    assert result.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "merged"),
+    [
+        (["--count", 1], 1),
+        (["--layers", "*.q_proj"], 2),
+        (["--layers", "*.0.self_attn.q_proj", "--layers", "*.1.self_attn.v_proj"], 2),
+        (["--method", "peft_dare_linear", "--density", 0.5, "--seed", 3, "--quantile", 0.25], 1),
+    ],
+)
+def test_layers_are_chosen_by_any_flag(merge_files, tmp_path: Path, arguments: list, merged: int) -> None:
+    result = _invoke(*_own(tmp_path), *arguments, "--output", tmp_path / "o", "--json")
+    assert result.exit_code == 0, result.output
+    assert sum(layer["merged"] for layer in json.loads(result.stdout)["layers"]) == merged
+    assert result.stderr == ""
+
+
+def test_a_method_that_needs_no_safety_adapter_is_not_asked_for_one(merge_files, tmp_path: Path) -> None:
+    arguments = ["--task-adapter", merge_files.task, "--aligned-model", merge_files.aligned]
+    arguments += ["--unaligned-model", merge_files.unaligned, "--output", tmp_path / "o", "--method"]
+    result = _invoke(*arguments, "scale", "--task-weight", 0.5)
+    assert result.exit_code == 0, result.output
+    assert "scale, weight 0.5" in result.stdout
+    assert "missing: --safety-adapter" in _invoke(*arguments, "exact").stderr
+
+
+def test_the_error_of_a_smaller_rank_is_shown(merge_files, tmp_path: Path) -> None:
+    result = _invoke(*_own(tmp_path), "--quantile", 1, "--rank", 2, "--output", tmp_path / "o")
+    assert result.exit_code == 0, result.output
+    assert "at most 0." in result.stdout
+    report = MergeReport.read(tmp_path / "o" / "safemerge_report.json")
+    assert report.rank == 2
+    assert max(layer.error for layer in report.layers) > 0
+
+
+def test_settings_that_hardly_can_be_meant_are_warned_of(merge_files, tmp_path: Path) -> None:
+    result = _invoke(
+        *_own(tmp_path), "--threshold", 35, "--task-weight", 7, "--output", tmp_path / "o", "--json"
+    )
+    assert result.exit_code == 0
+    assert "35 merges every layer" in result.stderr
+    assert "--task-weight 7 lies outside [0, 1]" in result.stderr
+    json.loads(result.stdout)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [([], 4), (["--on-undefined", "merge"], 0), (["--layers", "*.q_proj"], 0), (["--method", "scale"], 0)],
+)
+def test_equal_models_are_refused_where_nothing_would_be_merged(
+    merge_files, tmp_path: Path, arguments: list[str], code: int
+) -> None:
+    inputs = ["--task-adapter", merge_files.task, "--safety-adapter", merge_files.safety]
+    inputs += ["--aligned-model", merge_files.aligned, "--unaligned-model", merge_files.aligned]
+    result = _invoke(*inputs, *arguments, "--output", tmp_path / "o")
+    assert result.exit_code == code
+    assert (tmp_path / "o").exists() is (code == 0)
+    if code:
+        assert "got two that are equal in all 4 layers of the adapter" in result.stderr

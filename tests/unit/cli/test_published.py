@@ -89,7 +89,7 @@ def test_dare_linear_needs_a_density(density: float | None) -> None:
 
 def test_dare_linear_takes_density_and_seed() -> None:
     arguments = merge_arguments(replace(FLAGS, merge_type="dare_linear", density=0.5, seed=3))
-    assert (arguments["method"], arguments["density"], arguments["seed"]) == ("dare_linear", 0.5, 3)
+    assert (arguments["method"], arguments["density"], arguments["seed"]) == ("peft_dare_linear", 0.5, 3)
     assert arguments["output"].name == "safemerge_dare_linear_t0.35_w0.8_0.2_density0.5_seed3"
 
 

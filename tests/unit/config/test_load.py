@@ -198,7 +198,7 @@ def test_the_schema_explains_every_key_of_the_pipeline():
         (
             "  quantile: 0.5",
             "  quantile: 0.5\n  threshold: 0.3",
-            "line 15, merge: expected threshold or quantile, got both",
+            "line 15, merge: expected one of threshold, quantile, count, modules, got threshold and quantile",
         ),
         (
             "    - name: ordinary",

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from safemerge.core import alignment
-from safemerge.core.alignment import alignment_difference
+from safemerge.core.alignment import alignment_difference, difference_blocks
 from safemerge.errors import MismatchError
 
 
@@ -31,6 +31,38 @@ def test_blocks_do_not_show_in_the_result(monkeypatch: pytest.MonkeyPatch):
     whole = alignment_difference(*pair)
     monkeypatch.setattr(alignment, "_BLOCK_ELEMENTS", 10)  # two rows at a time, and one left over
     assert torch.equal(alignment_difference(*pair), whole)
+
+
+@pytest.mark.parametrize("transposed", [True, False])
+def test_blocks_are_whole_rows_or_columns_in_the_order_of_storage(
+    monkeypatch: pytest.MonkeyPatch, transposed: bool
+):
+    monkeypatch.setattr(alignment, "_BLOCK_ELEMENTS", 10)
+    aligned = torch.arange(35.0).reshape(7, 5)
+    if transposed:
+        aligned = aligned.T
+    seen = torch.zeros_like(aligned)
+    shapes = []
+    for rows, columns, values in difference_blocks(aligned, torch.ones_like(aligned)):
+        seen[rows, columns] += values
+        shapes.append(tuple(values.shape))
+    assert torch.equal(seen, aligned - 1)
+    assert shapes == ([(5, 2)] * 3 + [(5, 1)] if transposed else [(2, 5)] * 3 + [(1, 5)])
+
+
+def test_rows_longer_than_a_block_and_empty_matrices(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(alignment, "_BLOCK_ELEMENTS", 3)
+    pair = torch.ones(2, 5), torch.zeros(2, 5)
+    assert [tuple(block.values.shape) for block in difference_blocks(*pair)] == [(1, 5)] * 2
+    assert alignment_difference(torch.ones(0, 5), torch.ones(0, 5)).shape == (0, 5)
+    assert alignment_difference(torch.ones(5, 0), torch.ones(5, 0)).shape == (5, 0)
+
+
+def test_weights_are_not_changed():
+    pair = torch.ones(3, 2, dtype=torch.bfloat16), torch.ones(3, 2)
+    for block in difference_blocks(*pair):
+        block.values.fill_(7)
+    assert all(torch.equal(weight.float(), torch.ones(3, 2)) for weight in pair)
 
 
 def test_the_result_has_memory_of_its_own():

@@ -143,7 +143,7 @@ def test_peft_linear_spreads_the_scale_over_both_factors_of_kept_layers():
 def test_dare_linear_prunes_merged_and_kept_layers_by_its_seed():
     task, safety = adapter(0), adapter(1)
     results = [
-        safemerge(task, safety, alignment(), method="dare_linear", quantile=0.5, density=0.5, seed=seed)
+        safemerge(task, safety, alignment(), method="peft_dare_linear", quantile=0.5, density=0.5, seed=seed)
         for seed in (1, 1, 2)
     ]
     for module in MODULES:
@@ -159,7 +159,9 @@ def test_dare_linear_prunes_merged_and_kept_layers_by_its_seed():
 
 
 def test_dare_linear_prunes_even_where_nothing_is_chosen():
-    result = safemerge(adapter(0), adapter(1), alignment(), method="dare_linear", threshold=0, density=0.5)
+    result = safemerge(
+        adapter(0), adapter(1), alignment(), method="peft_dare_linear", threshold=0, density=0.5
+    )
     assert not result.unchanged
     assert all((pair.lora_a == 0).any() for pair in result.layers.values())
 
@@ -310,5 +312,5 @@ def test_wrong_options_are_refused_before_weights_are_read():
     def never(module: str) -> tuple[torch.Tensor, torch.Tensor]:
         raise AssertionError(f"{module} was read")
 
-    with pytest.raises(ConfigError, match="threshold or quantile"):
+    with pytest.raises(ConfigError, match=r"got threshold .* and quantile"):
         safemerge(adapter(0), adapter(1), never, threshold=0.1, quantile=0.2)

@@ -18,6 +18,9 @@ from safemerge.errors import ConfigError
         ({"safety_weight": 0.25}, (0.75, 0.25)),
         ({"task_weight": 1.0, "safety_weight": 0.5}, (1.0, 0.5)),
         ({"task_weight": 0.0}, (0.0, 1.0)),
+        ({"method": "resta"}, (1.0, 0.5)),  # two strengths of their own
+        ({"method": "resta", "task_weight": 0.9}, (0.9, 0.5)),
+        ({"method": "resta", "safety_weight": 0.3}, (1.0, 0.3)),
     ],
 )
 def test_one_weight_given_makes_the_other_one_minus_it(given: dict[str, float], weights: tuple[float, float]):
@@ -27,18 +30,33 @@ def test_one_weight_given_makes_the_other_one_minus_it(given: dict[str, float], 
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"method": "cat"}, "method: expected one of exact, .*, got 'cat'"),
+        ({"method": "cat"}, "method: expected one of .*, exact, .*, got 'cat'"),
         ({"on_undefined": "drop"}, "on_undefined: expected one of keep, merge, fail, got 'drop'"),
         ({"threshold": float("nan")}, "threshold: expected a finite number, got nan"),
         ({"task_weight": float("inf")}, "task_weight: expected a finite number, got inf"),
         ({"safety_weight": float("nan")}, "safety_weight: expected a finite number, got nan"),
-        ({"threshold": 0.3, "quantile": 0.5}, "expected threshold or quantile, got both"),
+        (
+            {"threshold": 0.3, "quantile": 0.5},
+            "expected one of threshold, quantile, count, modules, got threshold",
+        ),
         ({"quantile": 1.5}, r"quantile: expected a share in \[0, 1\], got 1.5"),
         ({"quantile": -0.1}, r"quantile: expected a share in \[0, 1\], got -0.1"),
-        ({"method": "dare_linear"}, "density: expected with method dare_linear and with no other, got None"),
-        ({"density": 0.5}, "density: expected with method dare_linear and with no other, got 0.5 with exact"),
-        ({"method": "dare_linear", "density": 0.0}, r"density: expected a share in \(0, 1\], got 0.0"),
-        ({"method": "dare_linear", "density": 1.5}, r"density: expected a share in \(0, 1\], got 1.5"),
+        ({"method": "peft_dare_linear"}, "density: expected with methods that prune .*, got None"),
+        ({"density": 0.5}, "density: expected with methods that prune .*, got 0.5 with exact"),
+        (
+            {"components": 6},
+            r"components: expected with methods that decompose V \(lox, lssf\) .*, got 6 with exact",
+        ),
+        ({"method": "lox"}, "components: expected with methods that decompose V .*, got None with lox"),
+        ({"method": "lssf", "components": 0}, "components: expected at least 1, got 0"),
+        ({"rank": 8, "max_error": 0.1}, r"expected rank or max_error, got both \(8 and 0.1\)"),
+        ({"rank": 0}, "rank: expected at least 1, got 0"),
+        ({"max_error": 1.0}, r"max_error: expected a relative error in \[0, 1\), got 1.0"),
+        ({"max_error": -0.1}, r"max_error: expected a relative error in \[0, 1\), got -0.1"),
+        ({"count": -1}, "count: expected a number of layers, got -1"),
+        ({"modules": ()}, "modules: expected at least one path or pattern, got none"),
+        ({"method": "peft_dare_linear", "density": 0.0}, r"density: expected a share in \(0, 1\], got 0.0"),
+        ({"method": "peft_dare_linear", "density": 1.5}, r"density: expected a share in \(0, 1\], got 1.5"),
     ],
 )
 def test_wrong_options_are_refused_by_name(given: dict[str, Any], message: str):

@@ -6,7 +6,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from safemerge.core.select import select_by_quantile, select_by_threshold
+from safemerge.core.select import (
+    select_by_count,
+    select_by_modules,
+    select_by_quantile,
+    select_by_threshold,
+)
+from safemerge.errors import ConfigError
 
 COSINES = {"a": 0.1, "b": 0.35, "c": 0.2, "d": 0.9}
 quick = settings(max_examples=60, deadline=None, derandomize=True)
@@ -76,3 +82,24 @@ def test_without_ties_its_threshold_makes_the_same_choice(values: list[float], q
     cosines = {f"layer{index}": rho for index, rho in enumerate(values)}
     selection = select_by_quantile(cosines, quantile)
     assert select_by_threshold(cosines, selection.threshold) == selection
+
+
+@pytest.mark.parametrize(("count", "chosen", "threshold"), [(0, "", 0.1), (1, "a", 0.2), (3, "abc", 0.9)])
+def test_count_takes_the_lowest(count: int, chosen: str, threshold: float):
+    assert select_by_count(COSINES, count) == (frozenset(chosen), threshold)
+
+
+def test_more_layers_than_there_are_is_refused():
+    with pytest.raises(ConfigError, match="count: expected at most the 4 layers with a cosine, got 5"):
+        select_by_count(COSINES, 5)
+
+
+def test_modules_are_chosen_by_path_or_pattern():
+    modules = ["layers.1.q_proj", "layers.1.v_proj", "layers.10.q_proj"]
+    assert select_by_modules(modules, ["layers.1.*"]) == (frozenset(modules[:2]), None)
+    assert select_by_modules(modules, ["*.q_proj", modules[1]]).chosen == frozenset(modules)
+
+
+def test_patterns_that_choose_nothing_are_named():
+    with pytest.raises(ConfigError, match=r"got none for \*\.K_PROJ, layers\.2$"):
+        select_by_modules(["layers.1.k_proj"], ["layers.2", "*.K_PROJ", "*.k_proj"])

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from torch import Tensor, tensor
 
 from safemerge.core import similarity
-from safemerge.core.similarity import projected_cosine
+from safemerge.core.lora import column_factor
+from safemerge.core.similarity import projected_cosine, projected_cosines, whole
 from safemerge.errors import DegenerateLayerError, MismatchError, NonFiniteError
 
 # ρ is a ratio of sums of fp32 products (unit roundoff 6e-8); sums of up to 40 terms grow it little.
@@ -118,6 +119,22 @@ def test_inputs_are_not_changed(layer: tuple[Tensor, Tensor, Tensor]):
 def test_half_and_double_precision_factors(dtype: torch.dtype):
     a, b, v = (part.to(dtype) for part in random_layer(3, 4, 12, 9))
     assert projected_cosine(a, b, v) == pytest.approx(dense_cosine(a, b, v), abs=FP32)
+
+
+@given(st.lists(layers, min_size=1, max_size=12), st.integers(-15, 15))
+@quick
+def test_updates_side_by_side_keep_their_cosines(many: list[tuple[Tensor, Tensor, Tensor]], power: int):
+    # Scales of updates and V differ by far more than fp32 holds squared; together they are up to 72 wide.
+    v, generator = many[0][2] * 10.0**power, torch.Generator().manual_seed(0)
+    pairs = []
+    for index, (a, _, _) in enumerate(many):
+        rank = a.shape[0]
+        lora_a = torch.randn(rank, v.shape[1], generator=generator) * 10.0 ** (2 * index - 12)
+        pairs.append((lora_a, torch.randn(v.shape[0], rank, generator=generator)))
+    found = projected_cosines([column_factor(*pair) for pair in pairs], whole(v), v.shape[1])
+    for cosine, pair in zip(found, pairs, strict=True):
+        assert cosine.undefined is None
+        assert cosine.value == pytest.approx(dense_cosine(*pair, v), abs=FP32)
 
 
 def test_no_square_matrix_is_built():

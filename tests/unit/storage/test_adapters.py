@@ -16,6 +16,7 @@ from safemerge.errors import AdapterError, MismatchError, NonFiniteError, Unsupp
 from safemerge.storage.adapters import (
     adapter_digest,
     check_same_base,
+    check_same_names,
     copy_adapter,
     read_adapter,
     write_adapter,
@@ -87,19 +88,21 @@ def test_patterns_and_rslora_scale_as_in_peft(tmp_path: Path, rslora: bool):
         ({"lora_bias": True}, "lora_bias=true"),
         ({"bias": "all"}, 'bias="all"'),
         ({"bias": "lora_only"}, 'bias="lora_only"'),
-        ({"modules_to_save": ["lm_head"]}, r'modules_to_save=\["lm_head"\]'),
         ({"trainable_token_indices": [1]}, r"trainable_token_indices=\[1\]"),
         ({"layer_replication": [[0, 2]]}, "layer_replication="),
         ({"alora_invocation_tokens": [1]}, "alora_invocation_tokens="),
-        ({"kasa_config": {}, "use_qalora": True}, "holds: use_qalora=true$"),
+        ({"kasa_config": {}, "use_qalora": True}, r"holds: use_qalora=true \(QA-LoRA pools the input\)$"),
         ({"kasa_config": {"beta": 1}}, "kasa_config="),
         ({"use_bdlora": {"nblocks": 2}}, "use_bdlora="),
         ({"arrow_config": {"top_k": 3}}, "arrow_config="),
         ({"monteclora_config": {"n": 1}}, "monteclora_config="),
-        ({"target_parameters": ["experts"]}, "target_parameters="),
-        ({"fan_in_fan_out": True}, "fan_in_fan_out=true"),
-        ({"use_next_years_idea": True}, "use_next_years_idea=true"),
-        ({"use_dora": True, "lora_bias": True}, "lora_bias=true, use_dora=true"),
+        ({"target_parameters": ["experts.bias", "mlp.w1"]}, "got experts.bias, mlp.w1$"),
+        ({"ensure_weight_tying": True}, "ensure_weight_tying=true .one update is shared by two modules"),
+        ({"use_next_years_idea": True}, r"use_next_years_idea=true \(unknown here\)"),
+        (
+            {"use_dora": True, "lora_bias": True},
+            r"lora_bias=true \(.*\), use_dora=true \(DoRA rescales the weight\)",
+        ),
         ({"init_lora_weights": "pissa_niter_4"}, "init_lora_weights=pissa_niter_4 .*changes the base"),
         ({"init_lora_weights": "OLoRA"}, "init_lora_weights=olora"),
         ({"init_lora_weights": "corda"}, "init_lora_weights=corda"),
@@ -133,10 +136,16 @@ def test_plain_lora_passes_however_it_was_started(folder: Path, edit_json, setti
 @pytest.mark.parametrize(
     "name",
     [
-        "base_model.model.model.embed_tokens.lora_embedding_A",
         f"base_model.model.{Q}.lora_magnitude_vector",
         f"base_model.model.{Q}.lora_B.bias",
-        "base_model.model.lm_head.weight",
+        f"base_model.model.{Q}.base_layer.bias",
+        f"base_model.model.{Q}.lora_embedding_A",
+        f"base_model.model.{Q}.lora_A",
+        "base_model.model.model.embed_tokens.lora_embedding_A.weight",
+        "base_model.model.model.embed_tokens.lora_A.weight",
+        "base_model.model.model.embed_tokens.token_adapter.trainable_tokens_delta",
+        "base_model.model.model.norm.weight",
+        "lm_head.weight",
     ],
 )
 def test_unknown_tensors_are_refused_by_name(folder: Path, edit_tensors, name: str):
@@ -349,3 +358,113 @@ def test_folders_that_differ_are_worth_a_warning(tmp_path: Path, monkeypatch: py
 
 def _based_on(name: str | None) -> dict[str, Any]:
     return {"base_model_name_or_path": name}
+
+
+E = "model.layers.0.mlp.experts"
+
+
+def expert_pairs(experts: int = 3, rank: int = 2) -> dict[str, LoraPair]:
+    generator = torch.Generator().manual_seed(1)
+    return {
+        f"{E}.{parameter}.{index}": LoraPair(
+            torch.randn(rank, d_in, generator=generator), torch.randn(d_out, rank, generator=generator)
+        )
+        for parameter, d_out, d_in in (("gate_up_proj", 12, 8), ("down_proj", 8, 6))
+        for index in range(experts)
+    }
+
+
+def test_experts_are_packed_as_peft_packs_them(tmp_path: Path):
+    pairs = expert_pairs(experts=11)  # a tenth one, to be sorted as a number
+    template = {"peft_type": "LORA", "target_parameters": ["experts.down_proj", "experts.gate_up_proj"]}
+    write_adapter(tmp_path, pairs, template)
+    tensors = load_file(tmp_path / "adapter_model.safetensors")
+    prefix = f"base_model.model.{E}"
+    inner_b, outer_a = tensors[f"{prefix}.base_layer.lora_B.weight"], tensors[f"{prefix}.lora_A.weight"]
+    # A is (experts, r, d_in) flattened, B (d_out, r, experts); the first parameter is the innermost.
+    assert torch.equal(outer_a.reshape(11, 2, 6)[10], pairs[f"{E}.down_proj.10"].lora_a)
+    assert torch.equal(inner_b.reshape(12, 2, 11)[:, :, 10], pairs[f"{E}.gate_up_proj.10"].lora_b)
+
+    read = read_adapter(tmp_path).pairs
+    assert read.keys() == pairs.keys()
+    for key, pair in pairs.items():
+        assert torch.equal(read[key].lora_a, pair.lora_a)
+        assert torch.equal(read[key].lora_b, pair.lora_b)
+
+
+def test_the_digest_covers_which_parameters_are_meant(tmp_path: Path, edit_json):
+    pairs = {key: pair for key, pair in expert_pairs().items() if "down_proj" in key}
+    write_adapter(tmp_path, pairs, {"peft_type": "LORA", "target_parameters": ["down_proj"]})
+    before = adapter_digest(tmp_path)
+    edit_json(tmp_path / "adapter_config.json", target_parameters=["gate_up_proj"])
+    assert adapter_digest(tmp_path) != before
+
+
+def test_embeddings_and_what_is_saved_keep_their_names(tmp_path: Path):
+    embedding, head = "model.embed_tokens", "lm_head"
+    pairs = {
+        embedding: LoraPair(torch.randn(2, 40), torch.randn(8, 2)),
+        head: LoraPair(torch.randn(2, 8), torch.randn(40, 2)),
+    }
+    saved = {
+        "model.embed_tokens.weight": torch.randn(40, 8),
+        "lm_head.weight": torch.randn(40, 8).to(torch.bfloat16),
+        "model.norm.weight": torch.randn(8),
+        "score.bias": torch.randn(3),
+    }
+    template = {
+        "peft_type": "LORA",
+        "modules_to_save": ["norm", "score"],
+        "target_modules": [embedding, head],
+    }
+    write_adapter(tmp_path, pairs, template, saved)
+    assert load_file(tmp_path / "adapter_model.safetensors").keys() == {
+        "base_model.model.model.embed_tokens.lora_embedding_A",
+        "base_model.model.model.embed_tokens.lora_embedding_B",
+        "base_model.model.model.embed_tokens.base_layer.weight",
+        "base_model.model.lm_head.lora_A.weight",
+        "base_model.model.lm_head.lora_B.weight",
+        "base_model.model.lm_head.base_layer.weight",
+        "base_model.model.model.norm.weight",
+        "base_model.model.score.bias",
+    }
+    adapter = read_adapter(tmp_path)
+    assert adapter.pairs[embedding].shape == (8, 40)
+    assert adapter.saved.keys() == saved.keys()
+    for name, tensor in saved.items():
+        assert adapter.saved[name].dtype == tensor.dtype
+        assert torch.equal(adapter.saved[name], tensor)
+    assert read_adapter(tmp_path).magnitudes == {}
+
+
+def test_nan_in_what_is_saved_is_named(folder: Path, edit_tensors):
+    name = "base_model.model.lm_head.weight"
+    edit_tensors(folder / "adapter_model.safetensors", lambda t: t.update({name: torch.tensor([[math.nan]])}))
+    with pytest.raises(NonFiniteError, match=f"got NaN or infinity in {name}$"):
+        read_adapter(folder)
+
+
+def test_a_module_that_the_settings_leave_out_is_named(folder: Path, edit_json):
+    edit_json(folder / "adapter_config.json", target_modules=["q_proj"])
+    with pytest.raises(AdapterError, match=rf"leave out model\.layers\.0\.self_attn\.v_proj, {V}$"):
+        read_adapter(folder)
+
+
+@pytest.mark.parametrize(
+    ("task", "safety", "got"),
+    [
+        (
+            "model.layers.0.q",
+            "layers.0.q",
+            r"model\.layers\.0\.q in the task adapter, layers\.0\.q in the safety",
+        ),
+        (f"{E}.0.w1", f"{E}.gate_up_proj.0", rf"{E}\.0\.w1 in the task adapter, {E}\.gate_up_proj\.0 in"),
+        (f"{E}.gate_up_proj.0", f"{E}.0.w1", rf"{E}\.gate_up_proj\.0 in the task adapter, {E}\.0\.w1 in"),
+    ],
+)
+def test_adapters_that_name_layers_differently_are_refused(task: str, safety: str, got: str):
+    pair = LoraPair(torch.ones(1, 2), torch.ones(2, 1))
+    with pytest.raises(MismatchError, match=f"got {got}"):
+        check_same_names({task: pair}, {safety: pair})
+    check_same_names({task: pair}, {task: pair, "other": pair})
+    check_same_names({task: pair}, {})

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import threading
+from collections.abc import Iterable
 
 import pytest
 import torch
@@ -10,28 +10,28 @@ import torch
 from safemerge.errors import CheckpointError, MismatchError
 from safemerge.storage.adapters import read_adapter
 from safemerge.storage.alignment_reader import AlignmentReader
-from safemerge.storage.checkpoints import Checkpoint
+from safemerge.storage.checkpoints import Checkpoint, Part, Place
 
 Q = "model.layers.0.self_attn.q_proj"
 
 
-def open_reader(files) -> AlignmentReader:
+def open_reader(files, **options: bool) -> AlignmentReader:
     pairs = read_adapter(files.task).pairs
-    return AlignmentReader(Checkpoint.open(files.aligned), Checkpoint.open(files.unaligned), pairs)
+    checkpoints = Checkpoint.open(files.aligned), Checkpoint.open(files.unaligned)
+    return AlignmentReader(*checkpoints, [pairs], **options)
 
 
 def digests(files) -> tuple[str, str]:
-    with open_reader(files) as reader:
-        for module in read_adapter(files.task).pairs:
-            reader(module)
-        return reader.read_digests()
+    reader = open_reader(files)
+    for module in read_adapter(files.task).pairs:
+        reader(module)
+    return reader.read_digests()
 
 
 def test_gives_aligned_then_unaligned_weight(merge_files):
-    with open_reader(merge_files) as reader:
-        aligned, unaligned = reader(Q)
-    assert torch.equal(aligned, Checkpoint.open(merge_files.aligned).read(f"{Q}.weight"))
-    assert torch.equal(unaligned, Checkpoint.open(merge_files.unaligned).read(f"{Q}.weight"))
+    aligned, unaligned = open_reader(merge_files)(Q)
+    assert torch.equal(aligned, Checkpoint.open(merge_files.aligned).read_tensor(f"{Q}.weight"))
+    assert torch.equal(unaligned, Checkpoint.open(merge_files.unaligned).read_tensor(f"{Q}.weight"))
 
 
 def test_digests_cover_what_was_read_and_the_header(merge_files, edit_tensors):
@@ -49,17 +49,30 @@ def test_digests_cover_what_was_read_and_the_header(merge_files, edit_tensors):
     assert digests(merge_files)[0] != changed[0]
 
 
-def test_threads_end_with_the_block(merge_files):
-    with open_reader(merge_files) as reader:
-        reader(Q)
-    assert not [thread for thread in threading.enumerate() if thread.name.startswith("sha256")]
+class Transposed(Checkpoint):
+    """A checkpoint of Conv1D layers, which store their weights as (d_in, d_out)."""
+
+    def locate(self, modules: Iterable[str]) -> dict[str, Place]:
+        return {module: (Part(f"{module}.weight", transposed=True),) for module in modules}
 
 
-def test_an_error_in_a_hashing_thread_is_not_lost(merge_files):
-    with open_reader(merge_files) as reader:
-        reader._waiting.append(reader._hasher.submit(lambda: 1 / 0))
-        with pytest.raises(ZeroDivisionError):
-            reader.read_digests()
+def test_weights_stored_transposed_are_hashed_as_they_lie(merge_files):
+    pairs, found = {Q: read_adapter(merge_files.task).pairs[Q]}, []
+    for kind in (Checkpoint, Transposed):
+        reader = AlignmentReader(kind.open(merge_files.aligned), kind.open(merge_files.unaligned), [pairs])
+        aligned, _ = reader(Q)
+        found.append((aligned, reader.read_digests()))
+    assert torch.equal(found[1][0], found[0][0].T)
+    assert found[1][1] == found[0][1]  # the same bytes
+
+
+def test_without_digests_nothing_is_hashed(merge_files, monkeypatch: pytest.MonkeyPatch):
+    hashed = []
+    monkeypatch.setattr("safemerge.storage.alignment_reader.tensor_digest", lambda w: hashed.append(w) or "")
+    open_reader(merge_files)(Q)
+    assert len(hashed) == 2
+    open_reader(merge_files, digests=False)(Q)
+    assert len(hashed) == 2
 
 
 def test_all_layers_whose_shape_does_not_fit_are_named(merge_files, edit_tensors):

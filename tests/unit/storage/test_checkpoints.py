@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from safemerge.errors import CheckpointError, MismatchError
-from safemerge.storage.checkpoints import Checkpoint, check_same_architecture
+from safemerge.storage.checkpoints import Checkpoint, Part, check_same_architecture
 
 Q, V = "model.layers.0.self_attn.q_proj", "model.layers.1.self_attn.v_proj"
 
@@ -49,11 +49,11 @@ def test_a_tensor_is_read_by_its_name(folder: Path, sharded: bool):
     if sharded:
         shard(folder)
     checkpoint = Checkpoint.open(folder)
-    assert checkpoint.locate([Q, V]) == {Q: f"{Q}.weight", V: f"{V}.weight"}
+    assert checkpoint.locate([Q, V]) == {Q: (Part(f"{Q}.weight"),), V: (Part(f"{V}.weight"),)}
     assert checkpoint.tensors.keys() == expected.keys()
     assert checkpoint.tensors[f"{V}.weight"].shape == (4, 8)
     for name, tensor in expected.items():
-        assert torch.equal(checkpoint.read(name), tensor)
+        assert torch.equal(checkpoint.read_tensor(name), tensor)
 
 
 def test_a_leading_model_may_be_missing_or_extra(folder: Path, edit_tensors):
@@ -62,10 +62,10 @@ def test_a_leading_model_may_be_missing_or_extra(folder: Path, edit_tensors):
             tensors[name.removeprefix("model.")] = tensors.pop(name)
 
     assert Checkpoint.open(folder).locate([Q.removeprefix("model.")]) == {
-        Q.removeprefix("model."): f"{Q}.weight"
+        Q.removeprefix("model."): (Part(f"{Q}.weight"),)
     }
     edit_tensors(folder / "model.safetensors", strip)
-    assert Checkpoint.open(folder).locate([Q]) == {Q: f"{Q.removeprefix('model.')}.weight"}
+    assert Checkpoint.open(folder).locate([Q]) == {Q: (Part(f"{Q.removeprefix('model.')}.weight"),)}
 
 
 @pytest.mark.parametrize(("tied", "missing"), [(True, False), (False, True)])
@@ -76,7 +76,7 @@ def test_a_tied_head_is_the_embedding(folder: Path, edit_json, tied: bool, missi
         with pytest.raises(CheckpointError, match=r"got none for lm_head$"):
             checkpoint.locate([Q, "lm_head"])
     else:
-        assert checkpoint.locate([Q, "lm_head"])["lm_head"] == "model.embed_tokens.weight"
+        assert checkpoint.locate([Q, "lm_head"])["lm_head"] == (Part("model.embed_tokens.weight"),)
 
 
 def test_missing_modules_are_all_named_in_order(folder: Path, edit_tensors):
@@ -112,9 +112,11 @@ def test_a_dtype_that_is_no_float_is_named(folder: Path, edit_tensors):
     [({"quant_method": "bitsandbytes"}, "bitsandbytes"), ({"bits": 4}, "unknown"), ("gptq", "gptq")],
 )
 def test_a_quantised_checkpoint_is_refused_by_name(folder: Path, edit_json, setting: Any, name: str):
-    edit_json(folder / "config.json", quantization_config=setting)
-    with pytest.raises(CheckpointError, match=rf"got quantised ones \({name}\)"):
-        Checkpoint.open(folder)
+    message = rf"got quantised ones \({name}\); take the 16-bit checkpoint that it was made of"
+    for where in ({"quantization_config": setting}, {"text_config": {"quantization_config": setting}}):
+        edit_json(folder / "config.json", **{"quantization_config": ...} | where)
+        with pytest.raises(CheckpointError, match=message):
+            Checkpoint.open(folder)
 
 
 @pytest.mark.parametrize("kept_bytes", [0, 4, 40, -1])
@@ -215,7 +217,7 @@ def test_a_file_that_goes_away_between_header_and_read_is_named(folder: Path):
     checkpoint = Checkpoint.open(folder)
     (folder / "model.safetensors").write_bytes(b"")
     with pytest.raises(CheckpointError, match=f"model.safetensors: expected the tensor {Q}.weight"):
-        checkpoint.read(f"{Q}.weight")
+        checkpoint.read_tensor(f"{Q}.weight")
 
 
 def test_different_architectures_are_named_key_by_key(merge_files, edit_json):
@@ -237,6 +239,17 @@ def test_the_language_model_of_a_larger_model_is_compared(merge_files, edit_json
         edit_json(folder / "config.json", num_hidden_layers=..., text_config={"num_hidden_layers": layers})
     with pytest.raises(MismatchError, match=r"num_hidden_layers \(aligned 2, unaligned 3\)"):
         check_same_architecture(Checkpoint.open(merge_files.aligned), Checkpoint.open(merge_files.unaligned))
+
+
+def test_a_language_model_is_the_architecture_of_its_wrapper(merge_files, edit_json):
+    text = {"model_type": "llama", "hidden_size": 8, "num_hidden_layers": 2}
+    edit_json(merge_files.unaligned / "config.json", model_type="llava", hidden_size=5, text_config=text)
+    check_same_architecture(Checkpoint.open(merge_files.aligned), Checkpoint.open(merge_files.unaligned))
+
+
+def test_a_setting_that_only_one_names_is_not_compared(merge_files, edit_json):
+    edit_json(merge_files.unaligned / "config.json", head_dim=4, num_key_value_heads=1)
+    check_same_architecture(Checkpoint.open(merge_files.aligned), Checkpoint.open(merge_files.unaligned))
 
 
 def test_the_header_digest_does_not_depend_on_sharding(folder: Path, edit_tensors):

@@ -13,6 +13,9 @@ import pytest
 from safemerge.errors import AdapterError, CheckpointError
 from safemerge.storage.hub import resolve
 
+OLD, NEW = "0123456789abcdef0123456789abcdef01234567", "89abcdef0123456789abcdef0123456789abcdef"
+"""Commits of a repository on the hub."""
+
 
 def test_a_folder_is_itself(tmp_path: Path):
     assert resolve(tmp_path) == tmp_path
@@ -60,25 +63,27 @@ def test_an_unknown_hub_id_without_a_network_says_so(source: str):
 
 @pytest.fixture
 def offline(tmp_path: Path):
-    """Runs ``resolve`` in a process that has no network but a hub cache; returns what it printed."""
-    commit = "0123456789abcdef0123456789abcdef01234567"
-    repository = tmp_path / "hub" / "models--org--name"
-    (repository / "refs").mkdir(parents=True)
-    (repository / "refs" / "main").write_text(commit)
-    (repository / "refs" / "v1").write_text(commit)
-    (repository / "snapshots" / commit).mkdir(parents=True)
-    (repository / "snapshots" / commit / "config.json").write_text("{}")
+    """Runs ``resolve`` in a process that has no network but a hub cache; returns what it printed.
+
+    The cache holds two commits of a model and one of an adapter, as huggingface_hub lays them out: a
+    snapshot's files are links to blobs.
+    """
+    cache = tmp_path / "hub"
+    for commit, refs in ((OLD, ["v1"]), (NEW, ["main", "refs/pr/1"])):
+        _cached(cache, "org--name", commit, refs, {"config.json": "{}", "model.safetensors": commit})
+    _cached(cache, "org--lora", NEW, ["main"], {"adapter_config.json": "{}"})
     program = (
         "import json, sys\n"
         "from safemerge.errors import SafemergeError\n"
         "from safemerge.storage.hub import resolve\n"
         "found = []\n"
         "for source in sys.argv[1:]:\n"
-        "    try: found.append(str(resolve(source)))\n"
+        "    kind, _, source = source.partition(':')\n"
+        "    try: found.append(str(resolve(source, kind)))\n"
         "    except SafemergeError as error: found.append(f'{type(error).__name__}: {error}')\n"
         "print(json.dumps(found))\n"
     )
-    environment = os.environ | {"HF_HUB_CACHE": str(tmp_path / "hub"), "HF_HUB_OFFLINE": "1"}
+    environment = os.environ | {"HF_HUB_CACHE": str(cache), "HF_HUB_OFFLINE": "1"}
 
     def run(*sources: str) -> list[str]:
         done = subprocess.run(
@@ -90,15 +95,43 @@ def offline(tmp_path: Path):
         )
         return json.loads(done.stdout)
 
-    return run, repository / "snapshots" / commit
+    return run, cache
+
+
+def _cached(cache: Path, name: str, commit: str, refs: list[str], files: dict[str, str]) -> None:
+    repository = cache / f"models--{name}"
+    snapshot, blobs = repository / "snapshots" / commit, repository / "blobs"
+    for ref in refs:
+        (repository / "refs" / ref).parent.mkdir(parents=True, exist_ok=True)
+        (repository / "refs" / ref).write_text(commit)
+    snapshot.mkdir(parents=True)
+    blobs.mkdir(exist_ok=True)
+    for number, (file, content) in enumerate(files.items()):
+        blob = blobs / f"{commit[:4]}{number}"
+        blob.write_text(content)
+        (snapshot / file).symlink_to(f"../../blobs/{blob.name}")
 
 
 def test_a_hub_id_is_taken_from_the_cache_and_else_fails_clearly(offline):
-    run, snapshot = offline
-    unreachable = "no such folder here, and the hub cannot be reached to look for that model"
-    assert run("org/name", "org/name@v1", "org/name@v2", "org/other") == [
-        str(snapshot),
-        str(snapshot),
-        f"CheckpointError: org/name at revision v2: {unreachable}",
-        f"CheckpointError: org/other: {unreachable}",
+    run, cache = offline
+    old, new = (cache / "models--org--name" / "snapshots" / commit for commit in (OLD, NEW))
+    unreachable = "no such folder here, and the hub cannot be reached to look for that"
+    found = run(
+        "model:org/name",
+        "model:org/name@v1",
+        f"model:org/name@{OLD}",
+        f"model:org/name@{NEW}",
+        "model:org/name@refs/pr/1",
+        "adapter:org/lora",
+        "model:org/name@v2",
+        f"model:org/name@{'f' * 40}",
+        "adapter:org/other@v1",
+    )
+    assert found == [
+        *map(str, (new, old, old, new, new)),
+        str(cache / "models--org--lora" / "snapshots" / NEW),
+        f"CheckpointError: org/name at revision v2: {unreachable} model",
+        f"CheckpointError: org/name at revision {'f' * 40}: {unreachable} model",
+        f"AdapterError: org/other at revision v1: {unreachable} adapter",
     ]
+    assert (old / "model.safetensors").read_text() == OLD

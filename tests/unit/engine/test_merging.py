@@ -13,6 +13,8 @@ from safetensors.torch import load_file
 
 from safemerge import __version__, merge_adapters
 from safemerge.config.models import MergeConfig
+from safemerge.engine.merging import merge_arms
+from safemerge.engine.scores import resolve_device, score_adapters
 from safemerge.errors import (
     AdapterError,
     CheckpointError,
@@ -23,7 +25,6 @@ from safemerge.errors import (
     OutputExistsError,
     UnsupportedAdapterError,
 )
-from safemerge.merging import merge_arms
 from safemerge.records import MergeReport
 from safemerge.storage.adapters import adapter_digest, read_adapter
 
@@ -73,6 +74,16 @@ def test_threshold_zero_copies_the_task_adapter_bit_for_bit(merge_files, tmp_pat
     assert not any(layer.merged for layer in report.layers)
 
 
+def test_updates_in_full_are_stored_with_their_errors(merge_files, tmp_path: Path):
+    report = merge_adapters(
+        *merge_files, output=tmp_path / "merged", method="dare_ties", density=0.4, count=3, max_error=0.6
+    )
+    assert sum(layer.merged for layer in report.layers) == 3
+    assert all(0 <= layer.error <= 0.6 for layer in report.layers)
+    ranks = {pair.rank for pair in read_adapter(tmp_path / "merged").pairs.values()}
+    assert ranks == {json.loads((tmp_path / "merged" / "adapter_config.json").read_text())["r"]}
+
+
 def test_sources_may_be_strings_and_the_output_deep(merge_files, tmp_path: Path):
     merge_adapters(*map(str, merge_files), output=tmp_path / "a" / "b" / "merged")
     assert (tmp_path / "a" / "b" / "merged").is_dir()
@@ -92,6 +103,67 @@ def test_torch_threads_are_given_back(merge_files, tmp_path: Path):
         assert torch.get_num_threads() == 3
     finally:
         torch.set_num_threads(before)
+
+
+def test_scores_alone_need_no_digests(merge_files):
+    scored = score_adapters(*merge_files)
+    alone = score_adapters(*merge_files, digests=False)
+    assert alone.scores == scored.scores
+    assert alone.digests.keys() == {"task_adapter", "safety_adapter"}
+    assert alone.digests.items() < scored.digests.items()
+    whole = score_adapters(*merge_files, digests=False, hash_files=True)
+    assert whole.digests == score_adapters(*merge_files, hash_files=True).digests
+
+
+def test_scores_do_not_depend_on_the_number_of_threads(merge_files):
+    before = torch.get_num_threads()
+    try:
+        scores = []
+        for threads in (1, 2, 7):
+            torch.set_num_threads(threads)
+            scores.append(score_adapters(*merge_files).scores)
+    finally:
+        torch.set_num_threads(before)
+    assert scores[0] == scores[1] == scores[2]
+
+
+@pytest.mark.parametrize(("cuda", "mps", "best"), [(0, False, "cpu"), (0, True, "mps"), (2, False, "cuda")])
+def test_auto_takes_the_best_device(monkeypatch: pytest.MonkeyPatch, cuda: int, mps: bool, best: str):
+    set_devices(monkeypatch, cuda, mps)
+    assert resolve_device("auto") == torch.device(best)
+    assert resolve_device("cpu") == torch.device("cpu")
+
+
+def test_devices_are_taken_by_number(monkeypatch: pytest.MonkeyPatch):
+    set_devices(monkeypatch, cuda=2, mps=False)
+    assert resolve_device("cuda:1") == torch.device("cuda", 1)
+    with pytest.raises(ConfigError, match=r"that this machine has \(cuda, cpu\), got 'cuda:2'"):
+        resolve_device("cuda:2")
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("cuda", r"device: expected one that this machine has \(cpu\), got 'cuda'"),
+        ("mps", r"device: expected one that this machine has \(cpu\), got 'mps'"),
+        ("meta", r"device: expected auto, cpu, cuda, cuda:<number> or mps, got 'meta'"),
+        ("gpu", r"device: expected auto, cpu, cuda, cuda:<number> or mps, got 'gpu'"),
+    ],
+)
+def test_a_device_that_is_not_there_is_refused_before_anything_is_read(
+    merge_files, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, message: str
+):
+    set_devices(monkeypatch, cuda=0, mps=False)
+    with pytest.raises(ConfigError, match=message):
+        merge_adapters("no such task", *merge_files[1:], output=tmp_path / "merged", device=name)
+    assert merge_adapters(*merge_files, output=tmp_path / "merged", device="auto").layers
+
+
+def set_devices(monkeypatch: pytest.MonkeyPatch, cuda: int, mps: bool) -> None:
+    """Pretend that the machine has so many GPUs: there are none here."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda > 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: cuda)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: mps)
 
 
 def test_hashing_whole_files_covers_tensors_that_are_not_read(merge_files, tmp_path: Path, edit_tensors):
@@ -362,7 +434,7 @@ def test_an_existing_output_is_refused_before_anything_is_read(merge_files, tmp_
 
 
 def test_wrong_options_are_refused_before_anything_is_read(merge_files, tmp_path: Path):
-    with pytest.raises(ConfigError, match="threshold or quantile"):
+    with pytest.raises(ConfigError, match=r"got threshold .* and quantile"):
         merge_adapters("no such task", *merge_files[1:], output=tmp_path / "m", threshold=0.1, quantile=0.5)
 
 

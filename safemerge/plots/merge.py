@@ -1,51 +1,20 @@
-"""Pictures of a merge, each a self-contained HTML page that needs no network.
-
-Pure: report in, page out. Files are written by the callers.
-"""
+"""Pictures of a merge: which layers were merged, and how their cosines lie."""
 
 from __future__ import annotations
 
-import json
-import re
 from collections.abc import Sequence
 from html import escape
 from math import ceil
 from typing import Any, NamedTuple
 
+from safemerge.core.module_names import module_kinds, natural, position
+from safemerge.plots.page import Json, axis, figure, page
 from safemerge.records import LayerReport, MergeReport
-
-Json = dict[str, Any]
-"""A part of a figure in plotly's JSON form. Built by hand: plotly's own figure classes take
-longer to load than a merge of a small model takes."""
 
 ROW_HEIGHT_PX = 150
 ROW_GAP_PX = 38
-MARGIN_PX = {"l": 60, "r": 30, "t": 70, "b": 60}
-"""Around the rows: legend above, the lowest axis below."""
 MOST_TICKS = 40
 """Layer numbers that fit beside each other."""
-
-
-_PAGE = """<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<title>SafeMERGE: {headline}</title>
-<style>
-body {{ font-family: system-ui, sans-serif; color: #2a3f5f; margin: 1.5rem; }}
-h1 {{ font-size: 1.3rem; margin: 0; }}
-p {{ margin: 0.3rem 0 0; }}
-</style>
-</head>
-<body>
-<h1>{headline}</h1>
-<p>{details}</p>
-<div id="figure"></div>
-<script>{library}</script>
-<script>Plotly.newPlot("figure", ...{figure});</script>
-</body>
-</html>
-"""
 
 
 class _State(NamedTuple):
@@ -69,9 +38,9 @@ def layer_plot_html(report: MergeReport) -> str:
     Bars are coloured by what became of the layer; a cross on the axis stands for a
     cosine that is undefined. The dashed line is the threshold.
     """
-    kinds = _module_kinds([layer.module for layer in report.layers])
+    kinds = module_kinds([layer.module for layer in report.layers])
     rows = list(dict.fromkeys(kinds.values())) or ["no layers"]
-    positions = sorted({_position(layer.module) for layer in report.layers}, key=_natural)
+    positions = sorted({position(layer.module) for layer in report.layers}, key=natural)
     bar_width = min(0.75, len(positions) / 16)
     plot_px = ROW_HEIGHT_PX * len(rows)
     traces: list[Json] = []
@@ -80,21 +49,23 @@ def layer_plot_html(report: MergeReport) -> str:
     lines: list[Json] = []
     named: set[_State] = set()
     for number, row in enumerate(rows):
-        axis = f"y{number + 1}"
+        vertical = f"y{number + 1}"
         top, bottom = (len(rows) - number) / len(rows), (len(rows) - number - 1) / len(rows)
-        axes[f"yaxis{number + 1}"] = _axis(
+        axes[f"yaxis{number + 1}"] = axis(
             domain=[bottom, top - ROW_GAP_PX / plot_px], range=[0, _top(report)], nticks=5, rangemode="tozero"
         )
         titles.append(_row_title(row, top))
         if report.threshold is not None:
-            lines.append(_line(x0=0, x1=1, xref="paper", y0=report.threshold, y1=report.threshold, yref=axis))
+            lines.append(
+                _line(x0=0, x1=1, xref="paper", y0=report.threshold, y1=report.threshold, yref=vertical)
+            )
         layers = [layer for layer in report.layers if kinds[layer.module] == row]
         for state in _STATES:
             if chosen := [layer for layer in layers if _state(layer) is state]:
                 trace = _trace(chosen, state, bar_width)
-                traces.append(trace | {"yaxis": axis, "showlegend": state not in named})
+                traces.append(trace | {"yaxis": vertical, "showlegend": state not in named})
                 named.add(state)
-    axes["xaxis"] = _axis(
+    axes["xaxis"] = axis(
         title={"text": "layer"},
         type="category",
         categoryorder="array",
@@ -128,8 +99,8 @@ def cosine_histogram_html(report: MergeReport) -> str:
                 }
             )
     layout: Json = {
-        "xaxis": _axis(title={"text": "cosine"}, range=[0, _top(report)]),
-        "yaxis": _axis(title={"text": "layers"}),
+        "xaxis": axis(title={"text": "cosine"}, range=[0, _top(report)]),
+        "yaxis": axis(title={"text": "layers"}),
         "barmode": "stack",
     }
     if report.threshold is not None and 0 <= report.threshold <= 1:
@@ -147,7 +118,7 @@ def _state(layer: LayerReport) -> _State:
 def _trace(layers: Sequence[LayerReport], state: _State, bar_width: float) -> Json:
     """Bars of one state in one row; crosses on the axis where the cosine is undefined."""
     trace: Json = {
-        "x": [_position(layer.module) for layer in layers],
+        "x": [position(layer.module) for layer in layers],
         "name": state.name,
         "legendgroup": state.name,
         "legendrank": _STATES.index(state),
@@ -165,10 +136,6 @@ def _trace(layers: Sequence[LayerReport], state: _State, bar_width: float) -> Js
         }
     cosines = [layer.cosine for layer in layers]
     return trace | {"type": "bar", "y": cosines, "width": bar_width, "marker": {"color": state.colour}}
-
-
-def _axis(**settings: Any) -> Json:
-    return {"gridcolor": "#ebf0f8", "linecolor": "#c8d4e3", "zeroline": False, "showline": True} | settings
 
 
 def _row_title(kind: str, top: float) -> Json:
@@ -202,34 +169,6 @@ def _hover(layer: LayerReport) -> str:
     return "<br>".join(lines)
 
 
-def _module_kinds(modules: Sequence[str]) -> dict[str, str]:
-    """What a module is, without where: the shortest name that tells the kinds apart.
-
-    ``model.layers.0.self_attn.q_proj`` is a ``q_proj``, unless another part of the
-    model has one too: then it is a ``self_attn.q_proj``.
-    """
-    paths = {module: tuple(part for part in module.split(".") if not part.isdecimal()) for module in modules}
-    distinct = set(paths.values())
-
-    def shortest(path: tuple[str, ...]) -> str:
-        for length in range(1, len(path)):
-            if sum(other[-length:] == path[-length:] for other in distinct) == 1:
-                return ".".join(path[-length:])
-        return ".".join(path)
-
-    names = {path: shortest(path) for path in distinct}
-    return {module: names[path] for module, path in paths.items()}
-
-
-def _position(module: str) -> str:
-    """Where a module sits: its layer number, or numbers (``3.7``: expert 7 of layer 3)."""
-    return ".".join(part for part in module.split(".") if part.isdecimal()) or "–"
-
-
-def _natural(position: str) -> list[int]:
-    return [int(number) for number in re.findall(r"\d+", position)]
-
-
 def _top(report: MergeReport) -> float:
     """Upper end of the cosine axis: a little above the largest cosine and a threshold that can be seen."""
     figures = [layer.cosine for layer in report.layers if layer.cosine is not None]
@@ -240,30 +179,13 @@ def _top(report: MergeReport) -> float:
 
 def _page(traces: Sequence[Json], layout: Json, plot_px: int, report: MergeReport, what: str) -> str:
     """The figure below a headline with the figures of the merge, as one HTML page."""
-    from plotly.offline import get_plotlyjs
-
     merged = sum(layer.merged for layer in report.layers)
     threshold = "no threshold" if report.threshold is None else f"threshold {report.threshold:.4g}"
     if report.quantile is not None:
         threshold += f" (quantile {report.quantile:g})"
     task, safety = report.weights
-    layout = layout | {
-        "height": plot_px + MARGIN_PX["t"] + MARGIN_PX["b"],
-        "margin": MARGIN_PX,
-        "legend": {"orientation": "h", "x": 0, "y": 1 + 16 / plot_px, "yanchor": "bottom"},
-        "showlegend": True,
-        "font": {"family": "system-ui, sans-serif", "color": "#2a3f5f"},
-        "hoverlabel": {"align": "left"},
-    }
-    details = f"{what} · {threshold} · method {report.method} · weights {task:g} and {safety:g}"
-    return _PAGE.format(
-        headline=f"{merged} of {len(report.layers)} layers merged",
-        details=escape(details),
-        library=get_plotlyjs(),
-        figure=_script_json([traces, layout, {"displaylogo": False, "responsive": True}]),
+    return page(
+        f"{merged} of {len(report.layers)} layers merged",
+        f"{what} · {threshold} · method {report.method} · weights {task:g} and {safety:g}",
+        [figure(traces, layout, plot_px)],
     )
-
-
-def _script_json(value: Any) -> str:
-    """JSON that cannot end the script element it stands in."""
-    return json.dumps(value, allow_nan=False).replace("<", "\\u003c")

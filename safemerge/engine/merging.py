@@ -6,85 +6,79 @@ written from one scoring.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
+import dataclasses
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-
-import torch
+from typing import Any
 
 import safemerge
 from safemerge.config.models import MergeConfig
-from safemerge.core.lora import LoraPair
-from safemerge.core.merge import LayerScore, MergeResult, Progress, check_shapes, merge_scored, score_layers
-from safemerge.core.options import MergeOptions, Method, OnUndefined
+from safemerge.core import methods
+from safemerge.core.merge import MergeResult, merge_scored
+from safemerge.core.options import MergeOptions, OnUndefined
+from safemerge.core.scoring import Progress
+from safemerge.engine.scores import ScoredAdapters, score_adapters
 from safemerge.errors import ConfigError
 from safemerge.records import LayerReport, MergeReport
 from safemerge.storage.adapters import (
-    Adapter,
-    adapter_digest,
-    check_same_base,
     copy_adapter,
-    read_adapter,
     write_adapter,
 )
-from safemerge.storage.alignment_reader import AlignmentReader
 from safemerge.storage.atomic import atomic_folder, check_absent
-from safemerge.storage.checkpoints import Checkpoint
-from safemerge.storage.hub import resolve
 
 REPORT_FILE = "safemerge_report.json"
 PLOT_FILE = "safemerge_layers.html"
 
 
-@dataclass(frozen=True)
-class ScoredAdapters:
-    """Two adapters whose layers have been scored against an alignment."""
-
-    task: Adapter
-    safety: Adapter
-    scores: dict[str, LayerScore]
-    digests: dict[str, str]
-    """sha256 of task_adapter, safety_adapter, aligned_model, unaligned_model."""
-    warnings: tuple[str, ...]
-
-
 def merge_adapters(
     task_adapter: str | Path,
-    safety_adapter: str | Path,
+    safety_adapter: str | Path | None,
     aligned_model: str | Path,
     unaligned_model: str | Path,
     *,
     output: str | Path,
-    method: Method = "exact",
+    method: str = methods.DEFAULT,
     threshold: float | None = None,
     quantile: float | None = None,
+    count: int | None = None,
+    modules: Sequence[str] | None = None,
     task_weight: float | None = None,
     safety_weight: float | None = None,
     on_undefined: OnUndefined = "keep",
     density: float | None = None,
+    components: int | None = None,
     seed: int = 0,
+    rank: int | None = None,
+    max_error: float | None = None,
     hash_files: bool = False,
+    device: str = "cpu",
     progress: Progress | None = None,
 ) -> MergeReport:
     """Merge two adapter folders into a new one.
 
     Args:
         task_adapter: Folder or hub id of the adapter to repair.
-        safety_adapter: Folder or hub id of the adapter that carries safety.
+        safety_adapter: Folder or hub id of the adapter that carries safety; None where the method
+            needs none.
         aligned_model: Folder or hub id of the model that both were trained on.
         unaligned_model: Folder or hub id of its counterpart before alignment.
         output: Folder to make; it must not exist.
-        method: The options down to ``seed`` are those of
+        method: The options down to ``max_error`` are those of
             :class:`safemerge.core.options.MergeOptions`.
-        threshold: τ; 0.35 where no quantile is given either.
+        threshold: τ; 0.35 where nothing else chooses.
         quantile: Merge this share of the layers instead.
+        count: Merge so many layers instead.
+        modules: Merge these layers instead: paths or patterns.
         task_weight: α; 0.8 where no weight is given.
         safety_weight: β; 1 − α where not given.
         on_undefined: What to do with layers whose cosine is undefined.
-        density: ``dare_linear`` only: share of factor entries kept.
-        seed: ``dare_linear`` only: seed of its random draws.
+        density: Share of entries kept by methods that prune.
+        components: Largest number of singular directions of V, for methods that decompose it.
+        seed: Seed of random draws.
+        rank: Rank to store every update at.
+        max_error: Largest relative error to store an update with.
         hash_files: Let the models' digests cover whole files instead of header and tensors read.
+        device: Where layers are scored: cpu, cuda, cuda:<number>, mps, or auto for the best there is.
         progress: Called after each scored layer.
 
     Returns:
@@ -99,14 +93,26 @@ def merge_adapters(
         method=method,
         threshold=threshold,
         quantile=quantile,
+        count=count,
+        modules=None if modules is None else tuple(modules),
         task_weight=task_weight,
         safety_weight=safety_weight,
         on_undefined=on_undefined,
         density=density,
+        components=components,
         seed=seed,
+        rank=rank,
+        max_error=max_error,
     )
     scored = score_adapters(
-        task_adapter, safety_adapter, aligned_model, unaligned_model, hash_files=hash_files, progress=progress
+        task_adapter,
+        safety_adapter,
+        aligned_model,
+        unaligned_model,
+        merges=[options],
+        hash_files=hash_files,
+        device=device,
+        progress=progress,
     )
     return write_merge(scored, options, output)
 
@@ -120,6 +126,7 @@ def merge_arms(
     output: Path,
     arms: Mapping[str, MergeConfig],
     hash_files: bool = False,
+    device: str = "cpu",
     progress: Progress | None = None,
 ) -> dict[str, MergeReport]:
     """Score once and write several merges, each into a sub-folder of ``output`` named as its arm.
@@ -134,61 +141,17 @@ def merge_arms(
         raise ConfigError(f"arms: expected plain names, got {', '.join(map(repr, wrong))}")
     options = {arm: merge_options(config) for arm, config in arms.items()}
     scored = score_adapters(
-        task_adapter, safety_adapter, aligned_model, unaligned_model, hash_files=hash_files, progress=progress
+        task_adapter,
+        safety_adapter,
+        aligned_model,
+        unaligned_model,
+        merges=list(options.values()),
+        hash_files=hash_files,
+        device=device,
+        progress=progress,
     )
     with atomic_folder(output) as folder:
         return {arm: write_merge(scored, options[arm], folder / arm) for arm in arms}
-
-
-def score_adapters(
-    task_adapter: str | Path,
-    safety_adapter: str | Path,
-    aligned_model: str | Path,
-    unaligned_model: str | Path,
-    *,
-    hash_files: bool = False,
-    progress: Progress | None = None,
-) -> ScoredAdapters:
-    """Read both adapters and score every layer of the task adapter.
-
-    Checks go from cheap to dear: configs, then headers, then shapes, and only then weights.
-
-    Raises:
-        SafemergeError: files or tensors are wrong.
-    """
-    task, safety = (read_adapter(resolve(source, "adapter")) for source in (task_adapter, safety_adapter))
-    warnings = check_same_base(task.config, safety.config, aligned_model)
-    scores, model_digests = score_pairs(
-        task.pairs, safety.pairs, aligned_model, unaligned_model, hash_files=hash_files, progress=progress
-    )
-    digests = {"task_adapter": adapter_digest(task.folder), "safety_adapter": adapter_digest(safety.folder)}
-    return ScoredAdapters(task, safety, scores, digests | model_digests, warnings)
-
-
-def score_pairs(
-    task: Mapping[str, LoraPair],
-    safety: Mapping[str, LoraPair],
-    aligned_model: str | Path,
-    unaligned_model: str | Path,
-    *,
-    hash_files: bool = False,
-    progress: Progress | None = None,
-) -> tuple[dict[str, LayerScore], dict[str, str]]:
-    """Score LoRA pairs, wherever they come from, against two checkpoints.
-
-    Returns:
-        The scores by module path, and the digests of ``aligned_model`` and ``unaligned_model``.
-
-    Raises:
-        SafemergeError: files or tensors are wrong.
-    """
-    aligned, unaligned = (Checkpoint.open(resolve(source)) for source in (aligned_model, unaligned_model))
-    check_shapes(task, safety)
-    with _one_torch_thread(), AlignmentReader(aligned, unaligned, task) as weights_of:
-        scores = score_layers(task, safety, weights_of, progress=progress)
-        read = weights_of.read_digests()
-    models = (aligned.files_digest(), unaligned.files_digest()) if hash_files else read
-    return scores, dict(zip(("aligned_model", "unaligned_model"), models, strict=True))
 
 
 def write_merge(scored: ScoredAdapters, options: MergeOptions, output: Path) -> MergeReport:
@@ -199,13 +162,14 @@ def write_merge(scored: ScoredAdapters, options: MergeOptions, output: Path) -> 
     """
     from safemerge.plots import layer_plot_html
 
-    result = merge_scored(scored.task.pairs, scored.safety.pairs, scored.scores, options)
+    safety = None if scored.safety is None else scored.safety.pairs
+    result = merge_scored(scored.task.pairs, safety, scored.scores, options)
     report = merge_report(result, options, scored.digests, scored.warnings)
     with atomic_folder(output) as folder:
         if result.unchanged:
             copy_adapter(scored.task.folder, folder)
         else:
-            write_adapter(folder, result.layers, scored.task.config)
+            write_adapter(folder, result.layers, scored.task.config, scored.task.saved)
         (folder / REPORT_FILE).write_text(report.to_json(), encoding="utf-8")
         (folder / PLOT_FILE).write_text(layer_plot_html(report), encoding="utf-8")
     return report
@@ -221,6 +185,8 @@ def merge_report(
         threshold=result.threshold,
         quantile=None if result.threshold is None else options.quantile,
         weights=options.weights,
+        options=option_settings(options),
+        rank=max((pair.rank for pair in result.layers.values()), default=None),
         digests=digests,
         layers=tuple(LayerReport(**decision._asdict()) for decision in result.decisions),
         safety_only_layers=result.safety_only,
@@ -228,28 +194,27 @@ def merge_report(
     )
 
 
-@contextmanager
-def _one_torch_thread() -> Iterator[None]:
-    """Let torch compute on one thread, beside those that hash.
-
-    Scoring is many short operations: on a busy machine, threads that wait for each other
-    after every one of them made it ten times slower, and on an idle one they gain nothing.
-    """
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
 def merge_options(config: MergeConfig) -> MergeOptions:
     """The same choices, checked, for the core."""
     return MergeOptions(
-        method=config.method.value,
+        method=config.method,
         threshold=config.threshold,
         quantile=config.quantile,
+        count=config.count,
+        modules=config.modules,
         task_weight=config.task_weight,
         safety_weight=config.safety_weight,
         on_undefined=config.on_undefined.value,
+        density=config.density,
+        components=config.components,
+        seed=config.seed,
+        rank=config.rank,
+        max_error=config.max_error,
     )
+
+
+def option_settings(options: MergeOptions) -> dict[str, Any]:
+    """Options as plain data, with the weights that are meant where none were given."""
+    task, safety = options.weights
+    settings = dataclasses.asdict(options) | {"task_weight": task, "safety_weight": safety}
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in settings.items()}

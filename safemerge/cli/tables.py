@@ -1,0 +1,229 @@
+"""What commands print: consoles, tables, a grid of layers, a histogram, a progress bar.
+
+Colours never carry a meaning alone, and there are none where stdout is no terminal or ``NO_COLOR`` is set.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from statistics import median
+from typing import TYPE_CHECKING, Literal
+
+import typer
+
+from safemerge.core.module_names import module_kinds, natural, position
+
+if TYPE_CHECKING:
+    from rich.console import Console, RenderableType
+    from rich.table import Table
+    from rich.text import Text
+
+CELL = 3
+"""Columns that a cell of the grid takes: two figures and a space."""
+SCALE = ("#440154", "#46327e", "#365c8d", "#277f8e", "#1fa187", "#4ac16d", "#a0da39", "#fde725")
+"""Viridis, from the lowest cosine to the highest: told apart by colour-blind readers, and in grey, too."""
+WHOLE = 40
+"""Longest name that a table's first column keeps on one line."""
+DARK = 4
+"""So many colours of the scale take white figures."""
+
+
+MOST_A_COUNT = 3
+"""Columns that one layer takes in a histogram at most: few layers make short bars."""
+
+
+def console() -> Console:
+    """Stdout for tables."""
+    from rich.console import Console
+
+    return Console(highlight=False)
+
+
+def warn(*messages: str | None) -> None:
+    """One line on stderr for each warning there is."""
+    for message in messages:
+        if message:
+            typer.echo(f"warning: {message}", err=True)
+
+
+def table(
+    columns: Sequence[str], rows: Iterable[Sequence[str]], title: str | None = None, *, names: int = 1
+) -> Table:
+    """A table of plain text, whose first columns hold names and the others figures."""
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    made = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
+    rows = list(rows)
+    for number, column in enumerate(columns):
+        # Names that are not too long stay whole, as they are to be copied; figures give way.
+        whole = number == 0 and all(len(row[0]) <= WHOLE for row in rows)
+        justify: Literal["left", "right"] = "left" if number < names else "right"
+        made.add_column(column, justify=justify, overflow="fold", no_wrap=whole)
+    for row in rows:
+        made.add_row(*map(Text, row))
+    return made
+
+
+def facts(rows: Mapping[str, str], title: str | None = None) -> Table:
+    """Names and what they are, one a line."""
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    made = Table(
+        show_header=False,
+        title=title,
+        title_justify="left",
+        title_style="bold",
+        box=box.SIMPLE,
+        pad_edge=False,
+    )
+    made.add_column(style="bold", no_wrap=True)
+    made.add_column(overflow="fold")
+    for name, value in rows.items():
+        made.add_row(name, Text(value))
+    return made
+
+
+def spread(cosines: Sequence[float]) -> str:
+    """Where figures lie, in a few words."""
+    if not cosines:
+        return "none defined"
+    return f"min {min(cosines):.3f} · median {median(cosines):.3f} · max {max(cosines):.3f}"
+
+
+def grid(cosines: Mapping[str, float | None], width: int) -> RenderableType:
+    """Cosines by kind of module (rows) and depth (columns), in hundredths, coloured from low to high.
+
+    Args:
+        cosines: Module path to cosine; None where it is undefined.
+        width: Columns of the terminal; what does not fit beside each other is broken into bands.
+    """
+    from rich.console import Group
+    from rich.text import Text
+
+    kinds = module_kinds(list(cosines))
+    rows = list(dict.fromkeys(kinds.values()))
+    cells: dict[tuple[str, str], list[float | None]] = {}
+    for module, cosine in cosines.items():
+        # Experts of one layer share a cell.
+        cells.setdefault((kinds[module], position(module).partition(".")[0]), []).append(cosine)
+    depths = sorted({depth for _, depth in cells}, key=natural)
+    defined = [cosine for cosine in cosines.values() if cosine is not None]
+    low, high = (min(defined), max(defined)) if defined else (0.0, 1.0)
+    label = max(len(row) for row in ("layer", *rows)) + 2
+    fitting = max(1, (width - label) // CELL)
+    lines: list[Text] = []
+    for start in range(0, len(depths), fitting):
+        band = depths[start : start + fitting]
+        lines.append(Text("layer".ljust(label) + "".join(f"{depth:>{CELL - 1}} " for depth in band), "bold"))
+        for row in rows:
+            line = Text(row.ljust(label))
+            for depth in band:
+                line.append_text(_cell(cells.get((row, depth)), low, high))
+            lines.append(line)
+        lines.append(Text())
+    shared = any(len(found) > 1 for found in cells.values())
+    lines.append(_legend(low, high, shared))
+    return Group(*lines)
+
+
+def _cell(found: list[float | None] | None, low: float, high: float) -> Text:
+    from rich.text import Text
+
+    if found is None:
+        return Text(" " * CELL)
+    defined = [cosine for cosine in found if cosine is not None]
+    if not defined:
+        return Text(" · ")
+    cosine = median(defined)
+    shade = _shade(cosine, low, high)
+    hundredths = round(100 * cosine)
+    shown = "1." if hundredths == 100 else f"{hundredths:02d}"
+    return Text(f"{shown} ", _style(shade))
+
+
+def _shade(cosine: float, low: float, high: float) -> int:
+    """Number of the colour."""
+    if high <= low:
+        return 0
+    return min(len(SCALE) - 1, int(len(SCALE) * (cosine - low) / (high - low)))
+
+
+def _style(shade: int) -> str:
+    # Both colours are set, so that a light and a dark terminal show the same.
+    return f"{'#ffffff' if shade < DARK else '#000000'} on {SCALE[shade]}"
+
+
+def _legend(low: float, high: float, shared: bool) -> Text:
+    from rich.text import Text
+
+    legend = Text("cosine in hundredths, from low ")
+    for shade in range(len(SCALE)):
+        at = low + (high - low) * shade / (len(SCALE) - 1)
+        legend.append(f"{round(100 * at):02d} ", _style(shade))
+    legend.append(" to high;  · undefined" + ("; experts of a layer: their median" if shared else ""))
+    return legend
+
+
+def histogram(figures: Sequence[float], width: int, *, bins: int = 14) -> RenderableType:
+    """How often figures occur: one line a bin of a round width."""
+    from rich.console import Group
+    from rich.text import Text
+
+    if not figures:
+        return Text("none defined")
+    step = _round_step((max(figures) - min(figures)) / bins)
+    first, last = (math.floor(edge / step + 1e-9) for edge in (min(figures), max(figures)))
+    counts = dict.fromkeys(range(first, last + 1), 0)
+    for figure in figures:
+        counts[math.floor(figure / step + 1e-9)] += 1
+    digits = max(2, -math.floor(math.log10(step) + 1e-9))
+    room = min(60, max(10, width - 2 * digits - 16), MOST_A_COUNT * max(counts.values()))
+    lines = []
+    for number, count in counts.items():
+        label = f"{number * step:.{digits}f} – {(number + 1) * step:.{digits}f}  "
+        lines.append(Text(f"{label}{_bar(count / max(counts.values()) * room)} {count or ''}"))
+    return Group(*lines)
+
+
+def _bar(length: float) -> str:
+    """A bar, to an eighth of a column."""
+    eighths = round(8 * length)
+    return "█" * (eighths // 8) + " ▏▎▍▌▋▊▉"[eighths % 8].strip()
+
+
+def _round_step(width: float) -> float:
+    """1, 2 or 5 times a power of ten, at least as wide."""
+    if width <= 0:
+        return 0.01
+    power = 10.0 ** math.floor(math.log10(width))
+    return next(factor * power for factor in (1, 2, 5, 10) if factor * power >= width * (1 - 1e-9))
+
+
+@contextmanager
+def progress_bar(what: str = "scoring layers") -> Iterator[Callable[[int, int, str], None]]:
+    """A bar over the layers on stderr, with the time left; nothing where stderr is no terminal."""
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    stderr = Console(stderr=True)
+    columns = (
+        TextColumn(what),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.description}"),
+    )
+    with Progress(*columns, console=stderr, transient=True, disable=not stderr.is_terminal) as bar:
+        layers = bar.add_task("", total=None)
+
+        def advance(done: int, total: int, module: str) -> None:
+            bar.update(layers, completed=done, total=total, description=escape(module))
+
+        yield advance

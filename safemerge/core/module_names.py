@@ -1,0 +1,68 @@
+"""Names of modules for people: what kind a module is, and where in the network it sits."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+
+NOWHERE = "–"
+"""Position of a module that is in no numbered layer, such as an output head."""
+
+
+def module_kinds(modules: Sequence[str]) -> dict[str, str]:
+    """What a module is, without where: the shortest name that tells the kinds apart.
+
+    ``model.layers.0.self_attn.q_proj`` is a ``q_proj``, unless another part of the
+    model has one too: then it is a ``self_attn.q_proj``.
+    """
+    paths = {module: tuple(part for part in module.split(".") if not part.isdecimal()) for module in modules}
+    distinct = set(paths.values())
+
+    def shortest(path: tuple[str, ...]) -> str:
+        for length in range(1, len(path)):
+            if sum(other[-length:] == path[-length:] for other in distinct) == 1:
+                return ".".join(path[-length:])
+        return ".".join(path)
+
+    names = {path: shortest(path) for path in distinct}
+    return {module: names[path] for module, path in paths.items()}
+
+
+def position(module: str) -> str:
+    """Where a module sits: its layer number, or numbers (``3.7``: expert 7 of layer 3).
+
+    >>> position("model.layers.3.mlp.experts.7.up_proj")
+    '3.7'
+    """
+    return ".".join(part for part in module.split(".") if part.isdecimal()) or NOWHERE
+
+
+def natural(text: str) -> list[int]:
+    """Sort key of positions: by their numbers."""
+    return [int(number) for number in re.findall(r"\d+", text)]
+
+
+def grouped(modules: Iterable[str]) -> str:
+    """Many modules in a few words, kinds of equal depth together.
+
+    >>> grouped(f"layers.{i}.attn.{kind}" for i in range(32) for kind in ("q_proj", "v_proj"))
+    'q_proj, v_proj × 32 layers'
+    >>> grouped(["lm_head", "layers.0.q_proj", "layers.1.q_proj", "layers.1.v_proj"])
+    'q_proj × 2 layers; v_proj in layer 1; lm_head'
+    """
+    kinds = module_kinds(modules := list(modules))
+    positions: dict[str, list[str]] = {}
+    for module in modules:
+        positions.setdefault(kinds[module], []).append(position(module))
+    alike: dict[tuple[str, ...], list[str]] = {}
+    for kind, places in positions.items():
+        alike.setdefault(tuple(sorted(places, key=natural)), []).append(kind)
+    ordered = sorted(alike.items(), key=lambda group: (-len(group[0]), group[0] == (NOWHERE,)))
+    return "; ".join(f"{', '.join(names)}{_where(places)}" for places, names in ordered)
+
+
+def _where(places: Sequence[str]) -> str:
+    if len(places) > 1:
+        experts = any("." in place for place in places)
+        return f" × {len(places)} {'places' if experts else 'layers'}"
+    return "" if places[0] == NOWHERE else f" in layer {places[0]}"

@@ -1,0 +1,8 @@
+"""Pictures of reports, each a self-contained HTML page that needs no network, or a PNG.
+
+Pure: report in, page out. Files are written by the callers.
+"""
+
+from safemerge.plots.merge import cosine_histogram_html, layer_plot_html
+
+__all__ = ["cosine_histogram_html", "layer_plot_html"]
