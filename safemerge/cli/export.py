@@ -168,14 +168,12 @@ def _progress() -> Iterator[tuple[ProgressCallback, ProgressCallback]]:
 
 
 def _print_summary(report: ExportReport, output: Path, repository: str | None) -> None:
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
+    from safemerge.cli.tables import console, facts, size
 
     rows = {
         "tensors changed": str(len(report.changed)),
         "dtype": "each its own" if report.dtype == "keep" else report.dtype,
-        "weights": f"{report.n_bytes / 1e9:.3g} GB",
+        "weights": size(report.n_bytes),
     }
     if report.method is not None:
         rows["method"] = report.method
@@ -184,9 +182,4 @@ def _print_summary(report: ExportReport, output: Path, repository: str | None) -
     rows["written to"] = str(output)
     if repository is not None:
         rows["uploaded to"] = f"https://huggingface.co/{repository}"
-    table = Table(show_header=False, title="Full model", title_justify="left")
-    table.add_column(style="bold", no_wrap=True)
-    table.add_column(overflow="fold")
-    for name, value in rows.items():
-        table.add_row(name, Text(value))
-    Console().print(table)
+    console().print(facts(rows, title="Full model"))

@@ -81,6 +81,8 @@ def _verdict(report: InspectionReport) -> str:
 
 
 def _rows(summary: AdapterSummary) -> dict[str, str]:
+    from safemerge.cli.tables import size
+
     rslora = " (rsLoRA: alpha / √rank)" if summary.rslora else ""
     rows = {
         "base model": summary.base_model or "not named",
@@ -92,7 +94,7 @@ def _rows(summary: AdapterSummary) -> dict[str, str]:
         "rank": _counted({str(rank): count for rank, count in summary.ranks.items()}),
         "alpha": _counted(summary.alphas),
         "scale": _counted(summary.scales) + rslora,
-        "parameters": f"{summary.parameters:,} in {summary.dtype}, {_size(summary.size_bytes or 0)}",
+        "parameters": f"{summary.parameters:,} in {summary.dtype}, {size(summary.size_bytes or 0)}",
         "norm of ΔW": f"{summary.norm:.4g}",
         "digest": f"sha256 {summary.digest}",
     }
@@ -104,17 +106,3 @@ def _counted(figures: dict[str, int]) -> str:
     if len(figures) == 1:
         return next(iter(figures))
     return ", ".join(f"{figure} in {count} modules" for figure, count in figures.items())
-
-
-def _size(size_bytes: int) -> str:
-    """A size in decimal units.
-
-    >>> _size(512), _size(20_480), _size(13_600_000)
-    ('512 B', '20.5 kB', '13.6 MB')
-    """
-    size = float(size_bytes)
-    for unit in ("B", "kB", "MB"):
-        if size < 1000:
-            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
-        size /= 1000
-    return f"{size:.1f} GB"

@@ -68,6 +68,20 @@ def table(
     return made
 
 
+def size(n_bytes: int) -> str:
+    """A size in decimal units.
+
+    >>> size(512), size(20_480), size(13_600_000)
+    ('512 B', '20.5 kB', '13.6 MB')
+    """
+    scaled = float(n_bytes)
+    for unit in ("B", "kB", "MB"):
+        if scaled < 1000:
+            return f"{scaled:.0f} {unit}" if unit == "B" else f"{scaled:.1f} {unit}"
+        scaled /= 1000
+    return f"{scaled:.1f} GB"
+
+
 def facts(rows: Mapping[str, str], title: str | None = None) -> Table:
     """Names and what they are, one a line."""
     from rich import box

@@ -7,7 +7,7 @@ from html import escape
 from safemerge.plots.page import Json, axis, figure, html_table, page
 from safemerge.reports import Candidate, SweepReport
 
-COLUMNS = ("candidate", "layers", "threshold", "change", "to safety", "rank", "error")
+COLUMNS = ("candidate", "layers", "τ", "change", "to safety", "rank", "error")
 
 
 def sweep_html(report: SweepReport) -> str:
