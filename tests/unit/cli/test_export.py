@@ -66,9 +66,7 @@ def test_flags_that_do_not_go_together_are_usage_errors(arguments: list[object],
 def test_an_adapter_is_exported_and_summed_up(merge_files: MergeFiles, tmp_path: Path) -> None:
     result = _invoke(*_one(merge_files), "--output", tmp_path / "new", "--dtype", "bfloat16")
     assert result.exit_code == 0, result.stderr
-    assert [line.split(maxsplit=2)[:2] for line in result.stdout.splitlines() if "tensors" in line] == [
-        ["│", "tensors"]
-    ]
+    assert "tensors changed   4" in result.stdout
     assert "bfloat16" in result.stdout
     assert str(tmp_path / "new") in result.stdout
     assert (tmp_path / "new" / "model.safetensors").exists()

@@ -8,7 +8,7 @@ import io
 import pytest
 from rich.console import Console
 
-from safemerge.cli import inspect, tables
+from safemerge.cli import tables
 
 
 def shown(renderable, width: int = 80, *, colour: bool = False) -> list[str]:
@@ -26,7 +26,7 @@ COSINES = {
 
 
 def test_the_examples_hold() -> None:
-    assert doctest.testmod(inspect) == (0, 1)
+    assert doctest.testmod(tables) == (0, 1)
 
 
 @pytest.mark.parametrize(("width", "bands"), [(80, 2), (120, 1), (40, 4), (5, 32)])
