@@ -70,7 +70,7 @@ PARAMS = {
         None,
         type=["null", "number"],
         title="Task weight",
-        description="Weight of the task adapter in merged layers. One weight makes the other 1 minus it.",
+        description="Weight of the task adapter in merged layers. One given makes the other 1 minus it.",
         section=MERGE,
     ),
     "safety_weight": Param(

@@ -26,7 +26,7 @@ from safemerge.engine.scores import score_pairs
 from safemerge.errors import ConfigError, MissingDependencyError, NonFiniteError, UnsupportedAdapterError
 from safemerge.records import MergeReport, json_digest
 from safemerge.storage.adapter_config import refuse_variants
-from safemerge.storage.adapters import check_same_base
+from safemerge.storage.adapters import UNTRAINED, check_same_base
 from safemerge.storage.digests import tensor_digest
 
 if TYPE_CHECKING:
@@ -78,8 +78,8 @@ def merge_into(
         quantile: Merge this share of the layers instead, those with the lowest cosines.
         count: Merge so many layers instead.
         modules: Merge these layers instead: paths or patterns.
-        task_weight: α; 0.8 where no weight is given.
-        safety_weight: β; 1 − α where not given.
+        task_weight: α; the method's default (0.8 for ``exact``) where no weight is given.
+        safety_weight: β; where not given 1 − α, or the default of a method with strengths of their own.
         on_undefined: What to do with layers whose cosine is undefined.
         density: Share of entries kept by methods that prune.
         components: Largest number of singular directions of V, for methods that decompose it.
@@ -190,12 +190,7 @@ def _copied(weight: Tensor) -> Tensor:
 def _add(model: PeftModel, name: str, task_adapter: str, result: MergeResult) -> None:
     """Give the model a frozen adapter with the merged factors; all of it, or on an error nothing."""
     # How the task adapter was started says nothing of the merged one, and must not run again.
-    settings: dict[str, Any] = {
-        "init_lora_weights": True,
-        "eva_config": None,
-        "loftq_config": {},
-        "inference_mode": True,
-    }
+    settings: dict[str, Any] = {**UNTRAINED, "inference_mode": True}
     if not result.unchanged:
         rank = next(iter(result.layers.values())).rank
         settings |= {

@@ -17,13 +17,17 @@ if TYPE_CHECKING:
 
 ADAPTER = "An adapter as it is; or give the four inputs of a merge, which is then stored nowhere else"
 
-EPILOG = flags.epilog(
-    "A repaired adapter, for servers that load no adapters:",
-    "safemerge export --model org/model-instruct --adapter ./repaired --output ./model",
-    "A merge of full rank, which an adapter would have to compress, and its upload:",
-    "safemerge export --task-adapter ./gsm8k-lora --safety-adapter ./safety-lora "
-    "--aligned-model org/model-instruct --unaligned-model org/model --method ties --density 0.2 "
-    "--output ./model --push-to-hub org/model-repaired --private",
+EPILOG = (
+    flags.methods_help()
+    + "\n\n"
+    + flags.epilog(
+        "A repaired adapter, for servers that load no adapters:",
+        "safemerge export --model org/model-instruct --adapter ./repaired --output ./model",
+        "A merge of full rank, which an adapter would have to compress, and its upload:",
+        "safemerge export --task-adapter ./gsm8k-lora --safety-adapter ./safety-lora "
+        "--aligned-model org/model-instruct --unaligned-model org/model --method ties --density 0.2 "
+        "--output ./model --push-to-hub org/model-repaired --private",
+    )
 )
 
 
@@ -53,7 +57,7 @@ def export(
     threshold: flags.Threshold = None,
     quantile: flags.Quantile = None,
     count: flags.Count = None,
-    layers: flags.Layers = None,
+    modules: flags.Modules = None,
     on_undefined: flags.WhereUndefined = None,
     method: flags.Method = None,
     task_weight: flags.TaskWeight = None,
@@ -91,7 +95,7 @@ def export(
         "threshold": threshold,
         "quantile": quantile,
         "count": count,
-        "modules": layers or None,
+        "modules": modules or None,
         "task_weight": task_weight,
         "safety_weight": safety_weight,
         "on_undefined": on_undefined,
@@ -103,6 +107,7 @@ def export(
     if private and push_to_hub is None:
         ctx.fail("--private: expected with --push-to-hub, got alone")
 
+    from safemerge.cli.tables import warn
     from safemerge.engine.exporting import export_adapter, export_merge
     from safemerge.storage.hub_upload import HubTarget
 
@@ -119,8 +124,7 @@ def export(
         typer.echo(report.to_json(), nl=False)
     else:
         _print_summary(report, output, push_to_hub)
-    for warning in report.warnings:
-        typer.echo(f"warning: {warning}", err=True)
+    warn(*report.warnings)
 
 
 def _merges(ctx: typer.Context, one: dict[str, Any], two: dict[str, Any]) -> bool:

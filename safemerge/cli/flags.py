@@ -63,7 +63,7 @@ def complete_method(start: str) -> list[tuple[str, str]]:
 
 def flag(setting: str) -> str:
     """The flag of a setting."""
-    return "--layers" if setting == "modules" else f"--{setting.replace('_', '-')}"
+    return f"--{setting.replace('_', '-')}"
 
 
 def unique(ctx: typer.Context, given: Mapping[str, Any], settings: Sequence[str]) -> None:
@@ -110,12 +110,11 @@ Quantile = Annotated[
     ),
 ]
 Count = Annotated[int | None, option(CHOICE, "Merge so many layers, those with the lowest cosines.", min=0)]
-Layers = Annotated[
+Modules = Annotated[
     list[str] | None,
     option(
         CHOICE,
         'Merge these layers: a module path or a pattern such as "*.mlp.down_proj"; may be repeated.',
-        "--layers",
         metavar="PATTERN",
     ),
 ]
@@ -141,7 +140,8 @@ TaskWeight = Annotated[
     float | None, option(WAY, f"Weight of the task adapter in merged layers. {default('the method’s')}")
 ]
 SafetyWeight = Annotated[
-    float | None, option(WAY, f"Weight of the safety adapter there. {default('1 minus the task’s')}")
+    float | None,
+    option(WAY, f"Weight of the safety adapter there. {default('1 minus the task’s, or the method’s')}"),
 ]
 Density = Annotated[
     float | None, option(WAY, "Share of entries that methods which prune keep, above 0 up to 1.")

@@ -13,14 +13,13 @@ import typer
 
 from safemerge.cli import flags, published
 from safemerge.core import methods
-from safemerge.core.options import SELECTIONS
+from safemerge.core.options import SELECTIONS, SIZES, with_partners_cleared
 
 if TYPE_CHECKING:
     from safemerge.core.options import MergeOptions
     from safemerge.records import MergeReport
 
 INPUTS = ("task_adapter", "safety_adapter", "aligned_model", "unaligned_model")
-SIZES = ("rank", "max_error")
 
 EPILOG = (
     flags.methods_help()
@@ -65,7 +64,7 @@ def merge(
     threshold: flags.Threshold = None,
     quantile: flags.Quantile = None,
     count: flags.Count = None,
-    layers: flags.Layers = None,
+    modules: flags.Modules = None,
     on_undefined: flags.WhereUndefined = None,
     method: flags.Method = None,
     task_weight: flags.TaskWeight = None,
@@ -113,7 +112,7 @@ def merge(
         "threshold": threshold,
         "quantile": quantile,
         "count": count,
-        "modules": layers or None,
+        "modules": modules or None,
         "method": method,
         "task_weight": task_weight,
         "safety_weight": safety_weight,
@@ -168,15 +167,14 @@ def _recipe_arguments(ctx: typer.Context, config: Path, given: dict[str, Any]) -
     """A config file and the flags that override it, as keyword arguments of ``merge_adapters``."""
     from safemerge.config.load import load_merge_recipe
 
-    overrides: dict[str, Any] = {}
     for names in (SELECTIONS, SIZES):
         flags.unique(ctx, given, names)
-        if any(given[name] is not None for name in names):
-            # A choice on the command line stands for all that the file says of it.
-            overrides |= {f"merge.{name}": None for name in names}
-    for name, value in given.items():
-        if value is not None and name != "config":
-            overrides[name if name in (*INPUTS, "output") else f"merge.{name}"] = value
+    chosen = {name: value for name, value in given.items() if value is not None and name != "config"}
+    # A choice on the command line stands for all that the file says of it.
+    overrides = {
+        name if name in (*INPUTS, "output") else f"merge.{name}": value
+        for name, value in with_partners_cleared(chosen).items()
+    }
     recipe = load_merge_recipe(config, overrides)
     sources = {name: getattr(recipe, name) for name in INPUTS}
     return sources | recipe.merge.model_dump(mode="json") | {"output": Path(recipe.output)}
@@ -224,7 +222,7 @@ def _print_summary(report: MergeReport, output: Path) -> None:
     if report.quantile is not None:
         threshold += f" (quantile {report.quantile:g})"
     weights = f"weight {task:g}"
-    if methods.get(report.method).needs_safety:
+    if methods.get(report.method).weighs_safety:
         weights = f"weights {task:g} (task) and {safety:g} (safety)"
     rows = {
         "layers merged": f"{merged} of {len(report.layers)}",

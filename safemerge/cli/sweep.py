@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from safemerge.cli import flags
+from safemerge.core.options import SIZES
 
 if TYPE_CHECKING:
     from safemerge.config.recipes import SweepRecipe
@@ -56,6 +57,7 @@ def _many(text: str, *names: str, **settings: Any) -> Any:
 
 
 def sweep(
+    ctx: typer.Context,
     config: Annotated[
         Path | None, typer.Option(help="YAML file with inputs, grid and output; flags override it.")
     ] = None,
@@ -101,6 +103,7 @@ def sweep(
     rank: flags.Rank = None,
     max_error: flags.MaxError = None,
     seed: flags.Seed = None,
+    on_undefined: flags.WhereUndefined = None,
 ) -> None:
     """Weigh merges of one adapter against each other: layers merged, change, share of safety.
 
@@ -124,8 +127,12 @@ def sweep(
         "grid.rank": rank,
         "grid.max_error": max_error,
         "grid.seed": seed,
+        "grid.on_undefined": on_undefined,
     }
-    recipe = _recipe(config, {name: value for name, value in given.items() if value})
+    flags.unique(ctx, {"rank": rank, "max_error": max_error}, SIZES)
+    recipe = _recipe(
+        config, {name: value for name, value in given.items() if value is not None and value != []}
+    )
     report = _sweep(recipe, hash_files, device)
     if as_json:
         typer.echo(report.to_json(), nl=False)
@@ -142,10 +149,10 @@ def _recipe(config: Path | None, given: dict[str, Any]) -> SweepRecipe:
         if missing := [flags.flag(name) for name in INPUTS if name not in given and name != "safety_adapter"]:
             raise typer.BadParameter(f"missing: {', '.join(missing)}", param_hint="flags")
         return sweep_recipe(given)
-    chosen = [f"grid.{name}" for name in ("thresholds", "quantiles", "counts")]
-    if any(name in given for name in chosen):
-        # A choice on the command line stands for all that the file says of it.
-        given = {name: [] for name in chosen} | given
+    # A choice on the command line stands for all that the file says of it.
+    for names, empty in ((("thresholds", "quantiles", "counts"), []), (SIZES, None)):
+        if any(f"grid.{name}" in given for name in names):
+            given = {f"grid.{name}": empty for name in names} | given
     return load_sweep_recipe(config, given)
 
 

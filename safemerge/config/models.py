@@ -65,7 +65,8 @@ class MergeConfig(Config):
     task_weight: Weight | None = None
     """α, weight of the task adapter in merged layers. The method's default where neither weight is given."""
     safety_weight: Weight | None = None
-    """β, weight of the safety adapter in merged layers. 1 − α where not given."""
+    """β, weight of the safety adapter in merged layers. Where not given 1 − α, or the method's default where
+    its two weights are strengths of their own (resta, lox, lssf)."""
     on_undefined: OnUndefined = OnUndefined.KEEP
     density: Annotated[float, Field(gt=0, le=1)] | None = None
     """Share of entries kept by methods that prune."""

@@ -95,7 +95,8 @@ def safemerge(
         quantile: Merge this share of the layers instead, those with the lowest cosines.
         count: Merge so many layers instead.
         modules: Merge these layers instead: paths or patterns.
-        task_weight: α. One weight given makes the other 1 minus it; none, 0.8 and 0.2.
+        task_weight: α. Where the method shares by weight, one given makes the other 1 minus it; none,
+            0.8 and 0.2.
         safety_weight: β.
         on_undefined: What to do with layers whose cosine is undefined: keep them as they
             are, merge them, or fail.

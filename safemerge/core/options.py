@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from safemerge.core import methods
 from safemerge.errors import ConfigError
@@ -14,6 +15,22 @@ OnUndefined = Literal["keep", "merge", "fail"]
 DEFAULT_THRESHOLD = 0.35
 SELECTIONS = ("threshold", "quantile", "count", "modules")
 """Ways to choose layers, of which a merge takes one."""
+SIZES = ("rank", "max_error")
+"""Ways to bound what is stored, of which a merge takes one or none."""
+WEIGHTS = ("task_weight", "safety_weight")
+
+
+def with_partners_cleared(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings that override others: one of a group stands for all of it, so its partners become None.
+
+    >>> with_partners_cleared({"quantile": 0.5})
+    {'quantile': 0.5, 'threshold': None, 'count': None, 'modules': None}
+    """
+    cleared = dict(given)
+    for group in (SELECTIONS, SIZES, WEIGHTS):
+        if any(name in given for name in group):
+            cleared = cleared | {name: None for name in group if name not in given}
+    return cleared
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +54,7 @@ class MergeOptions:
     task_weight: float | None = None
     """α. The method's default (0.8 for ``exact``) where no weight is given."""
     safety_weight: float | None = None
-    """β. 1 − α where only α is given."""
+    """β. Where only α is given, 1 − α, or the default of a method with two strengths of their own."""
     on_undefined: OnUndefined = "keep"
     """What to do with layers whose cosine is undefined."""
     density: float | None = None

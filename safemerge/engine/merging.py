@@ -69,8 +69,8 @@ def merge_adapters(
         quantile: Merge this share of the layers instead.
         count: Merge so many layers instead.
         modules: Merge these layers instead: paths or patterns.
-        task_weight: α; 0.8 where no weight is given.
-        safety_weight: β; 1 − α where not given.
+        task_weight: α; the method's default (0.8 for ``exact``) where no weight is given.
+        safety_weight: β; where not given 1 − α, or the default of a method with strengths of their own.
         on_undefined: What to do with layers whose cosine is undefined.
         density: Share of entries kept by methods that prune.
         components: Largest number of singular directions of V, for methods that decompose it.

@@ -67,7 +67,7 @@ def candidate_name(options: MergeOptions) -> str:
     task, safety = options.weights
     # Rounded: 1 − 0.7 is 0.3 to whom typed 0.7.
     parts.append(
-        f"w{task:g}" + (f"_{round(safety, 9):g}" if methods.get(options.method).needs_safety else "")
+        f"w{task:g}" + (f"_{round(safety, 9):g}" if methods.get(options.method).weighs_safety else "")
     )
     if options.density is not None:
         parts.append(f"d{options.density:g}")

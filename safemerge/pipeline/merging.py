@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import shutil
 from statistics import median
+from typing import Any
 
 from safemerge.config.models import MergeConfig
 from safemerge.pipeline.context import StepContext, already_done, inputs_digest, local_adapter, tidy
@@ -19,16 +20,23 @@ CANDIDATE = "safemerge"
 
 
 def arms_of(config: MergeConfig) -> dict[str, MergeConfig]:
-    """The configured merge and its two controls: the same weight and selection without the safety adapter."""
+    """The configured merge and its two controls: its weight and selection without the safety adapter."""
+    from safemerge.core import methods
+    from safemerge.engine.merging import merge_options
+
+    controls: dict[str, Any] = {
+        "task_weight": merge_options(config).weights[0],
+        "safety_weight": None,
+        "density": None,
+        "components": None,
+    }
+    if not methods.get(config.method).chooses:  # what it changes is every layer
+        controls |= {"threshold": None, "quantile": None, "count": None, "modules": ("*",)}
     return {
         CANDIDATE: config,
-        "scale": _control(config, "scale"),
-        "scale_selected": _control(config, "scale_selected"),
+        "scale": config.model_copy(update=controls | {"method": "scale"}),
+        "scale_selected": config.model_copy(update=controls | {"method": "scale_selected"}),
     }
-
-
-def _control(config: MergeConfig, method: str) -> MergeConfig:
-    return config.model_copy(update={"method": method, "density": None, "components": None})
 
 
 def merge(context: StepContext, request: StepRequest) -> StepResult:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from safemerge.config.load import load_pipeline
 from safemerge.config.models import PipelineConfig
+from safemerge.core.options import with_partners_cleared
 from safemerge.errors import ConfigError
 from safemerge.pipeline.context import StepContext
 from safemerge.pipeline.request import StepRequest
@@ -146,17 +147,11 @@ def check_task(config: PipelineConfig) -> str:
 
 
 def _with_partners(overrides: Mapping[str, Any]) -> dict[str, Any]:
-    """Overrides in which one of several keys that go together clears those not given."""
-    cleared = dict(overrides)
-    for partners in (
-        ("threshold", "quantile", "count", "modules"),
-        ("task_weight", "safety_weight"),
-        ("rank", "max_error"),
-    ):
-        if any(f"merge.{name}" in overrides for name in partners):
-            for name in partners:
-                cleared.setdefault(f"merge.{name}", None)
-    return cleared
+    """Overrides in which one of several settings of the merge that go together clears those not given."""
+    prefix = "merge."
+    merge = {name.removeprefix(prefix): value for name, value in overrides.items() if name.startswith(prefix)}
+    cleared = {f"{prefix}{name}": value for name, value in with_partners_cleared(merge).items()}
+    return {**overrides, **cleared}
 
 
 def _given_adapters(

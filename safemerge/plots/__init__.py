@@ -3,6 +3,6 @@
 Pure: report in, page out. Files are written by the callers.
 """
 
-from safemerge.plots.merge import cosine_histogram_html, layer_plot_html
+from safemerge.plots.merge import layer_plot_html
 
-__all__ = ["cosine_histogram_html", "layer_plot_html"]
+__all__ = ["layer_plot_html"]

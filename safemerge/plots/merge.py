@@ -82,33 +82,6 @@ def layer_plot_html(report: MergeReport) -> str:
     return _page(traces, layout, plot_px, report, "cosine of each update with its safety projection")
 
 
-def cosine_histogram_html(report: MergeReport) -> str:
-    """Distribution of the projected cosines as a page, with the threshold."""
-    bin_width = 0.02
-    start = (report.threshold or 0) % bin_width - bin_width  # no bin straddles the threshold
-    traces: list[Json] = []
-    for state in (_MERGED, _KEPT):
-        if chosen := [layer.cosine for layer in report.layers if _state(layer) is state]:
-            traces.append(
-                {
-                    "type": "histogram",
-                    "x": chosen,
-                    "name": f"{state.name} ({len(chosen)})",
-                    "marker": {"color": state.colour},
-                    "xbins": {"start": start, "end": 1 + bin_width, "size": bin_width},
-                }
-            )
-    layout: Json = {
-        "xaxis": axis(title={"text": "cosine"}, range=[0, _top(report)]),
-        "yaxis": axis(title={"text": "layers"}),
-        "barmode": "stack",
-    }
-    if report.threshold is not None and 0 <= report.threshold <= 1:
-        at = report.threshold
-        layout["shapes"] = [_line(x0=at, x1=at, xref="x", y0=0, y1=1, yref="paper")]
-    return _page(traces, layout, 300, report, "distribution of the projected cosines")
-
-
 def _state(layer: LayerReport) -> _State:
     if layer.cosine is None:
         return _UNDEFINED_MERGED if layer.merged else _UNDEFINED_KEPT

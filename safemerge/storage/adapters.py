@@ -26,7 +26,7 @@ from safemerge.storage.hub import hub_id
 
 _DIGESTED_SETTINGS = ("r", "lora_alpha", "rank_pattern", "alpha_pattern", "use_rslora", "task_type")
 
-_UNTRAINED: dict[str, Any] = {
+UNTRAINED: dict[str, Any] = {
     "init_lora_weights": True,
     "eva_config": None,
     "loftq_config": {},
@@ -113,7 +113,7 @@ def write_adapter(
         "alpha_pattern": {},
         "use_rslora": False,
         "inference_mode": True,
-        **_UNTRAINED,
+        **UNTRAINED,
     }
     tensors = named_tensors(pack_experts(pairs), saved or {})
     save_file(tensors, folder / TENSORS_FILE, metadata={"format": "pt"})

@@ -1,4 +1,4 @@
-"""Merge methods: each is a file of its name in this folder, and nothing else names it.
+"""Merge methods: each is a file of its name in this folder, and stands in no list.
 
 A method's file holds one :class:`~safemerge.core.methods.base.MergeMethod` called ``METHOD``; the first
 line of its docstring says in a few words what it does, the rest gives formula and source. This module

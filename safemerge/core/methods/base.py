@@ -96,3 +96,8 @@ class MergeMethod:
     """Whether ``keep`` gives another update than ΔW_task."""
     alignment_term: AlignmentTerm | None = None
     """Where it uses V itself: a low-rank term that is made when the checkpoints are read."""
+
+    @property
+    def weighs_safety(self) -> bool:
+        """Whether β plays a part."""
+        return self.needs_safety or sum(self.default_weights) != 1

@@ -73,7 +73,7 @@ def test_an_adapter_is_exported_and_summed_up(merge_files: MergeFiles, tmp_path:
 
 
 def test_a_merge_is_exported_with_its_options_and_as_json(merge_files: MergeFiles, tmp_path: Path) -> None:
-    options = ["--layers", "*.q_proj", "--layers", "*.v_proj", "--task-weight", 0.7, "--json"]
+    options = ["--modules", "*.q_proj", "--modules", "*.v_proj", "--task-weight", 0.7, "--json"]
     result = _invoke(*_two(merge_files), *options, "--output", tmp_path / "new")
     assert result.exit_code == 0, result.stderr
     assert json.loads(result.stdout) == json.loads((tmp_path / "new" / "safemerge_export.json").read_text())

@@ -312,6 +312,16 @@ def test_flags_override_a_config_file(merge_files, tmp_path: Path) -> None:
     assert not (tmp_path / "merged").exists()
 
 
+def test_one_weight_on_the_command_line_stands_for_both_of_the_file(merge_files, tmp_path: Path) -> None:
+    config = tmp_path / "merge.yaml"
+    names = ("task_adapter", "safety_adapter", "aligned_model", "unaligned_model")
+    lines = [f"{name}: {path}" for name, path in zip(names, merge_files, strict=True)]
+    merge = "merge: {quantile: 0.5, task_weight: 0.8, safety_weight: 0.2}"
+    config.write_text("\n".join([*lines, f"output: {tmp_path / 'm'}", merge]))
+    result = _invoke("--config", config, "--task-weight", 0.5, "--json")
+    assert json.loads(result.stdout)["weights"] == [0.5, 0.5]
+
+
 def test_a_config_file_that_is_wrong_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "merge.yaml").write_text("task_adaptor: x\n")
     result = _invoke("--config", tmp_path / "merge.yaml")
@@ -324,8 +334,8 @@ def test_a_config_file_that_is_wrong_is_one_line(tmp_path: Path) -> None:
     ("arguments", "merged"),
     [
         (["--count", 1], 1),
-        (["--layers", "*.q_proj"], 2),
-        (["--layers", "*.0.self_attn.q_proj", "--layers", "*.1.self_attn.v_proj"], 2),
+        (["--modules", "*.q_proj"], 2),
+        (["--modules", "*.0.self_attn.q_proj", "--modules", "*.1.self_attn.v_proj"], 2),
         (["--method", "peft_dare_linear", "--density", 0.5, "--seed", 3, "--quantile", 0.25], 1),
     ],
 )
@@ -366,7 +376,7 @@ def test_settings_that_hardly_can_be_meant_are_warned_of(merge_files, tmp_path: 
 
 @pytest.mark.parametrize(
     ("arguments", "code"),
-    [([], 4), (["--on-undefined", "merge"], 0), (["--layers", "*.q_proj"], 0), (["--method", "scale"], 0)],
+    [([], 4), (["--on-undefined", "merge"], 0), (["--modules", "*.q_proj"], 0), (["--method", "scale"], 0)],
 )
 def test_equal_models_are_refused_where_nothing_would_be_merged(
     merge_files, tmp_path: Path, arguments: list[str], code: int

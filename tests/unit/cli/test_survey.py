@@ -23,6 +23,9 @@ def models(files) -> list[object]:
     return ["--aligned-model", files.aligned, "--unaligned-model", files.unaligned]
 
 
+NAMES = ("task_adapter", "safety_adapter", "aligned_model", "unaligned_model")
+
+
 def inputs(files) -> list[object]:
     return ["--task-adapter", files.task, "--safety-adapter", files.safety, *models(files)]
 
@@ -196,6 +199,24 @@ def test_sweep_reads_a_file_that_flags_override(merge_files, tmp_path: Path) -> 
     assert [candidate["name"] for candidate in json.loads(result.stdout)["candidates"]] == [
         "scale_selected_n1_w0.6"
     ]
+
+
+def test_a_flag_of_zero_overrides_a_file_and_a_size_stands_for_the_other(merge_files, tmp_path: Path) -> None:
+    config = tmp_path / "sweep.yaml"
+    lines = [f"{name}: {path}" for name, path in zip(NAMES, merge_files, strict=True)]
+    config.write_text("\n".join([*lines, "grid: {seed: 5, rank: 2}"]))
+    result = invoke("sweep", "--config", config, "--seed", 0, "--max-error", 0.3, "--json")
+    (candidate,) = SweepReport.model_validate_json(result.stdout).candidates
+    chosen = [candidate.options[name] for name in ("seed", "rank", "max_error")]
+    assert chosen == [0, None, 0.3]
+    assert invoke("sweep", "--config", config, "--rank", 2, "--max-error", 0.3).exit_code == 2
+
+
+def test_candidates_that_differ_in_the_second_weight_alone_are_both_kept(merge_files) -> None:
+    grid = ("--method", "lox", "--weights", "1,1", "--weights", "1,0.5")
+    result = invoke("sweep", *inputs(merge_files), *grid, "--json")
+    names = [candidate.name for candidate in SweepReport.model_validate_json(result.stdout).candidates]
+    assert names == ["lox_w1_1", "lox_w1_0.5"]
 
 
 def test_sweep_warns_of_settings_that_hardly_can_be_meant(merge_files, edit_json) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from safemerge.plots import cosine_histogram_html, layer_plot_html
+from safemerge.plots import layer_plot_html
 from safemerge.records import LayerReport, MergeReport
 
 CALL = 'Plotly.newPlot("figure", ...'
@@ -114,9 +114,8 @@ def test_names_cannot_leave_the_page_or_become_markup() -> None:
     assert "<img" not in page[page.rindex(CALL) :]
 
 
-@pytest.mark.parametrize("draw", [layer_plot_html, cosine_histogram_html])
-def test_a_page_stands_alone(draw) -> None:
-    page = draw(_mixed())
+def test_a_page_stands_alone() -> None:
+    page = layer_plot_html(_mixed())
     assert not re.search(r"<(script|link|img)[^>]*\b(src|href)=", page)
     assert page.startswith("<!doctype html>")
 
@@ -130,17 +129,6 @@ def test_any_number_of_layers_is_drawn_with_labels_that_fit(count: int) -> None:
     assert count / layout["xaxis"]["dtick"] <= 40
     assert f"{min(count, 175)} of {count} layers merged" in page
     assert "(quantile 0.35)" in page
-
-
-def test_the_histogram_counts_defined_cosines_and_keeps_bins_off_the_threshold() -> None:
-    traces, layout = _figure(cosine_histogram_html(_mixed()))
-    assert [(trace["name"], trace["x"]) for trace in traces] == [
-        ("merged (1)", [0.2]),
-        ("kept as fine-tuned (1)", [0.5]),
-    ]
-    bins = traces[0]["xbins"]
-    assert ((0.35 - bins["start"]) / bins["size"]) % 1 == pytest.approx(0, abs=1e-6)
-    assert layout["shapes"][0]["x0"] == 0.35
 
 
 def test_importing_the_module_loads_no_plotly() -> None:

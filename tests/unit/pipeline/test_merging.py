@@ -1,0 +1,31 @@
+"""The arms of a pipeline's merge: each control is the candidate without its safety adapter, nothing else."""
+
+from __future__ import annotations
+
+import pytest
+
+from safemerge.config.models import MergeConfig
+from safemerge.engine.merging import merge_options
+from safemerge.pipeline.merging import arms_of
+
+
+@pytest.mark.parametrize(
+    ("config", "weight"),
+    [
+        ({"quantile": 0.5}, 0.8),
+        ({"quantile": 0.5, "safety_weight": 0.4}, 0.6),
+        ({"method": "ties", "density": 0.5, "count": 3, "task_weight": 0.7}, 0.7),
+        ({"method": "safelora", "quantile": 0.5}, 1.0),
+        ({"method": "resta"}, 1.0),
+        ({"method": "lox", "components": 4, "task_weight": 0.9, "safety_weight": 0.5}, 0.9),
+    ],
+)
+def test_controls_have_the_weight_and_selection_of_the_candidate(config: dict, weight: float) -> None:
+    candidate, *controls = map(merge_options, arms_of(MergeConfig(**config)).values())
+    assert [control.method for control in controls] == ["scale", "scale_selected"]
+    for control in controls:
+        assert control.weights[0] == pytest.approx(weight)
+    if candidate.method in ("resta", "lox"):  # they change every layer
+        assert controls[1].modules == ("*",)
+    else:
+        assert (controls[1].quantile, controls[1].count) == (candidate.quantile, candidate.count)
