@@ -132,6 +132,8 @@ class JudgeRecord(Record):
     revision: str
     smoke: bool
     """True for judges that are too coarse for a release decision, such as refusal phrases."""
+    threshold: float | None = None
+    """Probability from which an answer is flagged; None for judges that give no probability."""
 
 
 Protocol = Annotated[dict[str, JsonValue], Field(min_length=1)]
@@ -150,6 +152,8 @@ class SuiteReport(Record):
     """How the prompts were answered: decoding and its limits."""
     flags: dict[str, bool]
     """Prompt id to flag."""
+    categories: dict[str, str] = Field(default_factory=dict)
+    """Prompt id to the category that its suite gives it; empty where there are none."""
     rate: float | None = Field(ge=0, le=1)
     """Share of flagged prompts; None where no prompt was judged."""
     interval: Interval | None
