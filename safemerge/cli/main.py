@@ -6,7 +6,7 @@ torch, transformers, mlflow or plotly at its head: commands import what they nee
 when they run, so that ``safemerge --help`` answers at once.
 
 Exit codes: 0 done, 1 blocked by the gate, 2 wrong usage, 4 an error that safemerge names
-on one line, 75 a pipeline step that may be tried again, 130 interrupted. 3 is reserved.
+on one line, 75 a pipeline step that may be tried again, 130 interrupted, 3 where the gate cannot tell.
 """
 
 from __future__ import annotations

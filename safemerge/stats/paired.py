@@ -123,7 +123,8 @@ def same_ids(first: Mapping[str, float], *others: Mapping[str, float]) -> list[s
 
 def _upper_tail(count: int, n: int) -> float:
     """Probability of at least ``count`` heads in n throws of a fair coin, rounded once."""
-    return sum(math.comb(n, k) for k in range(count, n + 1)) / 2**n
+    tail: float = sum(math.comb(n, k) for k in range(count, n + 1)) / 2**n
+    return tail
 
 
 def _phi(both: int, one: int, two: int, n: int) -> float:
