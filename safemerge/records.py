@@ -265,6 +265,8 @@ class GateDecision(Record):
     verdict: Verdict
     rules: tuple[RuleOutcome, ...]
     policy_digest: str
+    champion_digest: str | None = None
+    """sha256 of the champion's adapter that it was compared with; None where it was with none."""
     smoke_judge: bool
     """Whether a smoke judge gave any of the flags that this rests on."""
     warnings: tuple[Annotated[str, AfterValidator(printable)], ...] = ()
@@ -289,6 +291,11 @@ class GateDecision(Record):
                 f"got {self.verdict} with passed={self.passed}"
             )
         return self
+
+    @property
+    def compares_with_champion(self) -> bool:
+        """Whether any of its rules is about the champion, even if there was none yet."""
+        return any(rule.rule.startswith("against.champion.") for rule in self.rules)
 
     def summary(self) -> str:
         """The verdict and every rule that kept it from passing: one line of at most 2000 characters."""

@@ -139,8 +139,10 @@ def _decide(
         check_decidable(policy, sizes(read["candidate"]))
     except ConfigError as error:
         raise ConfigError(f"{policy_file} with {paths['candidate']}: {error}") from error
-    problem = "its report is missing: name it by --champion, or say --no-champion where nothing is released"
-    reference = NO_CHAMPION if no_champion else Reference(read.get("champion"), problem)
+    champion = read.get("champion")
+    remedy = "name it by --champion, or say --no-champion where nothing is released yet"
+    known = Reference(champion) if champion else Reference(remedy=remedy)
+    reference = NO_CHAMPION if no_champion else known
     return decide(read["candidate"], read.get("aligned"), read.get("fine_tuned"), policy, reference)
 
 

@@ -4,7 +4,7 @@ A pure function. It reads no file and no clock, and it fails closed: a figure th
 missing, not finite, or not comparable blocks the release just as a bad figure does.
 """
 
-from safemerge.gate.comparison import utility_gain
+from safemerge.gate.comparison import measurement_differences, utility_gain
 from safemerge.gate.decision import NO_CHAMPION, decide
 from safemerge.gate.feasibility import SuiteSize, check_decidable, sizes
 from safemerge.gate.policy import GatePolicy, OnCannotTell
@@ -18,6 +18,7 @@ __all__ = [
     "SuiteSize",
     "check_decidable",
     "decide",
+    "measurement_differences",
     "sizes",
     "utility_gain",
 ]

@@ -109,6 +109,11 @@ def check_adapter(name: str, report: EvaluationReport) -> None:
 def differences(one: EvaluationReport, two: EvaluationReport) -> Iterator[str]:
     """What keeps two reports of arms on one base model from being compared."""
     yield from model_difference(one, two)
+    yield from measurement_differences(one, two)
+
+
+def measurement_differences(one: EvaluationReport, two: EvaluationReport) -> Iterator[str]:
+    """What two reports were not measured alike in, whatever the base models."""
     if one.utility is not None and two.utility is not None:
         yield from utility_differences(one.utility, two.utility)
     elif one.utility is not two.utility:

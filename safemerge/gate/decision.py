@@ -76,6 +76,7 @@ def decide(
         verdict=verdict,
         rules=rules,
         policy_digest=policy.digest(),
+        champion_digest=champion.report.adapter_digest if champion.report else None,
         smoke_judge=any(suite.judge.smoke for suite in candidate.suites),
         warnings=tuple(_warnings(candidate, reports | {CHAMPION: champion.report}, policy)),
     )

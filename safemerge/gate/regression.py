@@ -33,7 +33,9 @@ class Reference(NamedTuple):
 
     report: EvaluationReport | None = None
     problem: str = "its report is missing"
-    """Why there is no report, and how to get one."""
+    """Why there is no report."""
+    remedy: str = "evaluate it again as the candidate was"
+    """How to get a report that can be compared, for the reader of the verdict."""
     exists: bool = True
     """False where there is no such arm yet: the rules against it do not apply."""
 
@@ -45,6 +47,7 @@ class _Comparison(NamedTuple):
     name: str
     candidate: EvaluationReport
     other: EvaluationReport
+    remedy: str
     limit: float
 
 
@@ -78,7 +81,7 @@ def regression_rules(
         elif problem := _problem(candidate, name, reference):
             yield cannot_judge(rule, name, limit, f"{candidate.arm} against {name}: {problem}")
         elif reference.report is not None:
-            yield from rules(_Comparison(rule, name, candidate, reference.report, limit))
+            yield from rules(_Comparison(rule, name, candidate, reference.report, reference.remedy, limit))
 
 
 def _not_applicable(candidate: EvaluationReport, name: str, reference: Reference) -> str | None:
@@ -94,7 +97,7 @@ def _not_applicable(candidate: EvaluationReport, name: str, reference: Reference
 def _problem(candidate: EvaluationReport, name: str, reference: Reference) -> str | None:
     """Why nothing can be compared with a reference; None where all is well."""
     if reference.report is None:
-        return reference.problem
+        return f"{reference.problem}; {reference.remedy}"
     try:
         check_adapter(name, reference.report)
     except DataError as error:
@@ -214,10 +217,7 @@ def _bound(it: _Comparison, subject: str, found: Estimate, explanation: str, wha
 
 
 def _not_comparable(it: _Comparison, difference: str) -> str:
-    return (
-        f"{it.candidate.arm} and {it.name} cannot be compared: they differ in {difference}; "
-        f"evaluate {it.name} again as {it.candidate.arm} was"
-    )
+    return f"{it.candidate.arm} and {it.name} cannot be compared: they differ in {difference}; {it.remedy}"
 
 
 _RULES: dict[str, Callable[[_Comparison], Iterator[RuleOutcome]]] = {
