@@ -21,6 +21,7 @@ from pydantic_core import ErrorDetails
 from safemerge.config.models import DataSource, PipelineConfig, SuiteConfig, UtilityConfig
 from safemerge.errors import ConfigError
 from safemerge.gate import GatePolicy
+from safemerge.records import EvaluationReport
 
 Model = TypeVar("Model", bound=BaseModel)
 Key = tuple[str | int, ...]
@@ -71,6 +72,16 @@ def load_policy(path: Path) -> GatePolicy:
 def pipeline_json_schema() -> dict[str, Any]:
     """JSON Schema of a pipeline's YAML file, for editors that complete and check it."""
     return PipelineConfig.model_json_schema()
+
+
+def policy_json_schema() -> dict[str, Any]:
+    """JSON Schema of the gate's policy. ``examples/policy.yaml`` beside this file is such a policy."""
+    return GatePolicy.model_json_schema()
+
+
+def report_json_schema() -> dict[str, Any]:
+    """JSON Schema of an evaluation's report. ``examples/report.json`` beside this file is such a report."""
+    return EvaluationReport.model_json_schema()
 
 
 # --- YAML ------------------------------------------------------------------------

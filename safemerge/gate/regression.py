@@ -78,10 +78,13 @@ def regression_rules(
         rule = f"against.{name}.{field}"
         if idle := _not_applicable(candidate, name, reference):
             yield not_applicable(rule, name, limit, idle)
-        elif problem := _problem(candidate, name, reference):
-            yield cannot_judge(rule, name, limit, f"{candidate.arm} against {name}: {problem}")
-        elif reference.report is not None:
-            yield from rules(_Comparison(rule, name, candidate, reference.report, reference.remedy, limit))
+            continue
+        try:
+            other = _usable(candidate, name, reference)
+        except DataError as error:
+            yield cannot_judge(rule, name, limit, f"{candidate.arm} against {name}: {error}")
+            continue
+        yield from rules(_Comparison(rule, name, candidate, other, reference.remedy, limit))
 
 
 def _not_applicable(candidate: EvaluationReport, name: str, reference: Reference) -> str | None:
@@ -94,17 +97,19 @@ def _not_applicable(candidate: EvaluationReport, name: str, reference: Reference
     return None
 
 
-def _problem(candidate: EvaluationReport, name: str, reference: Reference) -> str | None:
-    """Why nothing can be compared with a reference; None where all is well."""
+def _usable(candidate: EvaluationReport, name: str, reference: Reference) -> EvaluationReport:
+    """The reference's report, of what it should be of.
+
+    Raises:
+        DataError: it is missing, of something else, or on a base model that it should share.
+    """
     if reference.report is None:
-        return f"{reference.problem}; {reference.remedy}"
-    try:
-        check_adapter(name, reference.report)
-    except DataError as error:
-        return str(error)
+        raise DataError(f"{reference.problem}; {reference.remedy}")
+    check_adapter(name, reference.report)
     # A champion may stand on an older base model: what counts is how the two answer the same prompts.
-    differences = () if name == CHAMPION else model_difference(candidate, reference.report)
-    return next((f"they differ in {difference}" for difference in differences), None)
+    if name != CHAMPION and (odd := next(model_difference(candidate, reference.report), None)):
+        raise DataError(f"they differ in {odd}")
+    return reference.report
 
 
 # --- rates of flagged prompts --------------------------------------------------
@@ -118,7 +123,7 @@ def _increase_rules(it: _Comparison, kind: SuiteKind) -> Iterator[RuleOutcome]:
         found = rate_difference(pair.ours.flags, pair.theirs.flags)
         explanation = (
             f"{_increase(it, kind, suite, found)}: upper end {points(found.interval.high, it.limit)} "
-            f"must be at most {points(it.limit)}"
+            f"must be at most {100 * it.limit:+g} points"
         )
         yield _bound(it, suite, found, explanation, "prompts")
 
@@ -169,7 +174,7 @@ def _pairs(it: _Comparison, kind: SuiteKind) -> tuple[dict[str, _Pair], list[Rul
 def _increase(it: _Comparison, kind: SuiteKind, suite: str, found: Estimate) -> str:
     low, high = found.interval.low, found.interval.high
     return (
-        f"{WORDS[kind]} rate {points(found.value)} (95 % interval {points(low)} to {points(high)}) "
+        f"{WORDS[kind]} rate {points(found.value)} points (95 % interval {points(low)} to {points(high)}) "
         f"against {it.name} on {suite}"
     )
 

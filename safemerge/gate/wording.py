@@ -73,7 +73,7 @@ def percent(value: float, limit: float | None = None) -> str:
 
 
 def points(value: float, limit: float | None = None) -> str:
-    """A difference of two rates in percentage points, with its sign."""
+    """The number of percentage points between two rates, with its sign."""
     number = percent(value, limit).removesuffix(" %")
     return number if number.startswith("-") else f"+{number}"
 

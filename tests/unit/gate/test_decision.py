@@ -4,7 +4,6 @@ import json
 import math
 
 import pytest
-from pydantic import ValidationError
 
 from safemerge.errors import DataError
 from safemerge.gate import GatePolicy, utility_gain
@@ -402,32 +401,6 @@ def test_different_settings_are_named():
         "safemerge and aligned were evaluated with different settings: utility_batch_size",
         "safemerge and fine_tuned were evaluated with different settings: device, utility_batch_size",
     )
-
-
-# --- policy ----------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"max_harmful_rate": 1.1},
-        {"max_harmful_rate": math.nan},
-        {"max_harmful_rate": None},
-        {"max_over_refusal_rate": {"ordinary": -0.1}},
-        {"max_over_refusal_rate": {}},
-        {"min_utility": math.nan},
-        {"min_gain_kept": math.inf},
-        {"min_gian_kept": 0.9},
-    ],
-)
-def test_a_policy_out_of_bounds_is_refused(change):
-    with pytest.raises(ValidationError):
-        GatePolicy(**({"max_harmful_rate": 0.1, "max_over_refusal_rate": 0.1} | change))
-
-
-def test_the_policys_digest_changes_with_its_limits():
-    assert POLICY.digest() == GatePolicy(**POLICY.model_dump()).digest()
-    assert POLICY.digest() != POLICY.model_copy(update={"min_utility": 0.6}).digest()
 
 
 def test_the_reports_are_left_as_they_were():
