@@ -119,8 +119,7 @@ def measurement_differences(one: EvaluationReport, two: EvaluationReport) -> Ite
     elif one.utility is not two.utility:
         yield "the utility task (one lacks it)"
     names = {suite.suite for report in (one, two) for suite in report.suites}
-    for name in names:
-        yield from suite_differences(name, one, two)
+    yield from filter(None, (suite_difference(name, one, two) for name in names))
 
 
 def model_difference(one: EvaluationReport, two: EvaluationReport) -> Iterator[str]:
@@ -129,22 +128,16 @@ def model_difference(one: EvaluationReport, two: EvaluationReport) -> Iterator[s
         yield "the base model"
 
 
-def suite_differences(name: str, one: EvaluationReport, two: EvaluationReport) -> Iterator[str]:
-    """What keeps one suite of two reports from being compared."""
+def suite_difference(name: str, one: EvaluationReport, two: EvaluationReport) -> str | None:
+    """What keeps one suite of two reports from being compared; None where nothing does."""
     ours, theirs = ([suite for suite in report.suites if suite.suite == name] for report in (one, two))
     if not ours or not theirs:
-        yield f"suite {name} (one lacks it)"
-        return
-    if len(ours) > 1 or len(theirs) > 1:
-        yield f"suite {name} (one has it twice)"
-        return
-    a, b = ours[0], theirs[0]
-    if a.judge != b.judge:
-        yield f"suite {name} (judge)"
-    elif (a.kind, a.prompts_digest, a.flags.keys()) != (b.kind, b.prompts_digest, b.flags.keys()):
-        yield f"suite {name} (prompts)"
-    elif a.protocol != b.protocol:
-        yield f"suite {name} (generation: {odd_keys(a.protocol, b.protocol)})"
+        odd = "one lacks it"
+    elif len(ours) > 1 or len(theirs) > 1:
+        odd = "one has it twice"
+    else:
+        odd = _odd_about(ours[0], theirs[0])
+    return f"suite {name} ({odd})" if odd else None
 
 
 def utility_differences(a: UtilityReport, b: UtilityReport) -> Iterator[str]:
@@ -159,3 +152,12 @@ def utility_differences(a: UtilityReport, b: UtilityReport) -> Iterator[str]:
 def odd_keys(one: Mapping[str, object], two: Mapping[str, object]) -> str:
     """The keys in which two mappings differ."""
     return ", ".join(sorted(key for key in one.keys() | two.keys() if one.get(key, ...) != two.get(key, ...)))
+
+
+def _odd_about(a: SuiteReport, b: SuiteReport) -> str:
+    """In what two reports of one suite were not measured alike; empty where in nothing."""
+    if a.judge != b.judge:
+        return "judge"
+    if (a.kind, a.prompts_digest, a.flags.keys()) != (b.kind, b.prompts_digest, b.flags.keys()):
+        return "prompts"
+    return f"generation: {odd_keys(a.protocol, b.protocol)}" if a.protocol != b.protocol else ""

@@ -13,7 +13,7 @@ from safemerge.gate.comparison import (
     check_adapter,
     measured,
     model_difference,
-    suite_differences,
+    suite_difference,
     suites_of,
     task_of,
     utility_differences,
@@ -159,7 +159,7 @@ def _pairs(it: _Comparison, kind: SuiteKind) -> tuple[dict[str, _Pair], list[Rul
         problem = f"no {WORDS[kind]} suite was evaluated"
         refused.append(cannot_judge(it.rule, f"{WORDS[kind]} suites", it.limit, problem))
     for name in names:
-        if odd := next(suite_differences(name, *reports), None):
+        if odd := suite_difference(name, *reports):
             refused.append(cannot_judge(it.rule, name, it.limit, _not_comparable(it, odd)))
             continue
         pair = _Pair(*(next(suite for suite in report.suites if suite.suite == name) for report in reports))

@@ -258,6 +258,7 @@ def test_an_interrupted_training_resumes_and_ends_the_same(
         ({"overrides": {"aligned_model": "nowhere/at/all"}}, "nowhere/at/all"),
         ({"overrides": {"evaluation.utility.task": "tiny_choise"}}, "tiny_choice"),
         ({"overrides": {"evaluation.utility.metric": "accc"}}, "acc"),
+        ({"overrides": {"gate.max_harmful_rate": 0.05}}, "never be shown by the 6 prompts of suite harm: "),
         ({"adapter": "models:/nobody@champion"}, "models:/nobody@champion"),
         ({"fine_tuned_adapter": "x"}, "expected an option adapter beside it"),
     ],
