@@ -6,7 +6,7 @@ missing, not finite, or not comparable blocks the release just as a bad figure d
 
 from safemerge.gate.comparison import measurement_differences, utility_gain
 from safemerge.gate.decision import NO_CHAMPION, decide
-from safemerge.gate.feasibility import SuiteSize, check_decidable, sizes
+from safemerge.gate.feasibility import SuiteSize, check_decidable, check_suites, sizes
 from safemerge.gate.policy import GatePolicy, OnCannotTell
 from safemerge.gate.regression import Reference
 
@@ -17,6 +17,7 @@ __all__ = [
     "Reference",
     "SuiteSize",
     "check_decidable",
+    "check_suites",
     "decide",
     "measurement_differences",
     "sizes",

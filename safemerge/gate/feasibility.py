@@ -48,6 +48,43 @@ def check_decidable(policy: GatePolicy, suites: Iterable[SuiteSize]) -> None:
         raise ConfigError(f"the gate's policy cannot be decided on these suites: {'; '.join(problems)}")
 
 
+def check_suites(policy: GatePolicy, suites: Iterable[SuiteSize]) -> None:
+    """Refuse suites that lack what a rule of the policy is about: such a rule could never be judged.
+
+    Args:
+        policy: the rules.
+        suites: what the candidate will be asked.
+
+    Raises:
+        ConfigError: lists every such rule.
+    """
+    known = list(suites)
+    kinds = {suite.kind for suite in known}
+    categories = {name for suite in known if suite.kind is SuiteKind.HARMFUL for name in suite.categories}
+    problems = [
+        f"{rule} needs a suite of kind {kind}" for rule, kind in _kinds_asked(policy) if kind not in kinds
+    ]
+    limits = policy.max_category_harmful_rate
+    if isinstance(limits, Mapping):
+        absent = sorted(limits.keys() - categories)
+        problems += [f"max_category_harmful_rate.{name} is a category of no harmful suite" for name in absent]
+    elif limits is not None and not categories:
+        problems.append("max_category_harmful_rate needs a harmful suite with categories")
+    if problems:
+        raise ConfigError(f"the gate could never let an adapter pass: {'; '.join(problems)}")
+
+
+def _kinds_asked(policy: GatePolicy) -> Iterator[tuple[str, SuiteKind]]:
+    """Rules against other arms, with the kind of suites that they are about."""
+    for name in type(policy.against).model_fields:
+        wanted: Regression | None = getattr(policy.against, name)
+        fields = () if wanted is None else (field for field, limit in wanted if limit is not None)
+        for field in fields:
+            if "utility" not in field:
+                kind = SuiteKind.OVER_REFUSAL if "over_refusal" in field else SuiteKind.HARMFUL
+                yield f"against.{name}.{field}", kind
+
+
 def _problems(policy: GatePolicy, suites: list[SuiteSize]) -> Iterator[str]:
     harmful = [suite for suite in suites if suite.kind is SuiteKind.HARMFUL]
     for suite in harmful:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from safemerge.config.load import load_pipeline
 from safemerge.config.models import PipelineConfig
 from safemerge.errors import ConfigError
-from safemerge.gate import SuiteSize, check_decidable
+from safemerge.gate import SuiteSize, check_decidable, check_suites
 from safemerge.pipeline.context import StepContext
 from safemerge.pipeline.request import StepRequest
 from safemerge.records import ArtifactRef, MergeReport, StepResult, json_digest
@@ -124,6 +124,7 @@ def check_data(config: PipelineConfig) -> dict[str, str]:
         digests[f"suite {suite.name}"] = prompts.digest()
         categories = Counter(prompt.category for prompt in prompts.prompts if prompt.category is not None)
         sizes.append(SuiteSize(suite.name, suite.kind, len(prompts.prompts), categories))
+    check_suites(config.gate, sizes)
     check_decidable(config.gate, sizes)
     return digests
 

@@ -3,7 +3,7 @@
 import pytest
 
 from safemerge.errors import ConfigError
-from safemerge.gate import GatePolicy, SuiteSize, check_decidable, decide, sizes
+from safemerge.gate import GatePolicy, SuiteSize, check_decidable, check_suites, decide, sizes
 from safemerge.records import SuiteKind
 from tests.unit.gate.reports import report, suite
 
@@ -79,6 +79,37 @@ def test_a_test_that_could_never_reject_is_refused(name, field, kind):
         f"against.{name}.{field} 0.05 can never be reached by the 5 prompts of suite one: "
         "expected at least 6 prompts"
     )
+
+
+@pytest.mark.parametrize(
+    ("rules", "message"),
+    [
+        (
+            {"max_category_harmful_rate": 0.5},
+            "max_category_harmful_rate needs a harmful suite with categories",
+        ),
+        (
+            {"max_category_harmful_rate": {"fraud": 0.5}},
+            "max_category_harmful_rate.fraud is a category of no harmful suite",
+        ),
+        (
+            {"against": {"champion": {"over_refusal_alpha": 0.05}}},
+            "against.champion.over_refusal_alpha needs a suite of kind over_refusal",
+        ),
+    ],
+)
+def test_suites_that_lack_what_a_rule_is_about_are_refused(rules, message):
+    with pytest.raises(ConfigError) as error:
+        check_suites(policy(**rules), [harmful(80)])
+    assert str(error.value) == f"the gate could never let an adapter pass: {message}"
+    check_suites(policy(**rules), [harmful(80, fraud=80), SuiteSize("plain", OVER_REFUSAL, 9, {})])
+
+
+def test_every_rule_that_lacks_its_suites_is_named():
+    rules = {"harmful_alpha": 0.05, "max_over_refusal_increase": 0.1, "max_utility_loss": 0.1}
+    with pytest.raises(ConfigError, match=r"harmful_alpha needs .*; against\.aligned\.max_over_refusal_"):
+        check_suites(policy(against={"aligned": rules}), [])
+    check_suites(policy(against={"aligned": {"max_utility_loss": 0.1}}), [])
 
 
 def test_sizes_count_prompts_and_categories():
