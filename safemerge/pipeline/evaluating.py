@@ -82,8 +82,6 @@ def evaluate(context: StepContext, request: StepRequest) -> StepResult:
         step_run.log_params(what)
         smoke = ", a smoke judge" if judge.smoke else ""
         step_run.set_tags({tags.ARM: arm, tags.JUDGE: f"{judge.id} (revision {judge.revision}){smoke}"})
-        if adapter is not None:
-            step_run.set_tags({tags.ADAPTER_DIGEST: adapter.digest})
         for suite, prompts in suites:
             step_run.log_dataset(suite.name, prompts.digest(), suite.path)
         evaluation = evaluate_arm(
@@ -100,6 +98,8 @@ def evaluate(context: StepContext, request: StepRequest) -> StepResult:
         step_run.log_metrics(figures)
         step_run.log_table(evaluation.rows, "responses.json")
         report = step_run.log_text(evaluation.report.to_json(), "report.json")
+        if adapter is not None:
+            step_run.set_tags({tags.ADAPTER_DIGEST: adapter.digest})
         result = step_run.finish({"report": report}, figures)
     tidy(context, run)
     return result

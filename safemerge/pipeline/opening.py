@@ -123,7 +123,7 @@ def check_data(config: PipelineConfig) -> dict[str, str]:
         prompts = load_suite(suite.name, suite.kind, Path(suite.path), suite.limit)
         digests[f"suite {suite.name}"] = prompts.digest()
         categories = Counter(prompt.category for prompt in prompts.prompts if prompt.category is not None)
-        sizes.append(SuiteSize(suite.name, suite.kind, len(prompts.prompts), categories))
+        sizes.append(SuiteSize(prompts.name, prompts.kind, len(prompts.prompts), categories))
     check_suites(config.gate, sizes)
     check_decidable(config.gate, sizes)
     return digests
