@@ -25,6 +25,8 @@ unrepaired adapter and two controls, and gates it.
 
 - **Pass**: the adapter becomes a new version in the MLflow Model Registry and takes the alias `champion`.
 - **Block**: the run fails at `gate` with the verdict as its message; `champion` stays. All is recorded.
+- **Cannot tell** (where the policy says `on_cannot_tell: ask`): the run fails at `gate` too, and a person
+  decides: with more prompts or another policy, start it again; only what changed is done anew.
 
 Starting a run again repeats nothing that MLflow already holds for the same inputs. Each task has a
 button to its MLflow run.

@@ -25,7 +25,7 @@ line without a traceback and exits with ``EXIT_ERROR``.
 
 EXIT_ERROR = 4
 """Exit code of the command line after any ``SafemergeError``. Of the others below it, 1 is the gate's
-block, 2 wrong usage, and 3 is reserved."""
+block, 2 wrong usage, and 3 its "cannot tell"."""
 
 
 class SafemergeError(Exception):

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterable
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Self
+from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
 
 from safemerge.errors import DataError
 
@@ -25,6 +26,15 @@ def json_digest(data: object) -> str:
     """Sha256 of plain data in canonical JSON: sorted keys, no spaces, no NaN."""
     text = json.dumps(data, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def printable(text: str) -> str:
+    """The text with a replacement character for everything that could steer a terminal or break a file.
+
+    Names of suites and categories come from data, and may hold escape sequences, marks that
+    turn the direction of writing, or halves of characters. White space becomes single spaces.
+    """
+    return "".join(c if c.isprintable() else "\ufffd" for c in " ".join(text.split()))
 
 
 class Record(BaseModel):
@@ -136,6 +146,8 @@ class JudgeRecord(Record):
     revision: str
     smoke: bool
     """True for judges that are too coarse for a release decision, such as refusal phrases."""
+    threshold: float | None = None
+    """Probability from which an answer is flagged; None for judges that give no probability."""
 
 
 Protocol = Annotated[dict[str, JsonValue], Field(min_length=1)]
@@ -154,6 +166,8 @@ class SuiteReport(Record):
     """How the prompts were answered: decoding and its limits."""
     flags: dict[str, bool]
     """Prompt id to flag."""
+    categories: dict[str, str] = Field(default_factory=dict)
+    """Prompt id to the category that its suite gives it; empty where there are none."""
     rate: float | None = Field(ge=0, le=1)
     """Share of flagged prompts; None where no prompt was judged."""
     interval: Interval | None
@@ -202,26 +216,42 @@ class EvaluationReport(Record):
 
 
 class Outcome(StrEnum):
-    """How a rule of the gate came out. Only PASS lets a release through."""
+    """How a rule of the gate came out. Only PASS and NOT_APPLICABLE let a release through."""
 
     PASS = "pass"  # noqa: S105 (no password)
     FAIL = "fail"
     CANNOT_JUDGE = "cannot_judge"
+    """A figure is missing, not finite or not comparable."""
+    CANNOT_TELL = "cannot_tell"
+    """All figures are there, but they do not decide the rule, as where prompts are too few."""
+    NOT_APPLICABLE = "not_applicable"
+    """There is nothing to compare with, and rightly so: no champion yet."""
+
+
+class Verdict(StrEnum):
+    """What the gate says of an adapter. Only PASS ships."""
+
+    PASS = "pass"  # noqa: S105 (no password)
+    BLOCK = "block"
+    CANNOT_TELL = "cannot_tell"
+    """No rule is broken, but the data cannot decide one, and the policy wants a person asked."""
 
 
 class RuleOutcome(Record):
     """One rule of the policy, applied."""
 
     rule: str
-    """Name of the policy field."""
+    """Name of the policy field, dotted where it is nested."""
     subject: str
-    """Suite or task that the rule looked at."""
+    """Suite, suite and category, or task that the rule looked at."""
     figure: float | None
     limit: float | None
     """None where the rule compares no figure, such as that two reports belong together."""
     outcome: Outcome
-    explanation: str
-    """One sentence that a release manager understands."""
+    explanation: Annotated[str, AfterValidator(printable)]
+    """One sentence that a release manager understands, safe to show on a terminal."""
+    interval: Interval | None = None
+    """Interval of what was measured, where the rule looked at one."""
 
 
 SUMMARY_LENGTH = 2000
@@ -229,34 +259,70 @@ SUMMARY_LENGTH = 2000
 
 
 class GateDecision(Record):
-    """The verdict: pass only where every rule passed."""
+    """The verdict: pass only where every rule that applies passed."""
 
     format_version: int = FORMAT_VERSION
     arm: str
     adapter_digest: str | None
     passed: bool
+    """Whether the verdict is a pass."""
+    verdict: Verdict
     rules: tuple[RuleOutcome, ...]
     policy_digest: str
+    champion_digest: str | None = None
+    """sha256 of the champion's adapter that it was compared with; None where it was with none."""
     smoke_judge: bool
     """Whether a smoke judge gave any of the flags that this rests on."""
-    warnings: tuple[str, ...] = ()
+    warnings: tuple[Annotated[str, AfterValidator(printable)], ...] = ()
     """What a reader must know, such as which smoke judge was used."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_an_earlier_version(cls, data: Any) -> Any:
+        """Decisions had no third verdict once; ``passed`` said it all."""
+        if isinstance(data, dict) and "verdict" not in data:
+            return data | {"verdict": Verdict.PASS if data.get("passed") is True else Verdict.BLOCK}
+        return data
 
     @model_validator(mode="after")
     def _follows_from_its_rules(self) -> Self:
         if not self.rules:
             raise ValueError("expected the rules that the verdict rests on, got none")
-        if self.passed != all(rule.outcome is Outcome.PASS for rule in self.rules):
-            raise ValueError(f"expected a verdict that follows from its rules, got passed={self.passed}")
+        possible = possible_verdicts(self.rules)
+        if self.passed != (self.verdict is Verdict.PASS) or self.verdict not in possible:
+            raise ValueError(
+                f"expected a verdict that follows from its rules ({' or '.join(possible)}), "
+                f"got {self.verdict} with passed={self.passed}"
+            )
         return self
 
+    @property
+    def compares_with_champion(self) -> bool:
+        """Whether any of its rules is about the champion, even if there was none yet."""
+        return any(rule.rule.startswith("against.champion.") for rule in self.rules)
+
     def summary(self) -> str:
-        """The verdict and every rule that did not pass: one line of at most 2000 characters."""
-        missed = "; ".join(r.explanation for r in self.rules if r.outcome is not Outcome.PASS)
-        verdict = f"{'PASS' if self.passed else 'BLOCK'}{' (smoke judge)' if self.smoke_judge else ''}"
-        found = f"met all {len(self.rules)} rules" if self.passed else missed
-        line = " ".join(f"{verdict}: {self.arm}{' ' if self.passed else ': '}{found}".split())
+        """The verdict and every rule that kept it from passing: one line of at most 2000 characters."""
+        missed = "; ".join(
+            r.explanation for r in self.rules if r.outcome not in (Outcome.PASS, Outcome.NOT_APPLICABLE)
+        )
+        said = self.verdict.replace("_", " ").upper()
+        verdict = f"{said}{' (smoke judge)' if self.smoke_judge else ''}"
+        idle = sum(r.outcome is Outcome.NOT_APPLICABLE for r in self.rules)
+        met = f"met all {len(self.rules) - idle} rules{f' ({idle} not applicable)' if idle else ''}"
+        found = met if self.passed else missed
+        line = " ".join(f"{verdict}: {printable(self.arm)}{' ' if self.passed else ': '}{found}".split())
         return line if len(line) <= SUMMARY_LENGTH else f"{line[: SUMMARY_LENGTH - 1]}…"
+
+
+def possible_verdicts(rules: Iterable[RuleOutcome]) -> tuple[Verdict, ...]:
+    """The verdicts that rules allow, the first by default: two where the policy says what follows."""
+    outcomes = {rule.outcome for rule in rules}
+    if outcomes & {Outcome.FAIL, Outcome.CANNOT_JUDGE}:
+        return (Verdict.BLOCK,)
+    if Outcome.CANNOT_TELL in outcomes:
+        return (Verdict.BLOCK, Verdict.CANNOT_TELL)
+    return (Verdict.PASS,) if Outcome.PASS in outcomes else (Verdict.BLOCK,)
 
 
 # --- training ----------------------------------------------------------------

@@ -22,6 +22,7 @@ from safemerge.config.models import DataSource, PipelineConfig, SuiteConfig, Uti
 from safemerge.config.recipes import Inputs, MergeRecipe, SweepRecipe
 from safemerge.errors import ConfigError
 from safemerge.gate import GatePolicy
+from safemerge.records import EvaluationReport
 
 Model = TypeVar("Model", bound=BaseModel)
 Recipe = TypeVar("Recipe", bound=Inputs)
@@ -129,6 +130,16 @@ def _load_recipe(model: type[Recipe], path: Path, overrides: Mapping[str, Any] |
     for key, value in (overrides or {}).items():
         _override(data, key, value)
     return _validated(model, data, path, lines)
+
+
+def policy_json_schema() -> dict[str, Any]:
+    """JSON Schema of the gate's policy. ``examples/policy.yaml`` beside this file is such a policy."""
+    return GatePolicy.model_json_schema()
+
+
+def report_json_schema() -> dict[str, Any]:
+    """JSON Schema of an evaluation's report. ``examples/report.json`` beside this file is such a report."""
+    return EvaluationReport.model_json_schema()
 
 
 # --- YAML ------------------------------------------------------------------------

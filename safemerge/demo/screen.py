@@ -9,6 +9,7 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
+from safemerge.gate.rendering import SAYS
 from safemerge.records import Estimate, EvaluationReport, GateDecision, Outcome, SuiteKind, SuiteReport
 from safemerge.stats import gain_kept, rate_difference, share_won_back
 
@@ -76,8 +77,14 @@ def repair_lines(reports: Mapping[str, EvaluationReport]) -> Iterator[str]:
 def verdict_panel(decision: GateDecision, title: str) -> Panel:
     """One verdict, with every rule."""
     colour = "green" if decision.passed else "red"
-    lines = [Text("PASS: may ship" if decision.passed else "BLOCK: must not ship", style=f"bold {colour}")]
-    marks = {Outcome.PASS: ("✓", "green"), Outcome.FAIL: ("✗", "red"), Outcome.CANNOT_JUDGE: ("?", "yellow")}
+    lines = [Text(SAYS[decision.verdict], style=f"bold {colour}")]
+    marks = {
+        Outcome.PASS: ("✓", "green"),
+        Outcome.FAIL: ("✗", "red"),
+        Outcome.CANNOT_JUDGE: ("?", "yellow"),
+        Outcome.CANNOT_TELL: ("?", "yellow"),
+        Outcome.NOT_APPLICABLE: ("–", "dim"),
+    }
     for rule in decision.rules:
         mark, style = marks[rule.outcome]
         lines.append(Text.assemble((f"{mark} ", style), rule.explanation))

@@ -98,6 +98,8 @@ def evaluate(context: StepContext, request: StepRequest) -> StepResult:
         step_run.log_metrics(figures)
         step_run.log_table(evaluation.rows, "responses.json")
         report = step_run.log_text(evaluation.report.to_json(), "report.json")
+        if adapter is not None:
+            step_run.set_tags({tags.ADAPTER_DIGEST: adapter.digest})
         result = step_run.finish({"report": report}, figures)
     tidy(context, run)
     return result

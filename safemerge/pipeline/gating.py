@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
-from safemerge.gate import decide
+from safemerge.gate import NO_CHAMPION, Reference, decide, measurement_differences
 from safemerge.pipeline.context import StepContext, already_done, inputs_digest, local_file
 from safemerge.pipeline.merging import CANDIDATE
 from safemerge.pipeline.request import StepRequest
-from safemerge.records import ArtifactRef, EvaluationReport, StepResult
+from safemerge.records import ArtifactRef, EvaluationReport, GateDecision, RuleOutcome, StepResult, Verdict
 from safemerge.tracking import tags
 from safemerge.tracking.ledger import PipelineRun
 
@@ -21,48 +22,104 @@ def gate(context: StepContext, request: StepRequest) -> StepResult:
 
     Inputs:
         candidate: report of the adapter that may be released.
-        aligned, fine_tuned: reports that utility is compared with.
+        aligned, fine_tuned: reports that it is compared with. The champion's is found on record.
         adapter: the candidate itself.
 
     Outputs:
         decision: the verdict as JSON.
     """
     run = context.ledger.pipeline_run(request.run_id or "")
-    reports = {"candidate": request.input("candidate")} | {
+    refs = {"candidate": request.input("candidate")} | {
         name: request.inputs[name] for name in ("aligned", "fine_tuned") if name in request.inputs
     }
     adapter = request.input("adapter")
+    names = {"candidate": CANDIDATE if run.plan.adapter is None else "adapter"}
+    reports = {name: _read_report(context, ref, names.get(name, name)) for name, ref in refs.items()}
+    champion = NO_CHAMPION
+    if run.config.gate.against.champion is not None:
+        champion = find_champion(context, run, reports["candidate"])
     digest = inputs_digest(
         "gate",
         ("numpy",),
         policy=run.config.gate.model_dump(mode="json"),
         adapter=adapter.digest,
         given=run.plan.adapter is not None,
-        reports={name: ref.digest for name, ref in reports.items()},
+        reports={name: ref.digest for name, ref in refs.items()},
+        champion=_plain(champion),
     )
-    result = already_done(context, run, "gate", digest, "gate") or _judge(context, run, digest, reports)
-    if result.figures["passed"] is not True:
-        summary = str(result.figures["summary"])
-        context.ledger.close_pipeline_run(run, passed=False, summary=summary, gate_run_id=result.run_id)
+    result = already_done(context, run, "gate", digest, "gate")
+    if result is None:
+        decision = decide(
+            reports["candidate"],
+            reports.get("aligned"),
+            reports.get("fine_tuned"),
+            run.config.gate,
+            champion,
+        )
+        result = _record(context, run, digest, decision)
+    verdict, summary = Verdict(str(result.figures["verdict"])), str(result.figures["summary"])
+    if verdict is not Verdict.PASS:
+        context.ledger.close_pipeline_run(run, verdict=verdict, summary=summary, gate_run_id=result.run_id)
     return result
 
 
-def _judge(
-    context: StepContext, run: PipelineRun, digest: str, reports: Mapping[str, ArtifactRef]
-) -> StepResult:
-    names = {"candidate": CANDIDATE if run.plan.adapter is None else "adapter"}
-    loaded = {name: _read_report(context, ref, names.get(name, name)) for name, ref in reports.items()}
-    decision = decide(loaded["candidate"], loaded.get("aligned"), loaded.get("fine_tuned"), run.config.gate)
+def find_champion(context: StepContext, run: PipelineRun, candidate: EvaluationReport) -> Reference:
+    """The adapter that is released now, with the newest report of it that can be compared.
+
+    Where none can, the newest of all is taken: the rules then say what differs.
+    """
+    name = run.config.tracking.registered_model
+    version = context.ledger.champions.current(name)
+    if version is None:
+        return NO_CHAMPION
+    remedy = (
+        f"start the pipeline with adapter=models:/{name}@champion and promote=false, which measures it as "
+        "this run measures, and then start this run again"
+    )
+    digest = version.tags.get(tags.ADAPTER_DIGEST)
+    if digest is None:
+        problem = f"models:/{name}/{version.version} lacks the tag {tags.ADAPTER_DIGEST}"
+        return Reference(None, problem, "promote an adapter by the pipeline")
+    found = [_read_report(context, ref, "champion") for ref in _reports_of(context, run, version.tags)]
+    if not found:
+        problem = f"no evaluation of models:/{name}/{version.version} is on record"
+        return Reference(None, problem, remedy)
+    alike = (report for report in found if not any(measurement_differences(candidate, report)))
+    return Reference(next(alike, found[0]), remedy=remedy)
+
+
+def _reports_of(context: StepContext, run: PipelineRun, champion: Mapping[str, str]) -> list[ArtifactRef]:
+    """Evaluations of the champion, the newest first, and the one that it was promoted for last."""
+    refs = list(context.ledger.find_evaluations(run.experiment_id, champion[tags.ADAPTER_DIGEST]))
+    if not refs and tags.PIPELINE_RUN in champion:
+        # Evaluations did not always name their adapter.
+        promoted = context.ledger.results(champion[tags.PIPELINE_RUN]).get(f"evaluate_{CANDIDATE}")
+        refs += [promoted.outputs["report"]] if promoted and "report" in promoted.outputs else []
+    return refs
+
+
+def _plain(champion: Reference) -> dict[str, Any]:
+    report = champion.report
+    return champion._asdict() | {"report": None if report is None else report.model_dump(mode="json")}
+
+
+def _record(context: StepContext, run: PipelineRun, digest: str, decision: GateDecision) -> StepResult:
     with context.ledger.step_run(run, "gate", digest) as step_run:
         step_run.log_params(run.config.gate.model_dump(mode="json"))
-        step_run.log_table([rule.model_dump(mode="json") for rule in decision.rules], "rules.json")
+        step_run.log_table([_row(rule) for rule in decision.rules], "rules.json")
         step_run.log_metrics({f"{rule.rule}.{rule.subject}": rule.figure for rule in decision.rules})
-        verdict = "pass" if decision.passed else "block"
-        step_run.set_tags({tags.VERDICT: verdict, tags.VERDICT_SUMMARY: decision.summary()})
+        step_run.set_tags({tags.VERDICT: decision.verdict, tags.VERDICT_SUMMARY: decision.summary()})
         stored = step_run.log_text(decision.to_json(), "decision.json")
         return step_run.finish(
-            {"decision": stored}, {"passed": decision.passed, "summary": decision.summary()}
+            {"decision": stored},
+            {"passed": decision.passed, "verdict": decision.verdict.value, "summary": decision.summary()},
         )
+
+
+def _row(rule: RuleOutcome) -> dict[str, Any]:
+    interval = rule.interval
+    ends = {"low": interval.low if interval else None, "high": interval.high if interval else None}
+    return rule.model_dump(mode="json", exclude={"interval"}) | ends
 
 
 def _read_report(context: StepContext, ref: ArtifactRef, arm: str) -> EvaluationReport:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,6 +12,7 @@ from safemerge.config.load import load_pipeline
 from safemerge.config.models import PipelineConfig
 from safemerge.core.options import with_partners_cleared
 from safemerge.errors import ConfigError
+from safemerge.gate import SuiteSize, check_decidable, check_suites
 from safemerge.pipeline.context import StepContext
 from safemerge.pipeline.request import StepRequest
 from safemerge.records import ArtifactRef, MergeReport, StepResult, json_digest
@@ -113,7 +115,11 @@ def check_models(context: StepContext, config: PipelineConfig) -> dict[str, str]
 
 
 def check_data(config: PipelineConfig) -> dict[str, str]:
-    """The digest of every data set and suite, once all rows are known to be well formed."""
+    """The digest of every data set and suite, once all rows are known to be well formed.
+
+    Raises:
+        SafemergeError: rows are not; or the gate's policy can never be decided on so few prompts.
+    """
     from safemerge.evaluation.suites import load_suite
     from safemerge.training.data import data_digest, load_examples
 
@@ -121,9 +127,14 @@ def check_data(config: PipelineConfig) -> dict[str, str]:
         "task_training": data_digest(load_examples(config.task_training.data)),
         "safety_training": data_digest(load_examples(config.safety_training.data)),
     }
+    sizes = []
     for suite in config.evaluation.suites:
         prompts = load_suite(suite.name, suite.kind, Path(suite.path), suite.limit)
         digests[f"suite {suite.name}"] = prompts.digest()
+        categories = Counter(prompt.category for prompt in prompts.prompts if prompt.category is not None)
+        sizes.append(SuiteSize(prompts.name, prompts.kind, len(prompts.prompts), categories))
+    check_suites(config.gate, sizes)
+    check_decidable(config.gate, sizes)
     return digests
 
 

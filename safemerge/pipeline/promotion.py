@@ -7,7 +7,8 @@ import logging
 from safemerge.errors import MismatchError
 from safemerge.pipeline.context import StepContext, inputs_digest, local_adapter, local_file
 from safemerge.pipeline.request import StepRequest
-from safemerge.records import ArtifactRef, GateDecision, StepResult
+from safemerge.records import ArtifactRef, GateDecision, StepResult, Verdict
+from safemerge.tracking import tags
 
 logger = logging.getLogger(__name__)
 
@@ -26,7 +27,8 @@ def promote(context: StepContext, request: StepRequest) -> StepResult:
         model_version: ``models:/<name>/<version>``.
 
     Raises:
-        MismatchError: the verdict is not a pass, or is about another adapter.
+        MismatchError: the verdict is not a pass, is about another adapter, or compares it with a
+            champion that another has replaced since.
     """
     run = context.ledger.pipeline_run(request.run_id or "")
     adapter, decision_ref = request.input("adapter"), request.input("decision")
@@ -34,11 +36,11 @@ def promote(context: StepContext, request: StepRequest) -> StepResult:
     if not decision.passed or decision.adapter_digest != adapter.digest:
         raise MismatchError(
             f"promotion of adapter {adapter.digest[:12]}: expected a passing verdict about it, got "
-            f"{'a pass' if decision.passed else 'a block'} about {str(decision.adapter_digest)[:12]}"
+            f"{decision.verdict.replace('_', ' ')} about {str(decision.adapter_digest)[:12]}"
         )
     if not run.plan.promote:
         context.ledger.close_pipeline_run(
-            run, passed=True, summary=decision.summary(), gate_run_id=_run_id_of(decision_ref)
+            run, verdict=Verdict.PASS, summary=decision.summary(), gate_run_id=_run_id_of(decision_ref)
         )
         return StepResult(
             step="promote",
@@ -51,9 +53,10 @@ def promote(context: StepContext, request: StepRequest) -> StepResult:
     done = context.ledger.results(run.run_id).get("promote")
     if done is not None and done.inputs_digest == digest:  # by this run: a later one moves the alias anew
         context.ledger.close_pipeline_run(
-            run, passed=True, summary=decision.summary(), gate_run_id=_run_id_of(decision_ref)
+            run, verdict=Verdict.PASS, summary=decision.summary(), gate_run_id=_run_id_of(decision_ref)
         )
         return done.model_copy(update={"reused": True})
+    _check_champion(context, name, decision)
     folder = local_adapter(context, adapter)
     with context.ledger.step_run(run, "promote", digest) as step_run:
         version = context.ledger.champions.register(
@@ -72,10 +75,32 @@ def promote(context: StepContext, request: StepRequest) -> StepResult:
             {"version": version, "alias": "champion"},
         )
     context.ledger.close_pipeline_run(
-        run, passed=True, summary=decision.summary(), gate_run_id=_run_id_of(decision_ref)
+        run, verdict=Verdict.PASS, summary=decision.summary(), gate_run_id=_run_id_of(decision_ref)
     )
     logger.info("%s is the champion of %s", uri, name)
     return result
+
+
+def _check_champion(context: StepContext, name: str, decision: GateDecision) -> None:
+    """Refuse a verdict that compares with a champion of the past.
+
+    Raises:
+        MismatchError: another adapter has become the champion since.
+    """
+    if not decision.compares_with_champion:
+        return
+    version = context.ledger.champions.current(name)
+    now = version.tags.get(tags.ADAPTER_DIGEST) if version else None
+    # An attempt that was killed may have made the candidate itself the champion.
+    if now not in (decision.champion_digest, decision.adapter_digest):
+        raise MismatchError(
+            f"promotion of adapter {str(decision.adapter_digest)[:12]}: expected the champion that the gate "
+            f"compared it with, {_short(decision.champion_digest)}, got {_short(now)}; start the run again"
+        )
+
+
+def _short(digest: str | None) -> str:
+    return digest[:12] if digest else "none"
 
 
 def _run_id_of(ref: ArtifactRef) -> str:

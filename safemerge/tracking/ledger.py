@@ -17,7 +17,7 @@ from pydantic import ValidationError
 
 from safemerge.config.models import PipelineConfig
 from safemerge.errors import MismatchError, MissingDependencyError, OutputExistsError, TrackingError
-from safemerge.records import ArtifactRef, Record, StepResult
+from safemerge.records import ArtifactRef, Record, StepResult, Verdict
 from safemerge.storage.atomic import atomic_folder
 from safemerge.tracking import tags
 from safemerge.tracking.champions import Champions
@@ -143,11 +143,11 @@ class Ledger:
             ) from error
         return PipelineRun(run_id=run_id, experiment_id=run.info.experiment_id, config=config, plan=plan)
 
-    def close_pipeline_run(self, run: PipelineRun, passed: bool, summary: str, gate_run_id: str) -> None:
+    def close_pipeline_run(self, run: PipelineRun, verdict: Verdict, summary: str, gate_run_id: str) -> None:
         """Write the verdict on the pipeline run and end it."""
         self.client.set_tag(run.run_id, tags.VERDICT_SUMMARY, summary[:5000])
         self.client.set_tag(run.run_id, tags.GATE_RUN, gate_run_id)
-        self.client.set_tag(run.run_id, tags.VERDICT, "pass" if passed else "block")
+        self.client.set_tag(run.run_id, tags.VERDICT, verdict)
         self.client.set_terminated(run.run_id, "FINISHED")
 
     def find_pipeline_run(self, experiment: str, run_key: str) -> str | None:
@@ -208,6 +208,20 @@ class Ledger:
             if ref is not None and ref.digest == digest and self._exists(ref):
                 return ref
         return None
+
+    def find_evaluations(self, experiment_id: str, adapter_digest: str) -> Iterator[ArtifactRef]:
+        """Reports of an adapter that evaluations have written, the newest first."""
+        runs = self.client.search_runs(
+            [experiment_id],
+            f"tags.`{tags.STEP}` = 'evaluate' and tags.`{tags.ADAPTER_DIGEST}` = '{adapter_digest}'"
+            " and attributes.status = 'FINISHED'",
+            order_by=["attributes.start_time DESC"],
+        )
+        for run in runs:
+            result = _result(run)
+            ref = result.outputs.get("report") if result else None
+            if ref is not None and self._exists(ref):
+                yield ref
 
     @contextmanager
     def step_run(

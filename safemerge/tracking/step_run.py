@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,6 +16,9 @@ if TYPE_CHECKING:
 
 MAX_PARAM_CHARACTERS = 6000
 """MLflow's own limit on the length of a parameter."""
+
+MAX_NAME_CHARACTERS = 250
+"""MLflow's own limit on the name of a parameter or metric."""
 
 
 class StepRun:
@@ -34,7 +38,7 @@ class StepRun:
         """Log parameters, flattened with dots; nulls are left out."""
         from mlflow.entities import Param
 
-        flat = [Param(key, str(value)[:MAX_PARAM_CHARACTERS]) for key, value in _flatten(params)]
+        flat = [Param(_name(key), str(value)[:MAX_PARAM_CHARACTERS]) for key, value in _flatten(params)]
         for start in range(0, len(flat), 100):
             self.client.log_batch(self.run_id, params=flat[start : start + 100])
 
@@ -45,7 +49,7 @@ class StepRun:
         now_ms = int(time.time() * 1000)
         points = [
             Metric(key, float(value), now_ms, step)
-            for key, value in metrics.items()
+            for key, value in ((_name(key), value) for key, value in metrics.items())
             if value is not None and self._last_logged(key) < step
         ]
         if points:
@@ -116,6 +120,12 @@ class StepRun:
             history = self.client.get_metric_history(self.run_id, key)
             self._logged_steps[key] = max((point.step for point in history), default=-1)
         return self._logged_steps[key]
+
+
+def _name(key: str) -> str:
+    """A name that MLflow takes: a plain path. Names of categories come from data and may hold anything."""
+    parts = re.sub(r"[^\w. /-]+", "_", key)[:MAX_NAME_CHARACTERS].split("/")
+    return "/".join(part for part in parts if part.strip(".")) or "_"
 
 
 def _flatten(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:

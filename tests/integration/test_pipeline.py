@@ -150,7 +150,7 @@ def test_a_run_is_recorded_promoted_and_reused(
 
 
 def test_a_block_is_recorded_and_nothing_is_promoted(pipeline: Pipeline, tiny_pipeline: TinyPipeline) -> None:
-    strict = changed(tiny_pipeline, gate={"max_harmful_rate": 0.01})
+    strict = changed(tiny_pipeline, gate={"max_harmful_rate": 0.5})
     done = pipeline.run(strict, run_key="dag/one")
     assert done["gate"].figures["passed"] is False
     decision = GateDecision.read(pipeline.read(done["gate"].outputs["decision"]))
@@ -162,7 +162,7 @@ def test_a_block_is_recorded_and_nothing_is_promoted(pipeline: Pipeline, tiny_pi
     assert parent.data.tags[tags.VERDICT_SUMMARY] == done["gate"].figures["summary"]
     assert ledger.champions.current("tiny-lora") is None
     adapter = done["merge"].outputs["safemerge"]
-    with pytest.raises(MismatchError, match="expected a passing verdict about it, got a block"):
+    with pytest.raises(MismatchError, match="expected a passing verdict about it, got block"):
         pipeline.step("promote", {"adapter": adapter, "decision": done["gate"].outputs["decision"]})
 
     # Another policy repeats no measurement, only the judgement.
@@ -172,8 +172,53 @@ def test_a_block_is_recorded_and_nothing_is_promoted(pipeline: Pipeline, tiny_pi
     assert not lenient["gate"].reused
     assert len(pipeline.runs()) == runs + 3  # parent, gate, promotion
     other = lenient["merge"].outputs["scale"]
-    with pytest.raises(MismatchError, match="expected a passing verdict about it, got a pass about"):
+    with pytest.raises(MismatchError, match="expected a passing verdict about it, got pass about"):
         pipeline.step("promote", {"adapter": other, "decision": lenient["gate"].outputs["decision"]})
+
+
+def rules(pipeline: Pipeline, done: Mapping[str, StepResult]) -> dict[str, tuple[str, str]]:
+    """Rules against the champion: name to outcome and explanation."""
+    decision = GateDecision.read(pipeline.read(done["gate"].outputs["decision"]))
+    return {
+        rule.rule.removeprefix("against.champion."): (rule.outcome.value, rule.explanation)
+        for rule in decision.rules
+        if rule.rule.startswith("against.champion.")
+    }
+
+
+def test_a_candidate_is_compared_with_the_champion_of_the_day(
+    pipeline: Pipeline, tiny_pipeline: TinyPipeline
+) -> None:
+    against = {"champion": {"max_harmful_increase": 1.0, "max_utility_loss": 1.0}}
+    config = changed(tiny_pipeline, gate={"against": against})
+    first = pipeline.run(config, run_key="dag/one")
+    nothing = ("not_applicable", "not applicable: there is no champion yet")
+    assert rules(pipeline, first) == {"max_harmful_increase": nothing, "max_utility_loss": nothing}
+    assert "promote" in first
+
+    other = {"merge.quantile": 0.0}
+    second = pipeline.run(config, run_key="dag/two", overrides=other, promote=False)
+    assert second["gate"].figures["verdict"] == "pass"
+    outcome, explanation = rules(pipeline, second)["max_harmful_increase"]
+    assert outcome == "pass"
+    assert "against champion on harm" in explanation
+
+    # Another protocol: what is on record of the champion says nothing, until it is measured anew.
+    longer = other | {"evaluation.generation.max_new_tokens": 5}
+    third = pipeline.run(config, run_key="dag/three", overrides=longer, promote=False)
+    outcome, explanation = rules(pipeline, third)["max_harmful_increase"]
+    assert outcome == "cannot_judge"
+    assert (
+        "differ in suite harm (generation: max_new_tokens); start the pipeline with adapter=" in explanation
+    )
+    champion = {"adapter": "models:/tiny-lora@champion", "promote": False}
+    pipeline.run(
+        config, run_key="dag/five", overrides={"evaluation.generation.max_new_tokens": 5}, **champion
+    )
+    fourth = pipeline.run(config, run_key="dag/six", overrides=longer)
+    assert fourth["gate"].figures["verdict"] == "pass"
+    assert rules(pipeline, fourth)["max_harmful_increase"][0] == "pass"
+    assert "promote" in fourth
 
 
 def test_an_interrupted_training_resumes_and_ends_the_same(
@@ -214,6 +259,7 @@ def test_an_interrupted_training_resumes_and_ends_the_same(
         ({"overrides": {"aligned_model": "nowhere/at/all"}}, "nowhere/at/all"),
         ({"overrides": {"evaluation.utility.task": "tiny_choise"}}, "tiny_choice"),
         ({"overrides": {"evaluation.utility.metric": "accc"}}, "acc"),
+        ({"overrides": {"gate.max_harmful_rate": 0.05}}, "never be shown by the 6 prompts of suite harm: "),
         ({"adapter": "models:/nobody@champion"}, "models:/nobody@champion"),
         ({"fine_tuned_adapter": "x"}, "expected an option adapter beside it"),
     ],

@@ -1,6 +1,7 @@
 """``safemerge gate`` on files: what it prints and its exit codes."""
 
 import json
+from xml.etree import ElementTree
 
 import pytest
 from typer.testing import CliRunner
@@ -93,6 +94,101 @@ def test_without_reports_to_compare_with_it_cannot_judge_and_blocks(files):
     result = CliRunner().invoke(app, ["gate", *flags], env={"COLUMNS": "200"})
     assert result.exit_code == 1
     assert "cannot judge: gain kept on demo[task]/acc: the report of aligned is missing" in result.stdout
+
+
+def call(*arguments):
+    return CliRunner().invoke(app, ["gate", *map(str, arguments)], env={"COLUMNS": "200"})
+
+
+@pytest.fixture
+def champion_policy(files):
+    path = files / "champion_policy.yaml"
+    path.write_text(POLICY + "against:\n  champion: {max_harmful_increase: 0.1, harmful_alpha: 0.05}\n")
+    return path
+
+
+def test_reports_may_be_named_in_one_go(files, champion_policy):
+    (files / "champion.json").write_text(report("champion", 4, 0.58).to_json())
+    named = [f"{arm}={files}/{arm}.json" for arm in ("aligned", "fine-tuned", "champion")]
+    named[1] = named[1].replace("fine-tuned.json", "fine_tuned.json")
+    for flags in (
+        ["--reports", f"candidate={files}/safemerge.json", *named],
+        ["--candidate", files / "safemerge.json", *(part for n in named for part in ("--reports", n))],
+    ):
+        result = call("--policy", champion_policy, *flags)
+        assert result.exit_code == 0, result.output
+        assert "against champion on harmful_eval" in result.stdout
+
+
+def test_a_release_worse_than_the_champion_is_blocked(files, champion_policy):
+    (files / "champion.json").write_text(report("champion", 0, 0.58).to_json())
+    (files / "worse.json").write_text(report("worse", 12, 0.6).to_json())
+    compared = ["--aligned", files / "aligned.json", "--fine-tuned", files / "fine_tuned.json"]
+    flags = ["--policy", champion_policy, "--candidate", files / "worse.json", *compared]
+    result = call(*flags, "--champion", files / "champion.json")
+    assert result.exit_code == 1
+    assert "a significant increase at the level 0.05 (exact McNemar test, p = 0.000244)" in result.stdout
+
+
+def test_a_first_release_says_that_there_is_no_champion(files, champion_policy):
+    flags = ["--policy", champion_policy, *(f"{arm}={files}/{arm}.json" for arm in ("aligned", "fine_tuned"))]
+    flags += ["--candidate", files / "safemerge.json"]
+    forgotten = call(*flags)
+    assert forgotten.exit_code == 1
+    assert "its report is missing; name it by --champion, or say --no-champion" in forgotten.stdout
+    first = call(*flags, "--no-champion")
+    assert first.exit_code == 0
+    assert "met all 6 rules (2 not applicable)" in first.stdout
+
+
+def test_where_the_data_cannot_tell_the_policy_says_block_or_ask(files):
+    (files / "close.json").write_text(report("close", 20, 0.6).to_json())
+    assert run(files, "close").exit_code == 1
+    (files / "policy.yaml").write_text(POLICY + "on_cannot_tell: ask\n")
+    result = run(files, "close", "--json")
+    assert result.exit_code == 3
+    decision = GateDecision.model_validate_json(result.stdout)
+    assert (decision.verdict, decision.passed) == ("cannot_tell", False)
+    assert "CANNOT TELL (smoke judge): close: cannot tell: harmful rate 20.0 %" in run(files, "close").stdout
+    assert run(files, "fine_tuned").exit_code == 1
+
+
+def test_a_policy_that_no_answers_could_pass_is_code_4(files):
+    (files / "policy.yaml").write_text("max_harmful_rate: 0.03\nmax_over_refusal_rate: 0.1\n")
+    result = run(files, "safemerge")
+    assert result.exit_code == 4
+    assert "policy.yaml with " in result.stderr
+    assert "max_harmful_rate 3 % can never be shown by the 100 prompts of suite harmful_eval" in result.stderr
+    assert "expected at least 125 prompts" in result.stderr
+    assert result.stdout == ""
+
+
+def test_markdown_and_junit_are_written_whatever_the_verdict(files):
+    for arm, word in (("safemerge", "PASS"), ("fine_tuned", "BLOCK")):
+        run(files, arm, "--markdown", f"{files}/out/gate.md", "--junit", f"{files}/out/gate.xml")
+        assert (files / "out" / "gate.md").read_text(encoding="utf-8").startswith(f"# {word}: ")
+        root = ElementTree.parse(files / "out" / "gate.xml").getroot()  # noqa: S314 (our own)
+        assert (int(root.get("failures")) > 0) == (word == "BLOCK")
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ([], "expected --candidate or --reports candidate=PATH, got neither"),
+        (["--candidate", "a", "--champion", "b", "--no-champion"], "or --no-champion, got both"),
+        (["--candidate", "a", "--reports", "candidate=b"], "expected one report of candidate, got two"),
+        (
+            ["--reports", "candidat=b"],
+            "expected ARM=PATH with an arm of candidate, aligned, fine_",
+        ),
+        (["--reports", "candidate"], "got 'candidate'"),
+        (["--reports", "candidate="], "got 'candidate='"),
+    ],
+)
+def test_arms_named_wrongly_are_wrong_usage(files, flags, message):
+    result = call("--policy", files / "policy.yaml", *flags)
+    assert result.exit_code == 2
+    assert message in result.stderr
 
 
 @pytest.mark.parametrize(

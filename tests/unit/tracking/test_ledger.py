@@ -9,7 +9,7 @@ import pytest
 
 from safemerge.config.models import PipelineConfig
 from safemerge.errors import MismatchError, TrackingError
-from safemerge.records import ArtifactRef
+from safemerge.records import ArtifactRef, Verdict
 from safemerge.storage.digests import file_digest
 from safemerge.tracking import tags
 from safemerge.tracking.ledger import Ledger, PipelineRun, tracking_errors
@@ -44,7 +44,7 @@ def test_unfinished_run_of_the_same_inputs_is_adopted_under_a_new_key(
 def test_a_run_with_a_verdict_is_not_adopted(
     ledger: Ledger, config: PipelineConfig, run: PipelineRun
 ) -> None:
-    ledger.close_pipeline_run(run, passed=False, summary="no", gate_run_id="g")
+    ledger.close_pipeline_run(run, verdict=Verdict.BLOCK, summary="no", gate_run_id="g")
     other = ledger.open_pipeline_run(config, plan("a" * 64), "dag/second")
     assert other.run_id != run.run_id
     closed = ledger.client.get_run(run.run_id)
@@ -92,7 +92,7 @@ def test_what_is_done_is_found_by_a_later_pipeline_run(
     (tmp_path / "out" / "file").write_text("x")
     with ledger.step_run(run, "train", "d1", "train_safety") as step:
         done = step.finish({"adapter": step.log_folder(tmp_path / "out", "adapter", "digest")}, {"loss": 0.5})
-    ledger.close_pipeline_run(run, passed=True, summary="yes", gate_run_id="g")
+    ledger.close_pipeline_run(run, verdict=Verdict.PASS, summary="yes", gate_run_id="g")
     later = ledger.open_pipeline_run(config, plan("b" * 64), "dag/second")
     found = ledger.find_done(later, "train", "d1", "train_safety")
     assert found is not None
@@ -161,7 +161,7 @@ def test_an_abandoned_run_fails_with_what_it_left_running_and_is_adopted_later(
     assert statuses == {run.run_id: "FAILED", killed.run_id: "FAILED"}
     assert ledger.client.get_run(step.run_id).info.status == "FINISHED"
     assert ledger.open_pipeline_run(config, plan("a" * 64), "dag/second").run_id == run.run_id
-    ledger.close_pipeline_run(run, passed=True, summary="yes", gate_run_id="g")
+    ledger.close_pipeline_run(run, verdict=Verdict.PASS, summary="yes", gate_run_id="g")
     assert not ledger.abandon_pipeline_run(run)
 
 

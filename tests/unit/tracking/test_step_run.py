@@ -51,6 +51,15 @@ def test_missing_figures_are_left_out_not_zero(ledger: Ledger, run: PipelineRun)
     assert ledger.client.get_run(step.run_id).data.metrics == {"b": 2.0}
 
 
+def test_names_that_come_from_data_are_made_plain(ledger: Ledger, run: PipelineRun) -> None:
+    step = attempt(ledger, run)
+    step.log_metrics({"rate.a/fraud & «theft»\x1b[31m": 1, "rate.a/../b//c": 2, "..": 3, "x" * 300: 4})
+    step.log_params({"limits": {"a\nb": 0.5}})
+    stored = ledger.client.get_run(step.run_id).data
+    assert stored.metrics == {"rate.a/fraud _ _theft_31m": 1, "rate.a/b/c": 2, "_": 3, "x" * 250: 4}
+    assert stored.params == {"limits.a_b": "0.5"}
+
+
 def test_data_sets_keep_their_whole_digest(ledger: Ledger, run: PipelineRun) -> None:
     step = attempt(ledger, run)
     for _ in range(2):

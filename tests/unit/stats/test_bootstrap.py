@@ -1,14 +1,12 @@
-"""Intervals against published worked values, and their coverage by simulation."""
+"""Differences and shares by resampling: agreement with scipy, and coverage by simulation."""
 
 import math
 
 import numpy as np
 import pytest
-from statsmodels.stats.proportion import proportion_confint
 
-from safemerge import stats
 from safemerge.errors import DataError
-from safemerge.stats import gain_kept, rate_difference, share_won_back, wilson_interval
+from safemerge.stats import bootstrap, gain_kept, mean_difference, share_won_back
 
 
 def scores(values):
@@ -17,89 +15,6 @@ def scores(values):
 
 def flags(values):
     return {f"p{i}": bool(value) for i, value in enumerate(values)}
-
-
-def paired(both, first, second, neither):
-    """Flags of two arms from the four cells of a paired table."""
-    one = [1] * both + [1] * first + [0] * second + [0] * neither
-    two = [1] * both + [0] * first + [1] * second + [0] * neither
-    return flags(one), flags(two)
-
-
-# --- rates -----------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("count", "n", "low", "high"),
-    # Newcombe, Statistics in Medicine 17 (1998) 857, table I, method 3.
-    [(81, 263, 0.2553, 0.3662), (15, 148, 0.0624, 0.1605), (0, 20, 0.0, 0.1611), (1, 29, 0.0061, 0.1718)],
-)
-def test_wilson_gives_the_published_limits(count, n, low, high):
-    interval = wilson_interval(count, n)
-    assert (round(interval.low, 4), round(interval.high, 4)) == (low, high)
-
-
-@pytest.mark.parametrize("confidence", [0.8, 0.95, 0.99])
-def test_wilson_equals_statsmodels(confidence):
-    for n in (1, 7, 48, 400):
-        for count in range(n + 1):
-            interval = wilson_interval(count, n, confidence)
-            theirs = proportion_confint(count, n, 1 - confidence, method="wilson")
-            # The same closed formula: only rounding may differ.
-            assert (interval.low, interval.high) == pytest.approx(theirs, abs=1e-12)
-            assert 0 <= interval.low <= count / n <= interval.high <= 1
-
-
-@pytest.mark.parametrize(("count", "n"), [(0, 0), (-1, 10), (11, 10)])
-def test_wilson_refuses_counts_that_are_no_rate(count, n):
-    with pytest.raises(DataError, match=f"count {count} of n {n}"):
-        wilson_interval(count, n)
-
-
-# --- differences of rates ----------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("cells", "value", "low", "high"),
-    [
-        # Altman et al., Statistics with Confidence (2000), table 6.2.
-        ((14, 5, 0, 22), 0.122, 0.011, 0.226),
-        # Complete response before and after consolidation (Cavo 2012), as worked by
-        # Fagerland, Lydersen and Laake, Statistical Analysis of Contingency Tables, ch. 8.
-        ((59, 6, 16, 80), -0.0621, -0.1186, -0.0046),
-    ],
-)
-def test_rate_difference_gives_the_published_limits(cells, value, low, high):
-    estimate = rate_difference(*paired(*cells))
-    digits = 3 if abs(value) > 0.1 else 4
-    got = (estimate.value, estimate.interval.low, estimate.interval.high)
-    assert tuple(round(x, digits) for x in got) == (value, low, high)
-    assert estimate.n == sum(cells)
-
-
-def test_rate_difference_changes_sign_with_the_arms():
-    one, two = paired(3, 20, 2, 75)
-    there, back = rate_difference(one, two), rate_difference(two, one)
-    assert (there.value, there.interval.low, there.interval.high) == pytest.approx(
-        (-back.value, -back.interval.high, -back.interval.low), abs=1e-15
-    )
-
-
-def test_rate_difference_of_arms_that_always_and_never_comply_keeps_a_width():
-    estimate = rate_difference(*paired(0, 40, 0, 0))
-    assert estimate.value == 1
-    assert estimate.interval.high == 1
-    assert 0.8 < estimate.interval.low < 0.95
-
-
-def test_rate_difference_covers_the_truth():
-    rng = np.random.default_rng(5)
-    cells = np.array([0.02, 0.28, 0.01, 0.69])
-    truth = cells[1] - cells[2]
-    intervals = [rate_difference(*paired(*draw)).interval for draw in rng.multinomial(100, cells, size=1000)]
-    coverage = np.mean([i.low <= truth <= i.high for i in intervals])
-    # 0.95 within three standard errors of 1000 simulations (0.02).
-    assert 0.93 <= coverage <= 0.97
 
 
 # --- gains ---------------------------------------------------------------------
@@ -146,10 +61,10 @@ def test_order_of_the_documents_does_not_matter():
 
 def test_memory_is_bounded_by_drawing_in_pieces(monkeypatch):
     one, two = scores(np.arange(30)), scores(np.arange(30) ** 1.1)
-    monkeypatch.setattr(stats, "_CHUNK_CELLS", 100)
-    monkeypatch.setattr(stats, "RESAMPLES", 1000)
+    monkeypatch.setattr(bootstrap, "_CHUNK_CELLS", 100)
+    monkeypatch.setattr(bootstrap, "RESAMPLES", 1000)
     pieces = gain(one, two)
-    monkeypatch.setattr(stats, "_CHUNK_CELLS", 4_000_000)
+    monkeypatch.setattr(bootstrap, "_CHUNK_CELLS", 4_000_000)
     assert pieces == gain(one, two)
 
 
@@ -206,7 +121,7 @@ def test_the_share_of_a_gain_that_is_only_just_clear_is_finite_and_wide():
 
 
 def test_gain_kept_covers_the_truth(monkeypatch):
-    monkeypatch.setattr(stats, "RESAMPLES", 1000)
+    monkeypatch.setattr(bootstrap, "RESAMPLES", 1000)
     rng = np.random.default_rng(11)
     hits = [0, 0]
     for _ in range(400):
@@ -231,7 +146,7 @@ def drifted(rng, n, aligned_rate, drift, left):
     [(100, 0.02, 0.3, 0.3), (100, 0.1, 0.25, 0.5), (50, 0.0, 0.3, 0.05), (100, 0.02, 0.95, 0.02)],
 )
 def test_share_won_back_covers_the_truth(monkeypatch, n, aligned_rate, drift, left):
-    monkeypatch.setattr(stats, "RESAMPLES", 1000)
+    monkeypatch.setattr(bootstrap, "RESAMPLES", 1000)
     rng = np.random.default_rng(13)
     shares = [share_won_back(*drifted(rng, n, aligned_rate, drift, left)) for _ in range(400)]
     hits = [share.interval.low <= 1 - left <= share.interval.high for share in shares if share]
@@ -254,10 +169,51 @@ def test_without_drift_there_is_nothing_to_win_back():
     assert share_won_back(aligned, aligned, fine_tuned) is None
 
 
+# --- differences of means ----------------------------------------------------------
+
+
+def test_a_difference_of_means_is_the_gain_of_the_same_arms():
+    rng = np.random.default_rng(7)
+    one, two = scores(rng.lognormal(size=200)), scores(rng.lognormal(size=200))
+    # The same weights on the same documents, whatever other arms stand beside: equal to rounding.
+    difference, of_gain = mean_difference(one, two), gain(one, two)
+    assert difference.value == pytest.approx(of_gain.value, rel=1e-12)
+    assert difference.interval.low == pytest.approx(of_gain.interval.low, rel=1e-9)
+    assert difference.interval.high == pytest.approx(of_gain.interval.high, rel=1e-9)
+
+
+def test_a_difference_is_positive_where_the_arm_does_better_in_the_metrics_direction():
+    rng = np.random.default_rng(7)
+    one, two = scores(rng.random(50)), scores(rng.random(50) + 1)
+    up, down = mean_difference(one, two), mean_difference(one, two, higher_is_better=False)
+    assert up.value < 0 < down.value
+    assert down.interval.low == pytest.approx(-up.interval.high, rel=1e-9)
+
+
+def test_equal_scores_differ_by_nothing():
+    one = scores(np.random.default_rng(7).random(50))
+    estimate = mean_difference(one, one)
+    assert (estimate.value, estimate.interval.low, estimate.interval.high) == (0, 0, 0)
+
+
+def test_a_difference_of_means_covers_the_truth(monkeypatch):
+    monkeypatch.setattr(bootstrap, "RESAMPLES", 1000)
+    rng = np.random.default_rng(11)
+    hits, wrongly_inferior = 0, 0
+    for _ in range(400):
+        base = rng.lognormal(0, 1, 100)
+        interval = mean_difference(scores(base - 0.1 + 0.5 * rng.standard_normal(100)), scores(base)).interval
+        hits += interval.low <= -0.1 <= interval.high
+        wrongly_inferior += interval.low >= -0.1  # it would pass for "no worse by 0.1" on the margin
+    # 0.95 within three standard errors of 400 simulations (0.033), and 0.025 within theirs (0.023).
+    assert 0.917 <= hits / 400 <= 0.983
+    assert wrongly_inferior / 400 <= 0.048
+
+
 # --- wrong input -------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("function", [gain, rate_difference])
+@pytest.mark.parametrize("function", [gain, mean_difference])
 def test_arms_must_share_their_documents(function):
     one, two = {f"d{i}": 1.0 for i in range(9)}, {"d0": 1.0, "x": 0.0}
     with pytest.raises(DataError, match="unpaired d1, d2, d3, d4, d5 and 4 more"):
@@ -268,7 +224,7 @@ def test_arms_must_share_their_documents(function):
 
 def test_no_documents_and_one_document_are_refused():
     with pytest.raises(DataError, match="got none"):
-        rate_difference({}, {})
+        mean_difference({}, {})
     with pytest.raises(DataError, match="at least two documents, got one"):
         gain({"d": 1.0}, {"d": 0.0})
 

@@ -1,20 +1,19 @@
-"""Intervals for rates, for differences measured on the same prompts, and for shares of a gain.
+"""Scores of the same documents: differences of their means and shares of a gain, by resampling.
 
-Pure functions of flags and scores: no files, no clock, no global random state. They are
-closed formulas or a seeded resampling of the documents, so the same input always gives
-the same interval. numpy is imported inside the functions that need it, to keep the gate light.
+The resampling is seeded, so the same input always gives the same interval. numpy is imported
+inside the functions that need it, to keep the gate light.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from itertools import product
-from statistics import NormalDist
 from typing import TYPE_CHECKING, NamedTuple
 
 from safemerge.errors import DataError
 from safemerge.records import Estimate, Interval
+from safemerge.stats.paired import same_ids
+from safemerge.stats.rates import listed
 
 if TYPE_CHECKING:
     import numpy as np
@@ -35,63 +34,34 @@ class GainKept(NamedTuple):
     """None where it cannot be judged, because the gain may be zero or worse."""
 
 
-def wilson_interval(count: int, n: int, confidence: float = 0.95) -> Interval:
-    """Two-sided Wilson score interval of a rate.
+def mean_difference(
+    arm: Mapping[str, float],
+    other: Mapping[str, float],
+    confidence: float = 0.95,
+    *,
+    higher_is_better: bool = True,
+    seed: int = 0,
+) -> Estimate:
+    """By how much ``arm`` does better than ``other`` on the same documents.
 
     Args:
-        count: flagged prompts, between 0 and n.
-        n: prompts judged, at least 1.
+        arm: document id to score, finite.
+        other: document id to score; the same ids.
         confidence: coverage aimed at, in (0, 1).
+        higher_is_better: the metric's direction.
+        seed: of the resampling.
+
+    Returns:
+        The difference of the mean scores, positive where ``arm`` does better whatever the metric's
+        direction, with the interval of a paired Bayesian bootstrap.
 
     Raises:
-        DataError: the counts do not describe a rate.
-
-    Source: E. B. Wilson, J. Am. Stat. Assoc. 22 (1927) 209.
-
-    >>> wilson_interval(35, 400).low.__round__(3)
-    0.064
+        DataError: there are fewer than two documents, the ids differ, or a score is not finite.
     """
-    if n < 1 or not 0 <= count <= n:
-        raise DataError(f"rate: expected 0 <= count <= n with n >= 1, got count {count} of n {n}")
-    z = _z(confidence)
-    rate = count / n
-    centre = (rate + z * z / (2 * n)) / (1 + z * z / n)
-    half = z * math.sqrt(rate * (1 - rate) / n + z * z / (4 * n * n)) / (1 + z * z / n)
-    # At the ends the formula is exact; floating point is not.
-    low = 0.0 if count == 0 else centre - half
-    high = 1.0 if count == n else centre + half
-    return Interval(low=low, high=high, confidence=confidence)
-
-
-def rate_difference(arm: Mapping[str, bool], other: Mapping[str, bool], confidence: float = 0.95) -> Estimate:
-    """Rate of ``arm`` minus rate of ``other``, both judged on the same prompts.
-
-    Newcombe's square-and-add interval for paired data (his method 10): it combines the two
-    Wilson intervals, corrected for the correlation between the arms, and so keeps its
-    coverage for few prompts and for rates near 0 and 1.
-
-    Args:
-        arm: prompt id to flag.
-        other: prompt id to flag; the same ids.
-        confidence: coverage aimed at, in (0, 1).
-
-    Raises:
-        DataError: there are no prompts, or the ids differ.
-
-    Source: R. G. Newcombe, Statistics in Medicine 17 (1998) 2635.
-    """
-    ids = _same_ids(arm, other)
-    n = len(ids)
-    both = sum(arm[i] and other[i] for i in ids)
-    p_arm, p_other = sum(arm.values()) / n, sum(other.values()) / n
-    one, two = (wilson_interval(sum(flags.values()), n, confidence) for flags in (arm, other))
-    phi = _phi(both, sum(arm.values()), sum(other.values()), n)
-    below = _square_and_add(p_arm - one.low, two.high - p_other, phi)
-    above = _square_and_add(one.high - p_arm, p_other - two.low, phi)
-    value = p_arm - p_other
-    return Estimate(
-        value=value, interval=Interval(low=value - below, high=value + above, confidence=confidence), n=n
-    )
+    sign = 1.0 if higher_is_better else -1.0
+    scores = sign * _table(arm, other)
+    ours, theirs = _drawn_means(scores, seed).T
+    return _difference(scores.mean(axis=0), ours - theirs, len(scores), confidence)
 
 
 def gain_kept(
@@ -174,38 +144,20 @@ def share_won_back(
     return back.share
 
 
-def _z(confidence: float) -> float:
-    return NormalDist().inv_cdf((1 + confidence) / 2)
-
-
 def _tails(confidence: float) -> tuple[float, float]:
     return (1 - confidence) / 2, (1 + confidence) / 2
-
-
-def _same_ids(first: Mapping[str, float], *others: Mapping[str, float]) -> list[str]:
-    """The ids that all mappings share, in one order; anything but equal sets is an error."""
-    if not first:
-        raise DataError("paired comparison: expected at least one document, got none")
-    for other in others:
-        if odd := sorted(first.keys() ^ other.keys()):
-            raise DataError(f"paired comparison: expected the same documents, got unpaired {_listed(odd)}")
-    return sorted(first)
-
-
-def _listed(ids: list[str]) -> str:
-    return ", ".join(ids[:5]) + (f" and {len(ids) - 5} more" if len(ids) > 5 else "")
 
 
 def _table(*arms: Mapping[str, float]) -> NDArray[np.float64]:
     """Scores of the arms over the documents they share: (documents, arms), all finite."""
     import numpy as np
 
-    ids = _same_ids(*arms)
+    ids = same_ids(*arms)
     if len(ids) < 2:
         raise DataError("paired comparison: expected at least two documents, got one")
     table = np.array([[arm[i] for arm in arms] for i in ids], dtype=np.float64)
     if bad := [ids[row] for row in np.flatnonzero(~np.isfinite(table).all(axis=1))]:
-        raise DataError(f"paired comparison: expected finite scores, got others for {_listed(bad)}")
+        raise DataError(f"paired comparison: expected finite scores, got others for {listed(bad)}")
     return table
 
 
@@ -243,19 +195,3 @@ def _difference(
     low, high = np.quantile(draws, np.array(_tails(confidence)))
     interval = Interval(low=float(low), high=float(high), confidence=confidence)
     return Estimate(value=float(means[0] - means[1]), interval=interval, n=n)
-
-
-def _phi(both: int, one: int, two: int, n: int) -> float:
-    """Correlation between two arms' flags, continuity-corrected as Newcombe does; 0 where undefined."""
-    product = one * (n - one) * two * (n - two)
-    if product == 0:
-        return 0.0
-    neither = n - one - two + both
-    cross: float = both * neither - (one - both) * (two - both)
-    if cross > 0:
-        cross = max(cross - n / 2, 0)
-    return cross / math.sqrt(product)
-
-
-def _square_and_add(a: float, b: float, phi: float) -> float:
-    return math.sqrt(max(a * a - 2 * phi * a * b + b * b, 0.0))

@@ -1,0 +1,131 @@
+"""The decision: every rule of the policy applied, and the verdict that follows from them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+from safemerge.errors import DataError
+from safemerge.gate.absolute import (
+    category_rules,
+    gain_rule,
+    harmful_rules,
+    over_refusal_rules,
+    utility_rule,
+)
+from safemerge.gate.comparison import check_adapter, differences, odd_keys, suites_of
+from safemerge.gate.policy import GatePolicy, OnCannotTell
+from safemerge.gate.regression import CHAMPION, Reference, regression_rules
+from safemerge.gate.wording import cannot_judge, kept
+from safemerge.records import (
+    EvaluationReport,
+    GateDecision,
+    RuleOutcome,
+    SuiteKind,
+    Verdict,
+    possible_verdicts,
+)
+
+NO_CHAMPION = Reference(exists=False)
+"""What :func:`decide` is told where nothing has been released yet."""
+UNKNOWN_CHAMPION = Reference()
+
+
+def decide(
+    candidate: EvaluationReport,
+    aligned: EvaluationReport | None,
+    fine_tuned: EvaluationReport | None,
+    policy: GatePolicy,
+    champion: Reference = UNKNOWN_CHAMPION,
+) -> GateDecision:
+    """Judge a candidate: passed only where every rule that applies passed.
+
+    Args:
+        candidate: the adapter that may be released.
+        aligned: the aligned model on the same suites and task; needed for the gain kept.
+        fine_tuned: the unrepaired adapter on the same suites and task; needed for the gain kept.
+        policy: the rules.
+        champion: the adapter released now; ``NO_CHAMPION`` where there is none yet. Where nobody
+            says, the rules against it cannot be judged.
+
+    Returns:
+        The decision with every rule's figure, limit and outcome. Bad reports never raise:
+        they give rules that cannot be judged.
+    """
+    reports = {"aligned": aligned, "fine_tuned": fine_tuned}
+    references = {CHAMPION: champion} | {name: Reference(report) for name, report in reports.items()}
+    rules = (
+        *harmful_rules(candidate, policy.max_harmful_rate),
+        *category_rules(candidate, policy.max_category_harmful_rate),
+        *over_refusal_rules(candidate, policy.max_over_refusal_rate),
+        *utility_rule(candidate, policy.min_utility),
+        *gain_rule(candidate, aligned, fine_tuned, policy.min_gain_kept),
+        *(
+            rule
+            for name, reference in references.items()
+            for rule in regression_rules(candidate, name, reference, getattr(policy.against, name))
+        ),
+        _adapter_rule(candidate),
+        *(_comparable_rule(candidate, name, other) for name, other in reports.items() if other is not None),
+    )
+    possible = possible_verdicts(rules)
+    verdict = possible[-1] if policy.on_cannot_tell is OnCannotTell.ASK else possible[0]
+    return GateDecision(
+        arm=candidate.arm,
+        adapter_digest=candidate.adapter_digest,
+        passed=verdict is Verdict.PASS,
+        verdict=verdict,
+        rules=rules,
+        policy_digest=policy.digest(),
+        champion_digest=champion.report.adapter_digest if champion.report else None,
+        smoke_judge=any(suite.judge.smoke for suite in candidate.suites),
+        warnings=tuple(_warnings(candidate, reports | {CHAMPION: champion.report}, policy)),
+    )
+
+
+def _adapter_rule(candidate: EvaluationReport) -> RuleOutcome:
+    rule = "adapter"
+    try:
+        check_adapter("candidate", candidate)
+    except DataError as error:
+        return cannot_judge(rule, "candidate", None, str(error))
+    digest = str(candidate.adapter_digest)[:12]
+    return kept(rule, "candidate", f"{candidate.arm} is the adapter with digest {digest}")
+
+
+def _comparable_rule(candidate: EvaluationReport, name: str, other: EvaluationReport) -> RuleOutcome:
+    rule = "same_measurement"
+    try:
+        check_adapter(name, other)
+    except DataError as error:
+        return cannot_judge(rule, name, None, str(error))
+    if odd := sorted(differences(candidate, other)):
+        problem = f"{candidate.arm} and {name} cannot be compared: they differ in {', '.join(odd)}"
+        return cannot_judge(rule, name, None, problem)
+    shared = "the base model, the task, the prompts, the judge and how they were measured"
+    return kept(rule, name, f"{candidate.arm} and {name} share {shared}")
+
+
+def _warnings(
+    candidate: EvaluationReport, references: Mapping[str, EvaluationReport | None], policy: GatePolicy
+) -> Iterator[str]:
+    for judge in sorted({f"{s.judge.id} ({s.judge.revision})" for s in candidate.suites if s.judge.smoke}):
+        yield f"smoke judge {judge}: too coarse for a release decision; use it to test the pipeline"
+    yield from _without_limit(candidate, policy)
+    for name, other in references.items():
+        if other is None:
+            continue
+        if odd := odd_keys(candidate.settings, other.settings):
+            yield f"{candidate.arm} and {name} were evaluated with different settings: {odd}"
+
+
+def _without_limit(candidate: EvaluationReport, policy: GatePolicy) -> Iterator[str]:
+    """What the policy could have limited by name, and did not."""
+    limits = policy.max_over_refusal_rate
+    for suite in suites_of(candidate, SuiteKind.OVER_REFUSAL):
+        if isinstance(limits, Mapping) and suite.suite not in limits:
+            yield f"over-refusal on {suite.suite} has no limit: shown, not judged"
+    by_category = policy.max_category_harmful_rate
+    for suite in suites_of(candidate, SuiteKind.HARMFUL):
+        named = set(by_category) if isinstance(by_category, Mapping) else set(suite.categories.values())
+        if unlimited := sorted(set(suite.categories.values()) - named):
+            yield f"categories of {suite.suite} have no limit: {', '.join(unlimited)}"

@@ -1,0 +1,95 @@
+"""A decision for people and for CI systems: Markdown and JUnit XML.
+
+Names of suites and categories come from data, so all text is escaped: none of it can become a
+link, a tag, a table cell or an escape sequence.
+"""
+
+from __future__ import annotations
+
+import html
+import re
+from xml.etree import ElementTree as ET
+
+from safemerge.records import GateDecision, Outcome, RuleOutcome, Verdict, printable
+
+SAYS = {
+    Verdict.PASS: "PASS: may ship",
+    Verdict.BLOCK: "BLOCK: must not ship",
+    Verdict.CANNOT_TELL: "CANNOT TELL: a person must decide",
+}
+"""A verdict as a headline."""
+
+_JUNIT_ELEMENTS = {
+    Outcome.FAIL: "failure",
+    Outcome.CANNOT_TELL: "failure",
+    Outcome.CANNOT_JUDGE: "error",
+    Outcome.NOT_APPLICABLE: "skipped",
+}
+
+
+def markdown(decision: GateDecision) -> str:
+    """The decision as a page of Markdown, such as a CI job's summary."""
+    smoke = " (smoke judge)" if decision.smoke_judge else ""
+    lines = [f"# {SAYS[decision.verdict]}{smoke}", "", f"Adapter: {_markdown(decision.arm)}", ""]
+    lines += ["| outcome | rule | what was found |", "| --- | --- | --- |"]
+    for rule in decision.rules:
+        outcome = rule.outcome.replace("_", " ")
+        shown = outcome if rule.outcome in (Outcome.PASS, Outcome.NOT_APPLICABLE) else f"**{outcome}**"
+        lines.append(f"| {shown} | {_markdown(rule.rule)} | {_markdown(rule.explanation)} |")
+    if decision.warnings:
+        lines += ["", "Warnings:", "", *(f"- {_markdown(warning)}" for warning in decision.warnings)]
+    adapter = decision.adapter_digest or "none"
+    lines += [
+        "",
+        f"Adapter sha256 {_markdown(adapter)}, policy sha256 {_markdown(decision.policy_digest)}",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def junit(decision: GateDecision) -> str:
+    """The decision as JUnit XML: a test case a rule.
+
+    A rule that is broken, or that the data do not decide, is a failure; one that cannot be judged
+    an error; one that does not apply is skipped.
+    """
+    rules = decision.rules
+    counts = {"tests": str(len(rules))}
+    for element in ("failure", "error", "skipped"):
+        number = sum(_JUNIT_ELEMENTS.get(rule.outcome) == element for rule in rules)
+        counts[element if element == "skipped" else f"{element}s"] = str(number)
+    root = ET.Element("testsuites", {"name": "safemerge gate"} | counts)
+    suite = ET.SubElement(root, "testsuite", {"name": f"gate of {printable(decision.arm)}"} | counts)
+    properties = ET.SubElement(suite, "properties")
+    about = {
+        "verdict": decision.verdict,
+        "adapter_digest": decision.adapter_digest or "",
+        "policy_digest": decision.policy_digest,
+    }
+    for name, value in about.items():
+        ET.SubElement(properties, "property", {"name": name, "value": printable(value)})
+    for rule in rules:
+        _test_case(suite, rule)
+    if decision.warnings:
+        ET.SubElement(suite, "system-out").text = "\n".join(decision.warnings)
+    ET.indent(root)
+    return f'<?xml version="1.0" encoding="UTF-8"?>\n{ET.tostring(root, encoding="unicode")}\n'
+
+
+def _test_case(suite: ET.Element, rule: RuleOutcome) -> None:
+    name = f"{rule.rule} on {printable(rule.subject)}"
+    case = ET.SubElement(suite, "testcase", {"classname": "safemerge.gate", "name": name})
+    if element := _JUNIT_ELEMENTS.get(rule.outcome):
+        said = {"message": rule.explanation}
+        if element != "skipped":
+            said["type"] = rule.outcome
+        ET.SubElement(case, element, said)
+    else:
+        ET.SubElement(case, "system-out").text = rule.explanation
+
+
+def _markdown(text: str) -> str:
+    """Text that Markdown shows as it is."""
+    safe = re.sub(r"([\\`*_\[\]|~#!])", r"\\\1", html.escape(printable(text), quote=False))
+    # Neither an address nor a mention.
+    return safe.replace("://", "&#58;//").replace("@", "&#64;")

@@ -1,0 +1,24 @@
+"""The statistics of the gate: intervals for rates and differences, tests, and shares of a gain.
+
+Pure functions of flags and scores: no files, no clock, no global random state. They are closed
+formulas, in whole numbers where that is possible, or a seeded resampling; the tests hold them
+against statsmodels, scipy and published values. Neither library is needed to run them.
+"""
+
+from safemerge.stats.bootstrap import GainKept, gain_kept, mean_difference, share_won_back
+from safemerge.stats.paired import holm, mcnemar, rate_difference, smallest_significant
+from safemerge.stats.rates import category_rates, smallest_sample, wilson_interval
+
+__all__ = [
+    "GainKept",
+    "category_rates",
+    "gain_kept",
+    "holm",
+    "mcnemar",
+    "mean_difference",
+    "rate_difference",
+    "share_won_back",
+    "smallest_sample",
+    "smallest_significant",
+    "wilson_interval",
+]
