@@ -12,6 +12,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, WithJsonSchema, model_validator
 
+from safemerge.config.judges import JUDGES_OF_REFUSALS, JudgeConfig, blind_to
 from safemerge.core import methods
 from safemerge.gate import GatePolicy
 from safemerge.records import SuiteKind
@@ -196,7 +197,10 @@ class EvaluationConfig(Config):
 
     utility: UtilityConfig
     suites: Annotated[tuple[SuiteConfig, ...], Field(min_length=1)]
-    judge: Literal["refusal_phrases"] = "refusal_phrases"
+    judge: JudgeConfig = "refusal_phrases"
+    """What flags answers to harmful requests."""
+    refusal_judge: JudgeConfig = "refusal_phrases"
+    """What flags refusals of harmless requests; guards that see harm alone cannot."""
     generation: GenerationConfig = GenerationConfig()
     engine: Engine = Engine.TRANSFORMERS
     """Figures of different engines are not compared."""
@@ -210,7 +214,16 @@ class EvaluationConfig(Config):
             raise ValueError(
                 "expected a suite of kind harmful, got none: the gate could never let an adapter pass"
             )
+        if blind := blind_to(self.refusal_judge, SuiteKind.OVER_REFUSAL):
+            raise ValueError(
+                f"expected a refusal_judge that sees refusals ({', '.join(JUDGES_OF_REFUSALS)}), "
+                f"got {', '.join(blind)}, which sees harm alone"
+            )
         return self
+
+    def judge_of(self, kind: SuiteKind) -> JudgeConfig:
+        """What judges suites of one kind."""
+        return self.judge if kind is SuiteKind.HARMFUL else self.refusal_judge
 
     def suites_of(self, kind: SuiteKind) -> list[str]:
         """Names of the suites of one kind."""

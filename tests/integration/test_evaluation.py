@@ -9,10 +9,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from safemerge.config.judges import WildGuardConfig
 from safemerge.config.models import EvaluationConfig, GenerationConfig, SuiteConfig, UtilityConfig
 from safemerge.errors import (
     AdapterError,
     CheckpointError,
+    ConfigError,
     DataError,
     EvaluationError,
     MismatchError,
@@ -447,11 +449,43 @@ def test_wrong_settings_are_found_before_the_model_is_loaded(settings, tmp_path)
     unknown = settings.utility.model_copy(update={"metric": "acc"})
     with pytest.raises(EvaluationError, match="got 'acc'"):
         run(settings.model_copy(update={"utility": unknown}))
+    loose = settings.model_copy(update={"judge": WildGuardConfig(kind="wild_guard", model="org/guard")})
+    with pytest.raises(ConfigError, match="org/guard: expected a folder or name@revision"):
+        run(loose)
     gone = settings.suites[0].model_copy(update={"path": str(tmp_path / "gone.jsonl")})
     with pytest.raises(DataError, match=r"gone\.jsonl"):
         run(settings.model_copy(update={"suites": (gone,)}))
     with pytest.raises(CheckpointError, match="no_model"):
         run(settings)
+
+
+def test_judging_begins_once_the_arm_is_gone(tiny_checkpoint, settings, monkeypatch):
+    import weakref
+
+    from safemerge.evaluation import arm
+    from safemerge.evaluation.judges.refusal_phrases import RefusalPhrases
+
+    loaded, alive, released = [], [], []
+
+    def watched(*arguments):
+        made = load_arm(*arguments)
+        loaded.append(weakref.ref(made.model))
+        return made
+
+    class Watching(RefusalPhrases):
+        def flags(self, kind, answers):
+            alive.append(loaded[0]() is not None)
+            return super().flags(kind, answers)
+
+        def release(self):
+            released.append(True)
+
+    monkeypatch.setattr(arm, "load_arm", watched)
+    monkeypatch.setattr("safemerge.evaluation.judges.RefusalPhrases", Watching)
+    report = evaluate_arm(tiny_checkpoint, None, "a", settings, model_digest="m", adapter_digest=None).report
+    assert alive == [False, False]
+    assert released
+    assert report.suites[0].categories == dict.fromkeys(PROMPTS, "c")
 
 
 # --- the command -----------------------------------------------------------------
