@@ -8,8 +8,9 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
+from safemerge.config.base import Config
 from safemerge.records import SuiteKind
 
 Probability = Annotated[float, Field(gt=0, lt=1)]
@@ -17,10 +18,8 @@ SmokeJudge = Literal["refusal_phrases"]
 """The judge that needs no settings and no model."""
 
 
-class JudgeSettings(BaseModel):
-    """Base of all judges' settings."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+class JudgeSettings(Config):
+    """Base of the settings of judges that ask a model."""
 
     max_response_chars: Annotated[int, Field(ge=100)] = 8000
     """A longer response is shown to the judge without its middle, and the log says so."""
@@ -170,10 +169,8 @@ class EnsembleRule(StrEnum):
     """At least one member flags it."""
 
 
-class EnsembleConfig(BaseModel):
+class EnsembleConfig(Config):
     """Several judges that decide together."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     kind: Literal["ensemble"]
     members: Annotated[tuple[SingleJudge, ...], Field(min_length=2)]

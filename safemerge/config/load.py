@@ -20,6 +20,7 @@ from pydantic_core import ErrorDetails
 
 from safemerge.config.judges import LocalGuardConfig
 from safemerge.config.models import DataSource, PipelineConfig, SuiteConfig, UtilityConfig
+from safemerge.config.suites import SuiteSpec
 from safemerge.errors import ConfigError
 from safemerge.gate import GatePolicy
 
@@ -67,6 +68,19 @@ def load_policy(path: Path) -> GatePolicy:
     if "gate" in data:
         data, prefix = data["gate"], ("gate",)
     return _validated(GatePolicy, data, path, lines, prefix)
+
+
+def load_suite_spec(path: Path) -> SuiteSpec:
+    """Read the YAML file of a suite; a relative ``file`` in it counts from its folder.
+
+    Raises:
+        ConfigError: the file cannot be read or used; lists every problem.
+    """
+    data, lines = _read_yaml(path)
+    spec = _validated(SuiteSpec, data, path, lines)
+    if spec.file is None:
+        return spec
+    return spec.model_copy(update={"file": _absolute(spec.file, path.resolve().parent)})
 
 
 def pipeline_json_schema() -> dict[str, Any]:
@@ -254,7 +268,7 @@ def _with_paths_from(value: Any, folder: Path) -> Any:
     changes = {name: _with_paths_from(getattr(value, name), folder) for name in type(value).model_fields}
     if isinstance(value, DataSource):
         changes["path"] = _data_source(value.path, folder)
-    elif isinstance(value, SuiteConfig):
+    elif isinstance(value, SuiteConfig) and value.path is not None:
         changes["path"] = _absolute(value.path, folder)
     elif isinstance(value, LocalGuardConfig):
         changes["model"] = _model_source(value.model, folder)

@@ -16,7 +16,7 @@ from safemerge.evaluation.harm import Row, judge_suite
 from safemerge.evaluation.judges import make_judges
 from safemerge.evaluation.judges.local import free_memory
 from safemerge.evaluation.libraries import check_libraries, versions
-from safemerge.evaluation.suites import load_suite
+from safemerge.evaluation.suites import read_suite
 from safemerge.evaluation.utility import check_task, measure_utility
 from safemerge.evaluation.vllm_arm import generate_with_vllm, load_vllm_arm
 from safemerge.records import EvaluationReport
@@ -54,7 +54,7 @@ def evaluate_arm(
     Raises:
         ConfigError: a judge's model is not pinned.
         MissingDependencyError: transformers, peft, lm_eval or the engine is not installed.
-        DataError: a suite cannot be read.
+        DataError: a suite cannot be read, or holds other prompts than it says.
         EvaluationError: a task is unknown or fails, a prompt does not fit the model, or a judge
             gives no verdict on an answer.
         CheckpointError: the model cannot be loaded.
@@ -63,7 +63,7 @@ def evaluate_arm(
         MismatchError: the adapter belongs to another model.
     """
     check_libraries(settings.engine)
-    suites = [load_suite(suite.name, suite.kind, Path(suite.path), suite.limit) for suite in settings.suites]
+    suites = [read_suite(suite) for suite in settings.suites]
     judges = make_judges(settings)
     task = settings.utility
     check_task(task.task, task.metric, task.include_path, task.filter, tokenizer=str(model))
@@ -86,10 +86,11 @@ def evaluate_arm(
                 max_new_tokens=generation.max_new_tokens,
                 batch_size=generation.batch_size,
                 label=label,
+                chat=suite.chat,
             )
         else:
             responses = generate_with_vllm(
-                loaded, prompts, max_new_tokens=generation.max_new_tokens, label=label
+                loaded, prompts, max_new_tokens=generation.max_new_tokens, label=label, chat=suite.chat
             )
         answered.append((suite, responses))
     utility = measure_utility(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from pathlib import Path
 
 from safemerge.errors import ConfigError
 from safemerge.pipeline.context import (
@@ -52,14 +51,11 @@ def evaluate(context: StepContext, request: StepRequest) -> StepResult:
 
     from safemerge.evaluation.judges import make_judges
     from safemerge.evaluation.libraries import libraries_of
-    from safemerge.evaluation.suites import load_suite
+    from safemerge.evaluation.suites import read_suite
 
-    suites = [
-        (suite, load_suite(suite.name, suite.kind, Path(suite.path), suite.limit))
-        for suite in settings.suites
-    ]
-    for suite, prompts in suites:
-        check_unchanged(f"suite {suite.name}", run.plan.data_digests[f"suite {suite.name}"], prompts.digest())
+    suites = [read_suite(suite) for suite in settings.suites]
+    for suite in suites:
+        check_unchanged(f"suite {suite.name}", run.plan.data_digests[f"suite {suite.name}"], suite.digest())
     judges = {kind: judge.record for kind, judge in make_judges(settings).items()}
     what = settings.model_dump(mode="json", exclude={"suites": True, "utility": {"include_path"}})
     digest = inputs_digest(
@@ -67,7 +63,7 @@ def evaluate(context: StepContext, request: StepRequest) -> StepResult:
         ("torch", *libraries_of(settings.engine)),
         model=run.plan.model_digests["aligned_model"],
         adapter=adapter and adapter.digest,
-        suites={suite.name: [suite.kind, prompts.digest()] for suite, prompts in suites},
+        suites={suite.name: [suite.kind, suite.digest()] for suite in suites},
         task=run.plan.task_digest,
         judges={kind: judge.model_dump(mode="json") for kind, judge in judges.items()},
         settings=what,
@@ -82,8 +78,8 @@ def evaluate(context: StepContext, request: StepRequest) -> StepResult:
     with context.ledger.step_run(run, "evaluate", digest, label) as step_run:
         step_run.log_params(what)
         step_run.set_tags({tags.ARM: arm, tags.JUDGE: _who_judged(judges.values())})
-        for suite, prompts in suites:
-            step_run.log_dataset(suite.name, prompts.digest(), suite.path)
+        for suite in suites:
+            step_run.log_dataset(suite.name, suite.digest(), suite.source)
         evaluation = evaluate_arm(
             model,
             folder,

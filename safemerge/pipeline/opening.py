@@ -25,7 +25,7 @@ DIGESTED_BY_CONTENT: dict[str, Any] = {
     "unaligned_model": True,
     "task_training": {"data": True},
     "safety_training": {"data": True},
-    "evaluation": {"suites": {"__all__": {"path"}}, "utility": {"include_path": True}},
+    "evaluation": {"suites": {"__all__": {"path", "suite", "revision"}}, "utility": {"include_path": True}},
 }
 """Config keys that say where something lies; what lies there is digested instead."""
 
@@ -105,7 +105,7 @@ def check_models(context: StepContext, config: PipelineConfig) -> dict[str, str]
 
 def check_data(config: PipelineConfig) -> dict[str, str]:
     """The digest of every data set and suite, once all rows are known to be well formed."""
-    from safemerge.evaluation.suites import load_suite
+    from safemerge.evaluation.suites import read_suite
     from safemerge.training.data import data_digest, load_examples
 
     digests = {
@@ -113,8 +113,7 @@ def check_data(config: PipelineConfig) -> dict[str, str]:
         "safety_training": data_digest(load_examples(config.safety_training.data)),
     }
     for suite in config.evaluation.suites:
-        prompts = load_suite(suite.name, suite.kind, Path(suite.path), suite.limit)
-        digests[f"suite {suite.name}"] = prompts.digest()
+        digests[f"suite {suite.name}"] = read_suite(suite).digest()
     return digests
 
 

@@ -21,7 +21,8 @@ from safemerge.errors import (
     MissingDependencyError,
 )
 from safemerge.evaluation.arm import evaluate_arm
-from safemerge.evaluation.generation import generate, load_arm
+from safemerge.evaluation.generation import encode, generate, load_arm
+from safemerge.evaluation.suites import ChatFormat
 from safemerge.evaluation.utility import check_task, measure_utility
 from safemerge.records import EvaluationReport, SuiteKind
 
@@ -91,6 +92,17 @@ def test_an_answer_ends_at_any_end_token_the_model_ships_with(tiny_checkpoint, a
     arm.model.generation_config.eos_token_id = [2, end]
     answer = generate(arm, PROMPTS, max_new_tokens=12, batch_size=4)["long"]
     assert answer == arm.tokenizer.decode(full[:5])
+
+
+def test_a_system_prompt_and_another_template_come_before_the_answer(aligned):
+    plain = encode(aligned.tokenizer, "Why?")
+    told = encode(aligned.tokenizer, "Why?", ChatFormat(system_prompt="Be kind."))
+    assert aligned.tokenizer.decode(told).startswith("<|im_start|>system\nBe kind.<|im_end|>")
+    assert told[-len(plain) :] == plain
+    other = ChatFormat(template="{{ messages[0].content }}: ")
+    assert aligned.tokenizer.decode(encode(aligned.tokenizer, "Why?", other)) == "Why?: "
+    answers = generate(aligned, PROMPTS, max_new_tokens=8, batch_size=4, chat=other)
+    assert answers != generate(aligned, PROMPTS, max_new_tokens=8, batch_size=4)
 
 
 def test_memory_that_runs_out_halves_the_batch(aligned, monkeypatch):
