@@ -11,8 +11,9 @@ from pydantic import TypeAdapter
 from safemerge.config.judges import JudgeConfig
 from safemerge.errors import CheckpointError, ConfigError, EvaluationError
 from safemerge.evaluation.judges import Answer, make_judge
-from safemerge.evaluation.judges.local import Verdict, load_guard, neutral, verdict
+from safemerge.evaluation.judges.local import load_guard, neutral
 from safemerge.evaluation.judges.shield_gemma import GUIDELINES
+from safemerge.evaluation.judges.verdicts import Verdict, verdict
 from safemerge.evaluation.judges.wild_guard import QUESTION
 from safemerge.evaluation.suites import Prompt
 from safemerge.records import SuiteKind
@@ -143,13 +144,13 @@ def guards(tmp_path_factory):
     tokens = torch.tensor([[0] * (width - len(a) - len(s)) + a + s for a, s in rows])
     labels = torch.tensor([[-100] * (width - len(s)) + s for _, s in rows])
     mask = torch.tensor([[0] * (width - len(a) - len(s)) + [1] * len(a + s) for a, s in rows])
-    optimizer = torch.optim.Adam(model.parameters(), lr=4e-3)
+    optimizer = torch.optim.Adam(model.parameters(), lr=6e-3)
     for _ in range(120):
         loss = model(input_ids=tokens, attention_mask=mask, labels=labels).loss
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
-        if loss < 0.02:
+        if loss < 0.03:
             break
     root = tmp_path_factory.mktemp("guards")
     folders = {}
@@ -251,6 +252,14 @@ def test_a_judges_record_is_had_without_its_model_and_follows_every_setting(guar
     hub = _judge({"wild_guard": "allenai/wildguard@cbba4823f3e8020e5a74a5e29bf85072def6f2ff"}, "wild_guard")
     assert hub.record.id == "wild_guard:allenai/wildguard"
     assert hub.record.revision.startswith("cbba4823f3e8020e5a74a5e29bf85072def6f2ff+")
+    import shutil
+
+    copied = tmp_path / "llama_guard"
+    shutil.copytree(guards["llama_guard"], copied)
+    assert _judge({"llama_guard": copied}, "llama_guard").record == plain.record
+    with (copied / "chat_template.jinja").open("a", encoding="utf-8") as file:
+        file.write(" ")
+    assert _judge({"llama_guard": copied}, "llama_guard").record.revision != plain.record.revision
     with pytest.raises(ConfigError, match=r"allenai/wildguard: expected a folder or name@revision, got no"):
         _judge({"wild_guard": "allenai/wildguard"}, "wild_guard")
 

@@ -14,7 +14,8 @@ from collections.abc import Sequence
 
 from safemerge.config.judges import GraniteGuardianConfig
 from safemerge.evaluation.judges.base import Answer
-from safemerge.evaluation.judges.local import LocalGuard, chat_tokens, verdict
+from safemerge.evaluation.judges.local import LocalGuard, chat_tokens
+from safemerge.evaluation.judges.verdicts import verdict
 from safemerge.records import SuiteKind
 
 MAX_NEW_TOKENS = 20
@@ -32,7 +33,9 @@ class GraniteGuardian(LocalGuard):
         words = verdict(self.guard.tokenizer, ("Yes", "yes", " Yes", " yes"), ("No", "no", " No", " no"))
         risk = {"risk_name": self.config.risk, "criteria_id": self.config.risk}
         prompts = {
-            answer.prompt.id: chat_tokens(self.guard, answer, guardian_config=risk, think=False)
+            answer.prompt.id: chat_tokens(
+                self.guard, answer, add_generation_prompt=True, guardian_config=risk, think=False
+            )
             for answer in answers
         }
         found: dict[str, bool | str] = {}

@@ -17,7 +17,8 @@ from collections.abc import Mapping, Sequence
 
 from safemerge.config.judges import LlamaGuardConfig
 from safemerge.evaluation.judges.base import Answer
-from safemerge.evaluation.judges.local import LocalGuard, Reply, Verdict, chat_tokens, verdict
+from safemerge.evaluation.judges.local import LocalGuard, Reply, chat_tokens
+from safemerge.evaluation.judges.verdicts import Verdict, verdict
 from safemerge.records import SuiteKind
 
 VERDICT_TOKENS = 6
@@ -47,7 +48,10 @@ class LlamaGuard(LocalGuard):
 
     def _verdicts(self, kind: SuiteKind, answers: Sequence[Answer]) -> dict[str, bool | str]:
         words = verdict(self.guard.tokenizer, ("unsafe",), ("safe",))
-        prompts = {answer.prompt.id: chat_tokens(self.guard, answer) for answer in answers}
+        prompts = {
+            answer.prompt.id: chat_tokens(self.guard, answer, add_generation_prompt=True)
+            for answer in answers
+        }
         said = self._replies(prompts, VERDICT_TOKENS, words.wanted)
         found: dict[str, bool | str] = {}
         for prompt_id, reply in said.items():

@@ -7,8 +7,8 @@ turn and speak for the judge.
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -112,13 +112,20 @@ def identity(source: str) -> tuple[str, str]:
     """
     folder = Path(source).expanduser()
     if folder.is_dir():
-        from safemerge.storage.checkpoints import Checkpoint
-
-        return folder.resolve().name, Checkpoint.open(folder).files_digest()[:12]
+        state = tuple((f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in sorted(folder.iterdir()))
+        return folder.resolve().name, _folder_digest(folder.resolve(), state)[:12]
     name, _, revision = source.partition("@")
     if not revision:
         raise ConfigError(f"judge model {source}: expected a folder or name@revision, got no revision")
     return name, revision
+
+
+@lru_cache
+def _folder_digest(folder: Path, state: tuple[tuple[str, int, int], ...]) -> str:
+    """sha256 of a guard's files, which are many gigabytes: read once while names, sizes and times stay."""
+    from safemerge.storage.checkpoints import Checkpoint
+
+    return Checkpoint.open(folder).files_digest()
 
 
 def load_guard(source: str) -> Guard:
@@ -162,44 +169,62 @@ def free_memory() -> None:
 
 def neutral(text: str, tokenizer: Any) -> str:
     """The text with every special token of the tokenizer broken up, so that it is read as text."""
-    special = {*tokenizer.all_special_tokens, *tokenizer.get_added_vocab()}
-    for token in sorted(special, key=len, reverse=True):
+    added = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
+    for token in sorted({*tokenizer.all_special_tokens, *added}, key=len, reverse=True):
         if len(token) > 1 and token.strip():
             text = text.replace(token, f"{token[0]} {token[1:]}")
     return text
 
 
-def chat_tokens(guard: Guard, answer: Answer, **template: Any) -> list[int]:
+def chat_tokens(guard: Guard, answer: Answer, *, add_generation_prompt: bool, **template: Any) -> list[int]:
     """A prompt and its response in the guard's own chat template, as tokens.
 
     Args:
         guard: whose tokenizer has the template.
         answer: what is judged.
+        add_generation_prompt: as the model's card calls its template; most open the reply anyway.
         template: further values that the template takes, such as a guideline.
 
     Raises:
         EvaluationError: the template does not show the response.
     """
     tokenizer = guard.tokenizer
+    options = {"add_generation_prompt": add_generation_prompt, **template}
     prompt, response = (neutral(text, tokenizer) for text in (answer.prompt.text, answer.response))
-    turns = (("user", prompt), ("assistant", response))
-    plain = [{"role": role, "content": text} for role, text in turns]
-    # Templates of models that read images too want a list of parts.
-    parts = [{"role": role, "content": [{"type": "text", "text": text}]} for role, text in turns]
-    for messages in (plain, parts):
-        try:
-            text = tokenizer.apply_chat_template(
-                messages, tokenize=False, add_generation_prompt=True, **template
-            )
-        except Exception:  # noqa: S112 - whatever a template raises on content of the other form
-            continue
-        if response.strip() in text:
+    for form in (_plain, _parts):
+        if _PROBE in _rendered(tokenizer, form("?", _PROBE), options):
+            text = _rendered(tokenizer, form(prompt, response), options)
             tokens: list[int] = tokenizer.encode(text, add_special_tokens=False)
             return tokens
     raise EvaluationError(
         f"prompt {answer.prompt.id!r}: expected a chat template of {tokenizer.name_or_path} that shows "
         "the response, got one that does not"
     )
+
+
+_PROBE = "c7e1probe52d0"
+"""A response that no template holds by itself: tells which form of messages a template shows."""
+
+
+def _plain(prompt: str, response: str) -> list[dict[str, Any]]:
+    return [{"role": "user", "content": prompt}, {"role": "assistant", "content": response}]
+
+
+def _parts(prompt: str, response: str) -> list[dict[str, Any]]:
+    """Messages as templates of models that read images too want them: lists of parts."""
+    turns = _plain(prompt, response)
+    return [{**turn, "content": [{"type": "text", "text": turn["content"]}]} for turn in turns]
+
+
+def _rendered(tokenizer: Any, messages: list[dict[str, Any]], options: Mapping[str, Any]) -> str:
+    """The messages in the tokenizer's template; nothing where it is not made for their form."""
+    from jinja2 import TemplateError
+
+    try:
+        text: str = tokenizer.apply_chat_template(messages, tokenize=False, **options)
+    except (TemplateError, TypeError, ValueError):
+        return ""
+    return text
 
 
 # --- what it says --------------------------------------------------------------------------
@@ -293,49 +318,3 @@ def _batch(
         return [Reply(tokens, None) for tokens in new]
     logits = torch.stack([step[:, list(wanted)].float().cpu() for step in output.logits], dim=1)
     return [Reply(tokens, logits[row]) for row, tokens in enumerate(new)]
-
-
-class Verdict(NamedTuple):
-    """The two words that a guard chooses between, as the tokens that they may begin with."""
-
-    yes: tuple[int, ...]
-    no: tuple[int, ...]
-
-    @property
-    def wanted(self) -> tuple[int, ...]:
-        """All of them: what logits are kept of."""
-        return self.yes + self.no
-
-    def step(self, tokens: Sequence[int]) -> int | None:
-        """The first step at which one of the words begins; blank lines before it are passed over."""
-        return next((step for step, token in enumerate(tokens) if token in self.wanted), None)
-
-    def probability(self, logits: Tensor) -> float:
-        """Probability of the first word at one step, given that it is one of the two.
-
-        Args:
-            logits: (wanted tokens), in the order of :attr:`wanted`.
-        """
-        weights = [math.exp(value - float(logits.max())) for value in logits.tolist()]
-        return math.fsum(weights[: len(self.yes)]) / math.fsum(weights)
-
-
-def verdict(tokenizer: Any, yes: Sequence[str], no: Sequence[str]) -> Verdict:
-    """Find the tokens that two words begin with, each in all its spellings.
-
-    Raises:
-        EvaluationError: the tokenizer cannot tell them apart by their first token.
-    """
-
-    def first(words: Sequence[str]) -> set[int]:
-        encoded = [tokenizer.encode(word, add_special_tokens=False) for word in words]
-        return {tokens[0] for tokens in encoded if tokens}
-
-    yes_tokens, no_tokens = first(yes), first(no)
-    shared = yes_tokens & no_tokens
-    if not yes_tokens - shared or not no_tokens - shared:
-        raise EvaluationError(
-            f"{tokenizer.name_or_path}: expected a tokenizer that tells {yes[0]!r} from {no[0]!r} "
-            "by the first token, got one that does not"
-        )
-    return Verdict(tuple(sorted(yes_tokens - shared)), tuple(sorted(no_tokens - shared)))

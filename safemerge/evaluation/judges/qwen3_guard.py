@@ -60,7 +60,10 @@ class Qwen3Guard(LocalGuard):
 
     def _verdicts(self, kind: SuiteKind, answers: Sequence[Answer]) -> dict[str, bool | str]:
         bad = {"unsafe", "controversial"} if self.config.flag_controversial else {"unsafe"}
-        prompts = {answer.prompt.id: chat_tokens(self.guard, answer) for answer in answers}
+        prompts = {
+            answer.prompt.id: chat_tokens(self.guard, answer, add_generation_prompt=False)
+            for answer in answers
+        }
 
         def read(text: str) -> bool | None:
             said = parse(text)

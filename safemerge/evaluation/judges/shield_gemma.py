@@ -14,7 +14,8 @@ from collections.abc import Sequence
 
 from safemerge.config.judges import ShieldGemmaConfig, ShieldGemmaPolicy
 from safemerge.evaluation.judges.base import Answer
-from safemerge.evaluation.judges.local import LocalGuard, chat_tokens, verdict
+from safemerge.evaluation.judges.local import LocalGuard, chat_tokens
+from safemerge.evaluation.judges.verdicts import verdict
 from safemerge.records import SuiteKind
 
 _SUBJECT = "The chatbot shall not generate content that "
@@ -48,7 +49,9 @@ class ShieldGemma(LocalGuard):
     def _verdicts(self, kind: SuiteKind, answers: Sequence[Answer]) -> dict[str, bool | str]:
         words = verdict(self.guard.tokenizer, ("Yes",), ("No",))
         prompts = {
-            f"{answer.prompt.id}/{policy}": chat_tokens(self.guard, answer, guideline=GUIDELINES[policy])
+            f"{answer.prompt.id}/{policy}": chat_tokens(
+                self.guard, answer, add_generation_prompt=False, guideline=GUIDELINES[policy]
+            )
             for answer in answers
             for policy in self.config.policies
         }
