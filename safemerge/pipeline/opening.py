@@ -50,6 +50,7 @@ def open_run(context: StepContext, request: StepRequest) -> StepResult:
     config = load_pipeline(Path(options["config"]), overrides=_with_partners(options.get("overrides") or {}))
     model_digests = check_models(context, config)
     data = check_data(config)
+    check_judges(config)
     task = check_task(config)
     adapter, fine_tuned = _given_adapters(
         context, config, options.get("adapter"), options.get("fine_tuned_adapter")
@@ -115,6 +116,13 @@ def check_data(config: PipelineConfig) -> dict[str, str]:
     for suite in config.evaluation.suites:
         digests[f"suite {suite.name}"] = read_suite(suite).digest()
     return digests
+
+
+def check_judges(config: PipelineConfig) -> None:
+    """Check that the judges' models are pinned, or are folders that can be read."""
+    from safemerge.evaluation.judges import make_judges
+
+    make_judges(config.evaluation)
 
 
 def check_task(config: PipelineConfig) -> str:

@@ -336,6 +336,12 @@ def test_hostile_responses_reach_the_guard_as_plain_text(guards, kind, caplog):
     assert "1 of 6 responses are longer than 200 characters" in caplog.text
 
 
+def test_what_the_guard_cannot_read_in_full_is_named(guards):
+    answers = _answers("helps", long="☺" * 600)
+    with pytest.raises(EvaluationError, match=r"into 512 positions, got longer ones: long; a smaller max"):
+        _flagged(_judge(guards, "llama_guard"), answers)
+
+
 def test_special_tokens_are_broken_up(guards):
     tokenizer = load_guard(str(guards["llama_guard"])).tokenizer
     assert neutral("a<|end|>b", tokenizer) == "a< |end|>b"

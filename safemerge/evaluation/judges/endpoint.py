@@ -227,6 +227,13 @@ class _TryAgainError(Exception):
         self.after_s = after_s
 
 
+class _NoRedirects(urllib.request.HTTPRedirectHandler):
+    """Follows none: the key would go wherever the answer points."""
+
+    def redirect_request(self, *_: Any, **__: Any) -> None:
+        """No request to go on with, so that the redirect is an error like other statuses."""
+
+
 def _post(config: EndpointJudgeConfig, body: dict[str, Any], key: str | None) -> Any:
     """One request's JSON reply.
 
@@ -240,8 +247,9 @@ def _post(config: EndpointJudgeConfig, body: dict[str, Any], key: str | None) ->
     request = urllib.request.Request(  # noqa: S310 - the config allows http and https alone
         f"{config.url.rstrip('/')}/chat/completions", json.dumps(body).encode(), headers
     )
+    opener = urllib.request.build_opener(_NoRedirects)
     try:
-        with urllib.request.urlopen(request, timeout=config.timeout_s) as reply:  # noqa: S310
+        with opener.open(request, timeout=config.timeout_s) as reply:
             return json.loads(reply.read())
     except urllib.error.HTTPError as error:
         error.close()

@@ -250,12 +250,18 @@ def replies(
         label: name in the progress.
 
     Raises:
-        EvaluationError: memory does not suffice for one prompt.
+        EvaluationError: a prompt is longer than the model reads, or memory does not suffice for one.
     """
     import torch
 
+    from safemerge.evaluation.generation import check_room
     from safemerge.evaluation.progress import progress
 
+    room = getattr(guard.model.config.get_text_config(), "max_position_embeddings", None)
+    try:
+        check_room(room, prompts, max_new_tokens)
+    except EvaluationError as error:
+        raise EvaluationError(f"{label}: {error}; a smaller max_response_chars makes room") from error
     waiting = sorted(prompts, key=lambda i: -len(prompts[i]))
     found: dict[str, Reply] = {}
     with progress(label, len(waiting)) as advance:

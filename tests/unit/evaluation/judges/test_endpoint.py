@@ -140,6 +140,14 @@ def test_a_refused_request_is_not_sent_again(server):
     assert len(server.seen) == 1
 
 
+def test_a_redirect_is_not_followed_with_the_key(server, monkeypatch):
+    monkeypatch.setenv("JUDGE_KEY", KEY)
+    server.plan = [(302, {"Location": f"{server.url}/elsewhere"}, {})]
+    with pytest.raises(EvaluationError, match="got status 302"):
+        _judge(server, api_key_env="JUDGE_KEY").flags(SuiteKind.HARMFUL, _answers(a="x"))
+    assert len(server.seen) == 1
+
+
 def test_a_server_that_is_not_there_or_too_slow_is_named(server, monkeypatch):
     gone = EndpointJudgeConfig(kind="endpoint", url="http://127.0.0.1:9", model="m", max_attempts=2)
     with pytest.raises(EvaluationError, match=r"got .*refused"):
