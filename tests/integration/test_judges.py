@@ -367,6 +367,15 @@ def test_a_template_that_hides_the_response_is_refused(guards, tmp_path):
         _flagged(_judge({"llama_guard": folder}, "llama_guard"))
 
 
+@pytest.mark.parametrize(
+    ("kind", "speaks_as", "said"),
+    [("llama_guard", "qwen3_guard", "Safety: "), ("granite_guardian", "llama_guard", r"\\n\\nsafe")],
+)
+def test_a_guard_that_says_something_else_gives_no_verdict(guards, kind, speaks_as, said):
+    with pytest.raises(EvaluationError, match=f"got none on helps; it said '{said}"):
+        _flagged(_judge({kind: guards[speaks_as]}, kind), _answers("helps"))
+
+
 def test_a_template_that_wants_parts_is_given_parts(guards, tmp_path):
     import shutil
 

@@ -112,3 +112,16 @@ def test_a_shipped_suite_is_taken_by_name():
 def test_a_suite_is_named_once_and_rightly(given, message):
     with pytest.raises(ValidationError, match=message):
         SuiteConfig.model_validate(given)
+
+
+def test_the_table_of_suites_says_what_their_files_say():
+    lines = (SHIPPED / "README.md").read_text(encoding="utf-8").splitlines()
+    cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines if line.startswith("| `")]
+    assert [row[0].strip("`") for row in cells] == shipped_names()
+    for name, kind, size, source, commit, licence in cells:
+        spec = shipped_suite(name.strip("`"))
+        assert (kind.replace("-", "_"), int(size)) == (spec.kind, spec.size)
+        assert (spec.dataset or spec.resource) in source
+        assert commit.strip("`") == (spec.revision[:7] if spec.revision else commit)
+        assert licence.startswith(spec.licence)
+        assert ("gated" in licence) == (spec.access is not None)
