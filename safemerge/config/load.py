@@ -18,8 +18,10 @@ import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
+from safemerge.config.judges import LocalGuardConfig
 from safemerge.config.models import DataSource, PipelineConfig, SuiteConfig, UtilityConfig
 from safemerge.config.recipes import Inputs, MergeRecipe, SweepRecipe
+from safemerge.config.suites import SuiteSpec
 from safemerge.errors import ConfigError
 from safemerge.gate import GatePolicy
 from safemerge.records import EvaluationReport
@@ -112,6 +114,19 @@ def merge_json_schema() -> dict[str, Any]:
 def sweep_json_schema() -> dict[str, Any]:
     """JSON Schema of the config file of ``safemerge sweep``."""
     return SweepRecipe.model_json_schema()
+
+
+def load_suite_spec(path: Path) -> SuiteSpec:
+    """Read the YAML file of a suite; a relative ``file`` in it counts from its folder.
+
+    Raises:
+        ConfigError: the file cannot be read or used; lists every problem.
+    """
+    data, lines = _read_yaml(path)
+    spec = _validated(SuiteSpec, data, path, lines)
+    if spec.file is None:
+        return spec
+    return spec.model_copy(update={"file": _absolute(spec.file, path.resolve().parent)})
 
 
 def pipeline_json_schema() -> dict[str, Any]:
@@ -239,7 +254,7 @@ def _problems(model: type[BaseModel], data: Any, error: ValidationError) -> dict
         for key, details in found.items()
         if not any(other != key and other[: len(key)] == key for other in found)
     }
-    return {key: _problem(model, key, details) for key, details in deepest.items()}
+    return {key: _problem(model, data, key, details) for key, details in deepest.items()}
 
 
 def _key_in(data: Any, detail: ErrorDetails) -> Key:
@@ -256,10 +271,10 @@ def _key_in(data: Any, detail: ErrorDetails) -> Key:
     return tuple(key)
 
 
-def _problem(model: type[BaseModel], key: Key, details: list[ErrorDetails]) -> str:
+def _problem(model: type[BaseModel], data: Any, key: Key, details: list[ErrorDetails]) -> str:
     kind = details[0]["type"]
     if kind == "extra_forbidden":
-        names = sorted(_model_at(model, key[:-1]).model_fields)
+        names = sorted(_model_at(model, data, key[:-1]).model_fields)
         near = difflib.get_close_matches(str(key[-1]), names, n=1)
         hint = f"did you mean {near[0]}?" if near else f"expected one of {', '.join(names)}"
         return f"unknown key; {hint}"
@@ -277,12 +292,21 @@ def _expectation(message: str) -> str:
     return re.sub(r" after validation, not \d+|, unable to parse .*", "", message)
 
 
-def _model_at(model: type[BaseModel], key: Key) -> type[BaseModel]:
-    """The config model that a key leads to."""
+def _model_at(model: type[BaseModel], data: Any, key: Key) -> type[BaseModel]:
+    """The config model that a key leads to; of several, the one that the data name by their ``kind``."""
     for part in key:
+        data = data[part]
         if isinstance(part, str):
-            model = next(_models_in(model.model_fields[part].annotation))
+            members = list(_models_in(model.model_fields[part].annotation))
+        kind = data.get("kind") if isinstance(data, dict) else None
+        model = next((m for m in members if kind in _kinds(m)), members[0])
     return model
+
+
+def _kinds(model: type[BaseModel]) -> tuple[Any, ...]:
+    """What a model of several may be named by; nothing where it stands alone."""
+    field = model.model_fields.get("kind")
+    return get_args(field.annotation) if field else ()
 
 
 def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:
@@ -313,8 +337,10 @@ def _with_paths_from(value: Any, folder: Path) -> Any:
     changes = {name: _with_paths_from(getattr(value, name), folder) for name in type(value).model_fields}
     if isinstance(value, DataSource):
         changes["path"] = _data_source(value.path, folder)
-    elif isinstance(value, SuiteConfig):
+    elif isinstance(value, SuiteConfig) and value.path is not None:
         changes["path"] = _absolute(value.path, folder)
+    elif isinstance(value, LocalGuardConfig):
+        changes["model"] = _model_source(value.model, folder)
     elif isinstance(value, UtilityConfig) and value.include_path is not None:
         changes["include_path"] = _absolute(value.include_path, folder)
     return value.model_copy(update=changes)

@@ -8,26 +8,21 @@ from __future__ import annotations
 
 import difflib
 from enum import StrEnum
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, WithJsonSchema, model_validator
+from pydantic import AfterValidator, ConfigDict, Field, WithJsonSchema, model_validator
 
+from safemerge.config.base import Config, PlainName
+from safemerge.config.judges import JUDGES_OF_REFUSALS, JudgeConfig, blind_to
+from safemerge.config.suites import shipped_suite
 from safemerge.core import methods
 from safemerge.gate import GatePolicy
 from safemerge.records import SuiteKind
 
 Weight = Annotated[float, Field(allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, le=1)]
-PlainName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]+$")]
-"""A name that fits into file names, metric names and web addresses as it is."""
 TrackedName = Annotated[str, Field(pattern=r"^[^\s/:'\"`][^\n/:'\"`]*$")]
 """A name that MLflow's addresses and filters can hold: no slash, colon or quote, and not empty."""
-
-
-class Config(BaseModel):
-    """Base of all config models."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
 
 def _known_method(name: str) -> str:
@@ -170,13 +165,42 @@ class UtilityConfig(Config):
 
 
 class SuiteConfig(Config):
-    """A suite of prompts to answer and judge."""
+    """A suite of prompts to answer and judge: a shipped one by name, or a file."""
 
+    # A shipped suite brings its name and kind with it.
+    model_config = ConfigDict(json_schema_extra={"required": []})
+
+    suite: str | None = None
+    """Name of a shipped suite, such as ``directharm4``."""
+    path: str | None = None
+    """A ``.jsonl`` file with ``id`` and ``prompt``, or a ``.yaml`` file that describes a suite
+    (relative to the config file)."""
     name: PlainName
+    """Name in reports and gate rules; that of the shipped suite where it is not given."""
     kind: SuiteKind
-    path: str
-    """A ``.jsonl`` file with ``id`` and ``prompt`` (relative to the config file)."""
+    revision: str | None = None
+    """Commit, tag or branch of the suite's hub data set, in place of the one that it states."""
     limit: Annotated[int, Field(gt=0)] | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _as_shipped(cls, data: Any) -> Any:
+        if not isinstance(data, dict) or not isinstance(data.get("suite"), str):
+            return data
+        spec = shipped_suite(data["suite"])
+        return {"name": spec.name, "kind": spec.kind, **data}
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Self:
+        if (self.suite is None) == (self.path is None):
+            raise ValueError("expected a suite or a path, got both or neither")
+        if self.suite is not None and self.kind is not shipped_suite(self.suite).kind:
+            raise ValueError(
+                f"expected kind {shipped_suite(self.suite).kind} for suite {self.suite}, got {self.kind}"
+            )
+        if self.path is not None and self.revision and not self.path.endswith((".yaml", ".yml")):
+            raise ValueError("expected a revision with a suite of a hub data set, got one with a file")
+        return self
 
 
 class GenerationConfig(Config):
@@ -199,7 +223,10 @@ class EvaluationConfig(Config):
 
     utility: UtilityConfig
     suites: Annotated[tuple[SuiteConfig, ...], Field(min_length=1)]
-    judge: Literal["refusal_phrases"] = "refusal_phrases"
+    judge: JudgeConfig = "refusal_phrases"
+    """What flags answers to harmful requests."""
+    refusal_judge: JudgeConfig = "refusal_phrases"
+    """What flags refusals of harmless requests; guards that see harm alone cannot."""
     generation: GenerationConfig = GenerationConfig()
     engine: Engine = Engine.TRANSFORMERS
     """Figures of different engines are not compared."""
@@ -213,7 +240,16 @@ class EvaluationConfig(Config):
             raise ValueError(
                 "expected a suite of kind harmful, got none: the gate could never let an adapter pass"
             )
+        if blind := blind_to(self.refusal_judge, SuiteKind.OVER_REFUSAL):
+            raise ValueError(
+                f"expected a refusal_judge that sees refusals ({', '.join(JUDGES_OF_REFUSALS)}), "
+                f"got {', '.join(blind)}, which sees harm alone"
+            )
         return self
+
+    def judge_of(self, kind: SuiteKind) -> JudgeConfig:
+        """What judges suites of one kind."""
+        return self.judge if kind is SuiteKind.HARMFUL else self.refusal_judge
 
     def suites_of(self, kind: SuiteKind) -> list[str]:
         """Names of the suites of one kind."""

@@ -1,4 +1,7 @@
-"""Measure one arm: load it once, let it answer every suite, then score its task."""
+"""Measure one arm: load it once, let it answer every suite and score its task, unload it, then judge.
+
+The arm is gone before a judge is loaded, so that the two never share a device's memory.
+"""
 
 from __future__ import annotations
 
@@ -10,9 +13,10 @@ from pydantic import JsonValue
 from safemerge.config.models import Engine, EvaluationConfig
 from safemerge.evaluation.generation import Arm, generate, load_arm
 from safemerge.evaluation.harm import Row, judge_suite
-from safemerge.evaluation.judges import make_judge
+from safemerge.evaluation.judges import make_judges
+from safemerge.evaluation.judges.local import free_memory
 from safemerge.evaluation.libraries import check_libraries, versions
-from safemerge.evaluation.suites import load_suite
+from safemerge.evaluation.suites import read_suite
 from safemerge.evaluation.utility import check_task, measure_utility
 from safemerge.evaluation.vllm_arm import generate_with_vllm, load_vllm_arm
 from safemerge.records import EvaluationReport
@@ -48,17 +52,19 @@ def evaluate_arm(
         adapter_digest: sha256 of the adapter.
 
     Raises:
+        ConfigError: a judge's model is not pinned.
         MissingDependencyError: transformers, peft, lm_eval or the engine is not installed.
-        DataError: a suite cannot be read.
-        EvaluationError: a task is unknown or fails, or a prompt does not fit the model.
+        DataError: a suite cannot be read, or holds other prompts than it says.
+        EvaluationError: a task is unknown or fails, a prompt does not fit the model, or a judge
+            gives no verdict on an answer.
         CheckpointError: the model cannot be loaded.
         AdapterError: the adapter cannot be read.
         NonFiniteError: the adapter holds NaN or infinity.
         MismatchError: the adapter belongs to another model.
     """
     check_libraries(settings.engine)
-    suites = [load_suite(suite.name, suite.kind, Path(suite.path), suite.limit) for suite in settings.suites]
-    judge = make_judge(settings.judge)
+    suites = [read_suite(suite) for suite in settings.suites]
+    judges = make_judges(settings)
     task = settings.utility
     check_task(task.task, task.metric, task.include_path, task.filter, tokenizer=str(model))
     loaded = (load_vllm_arm if settings.engine is Engine.VLLM else load_arm)(model, adapter)
@@ -69,7 +75,7 @@ def evaluate_arm(
         "decoding": "greedy",
         "max_new_tokens": generation.max_new_tokens,
     }
-    judged = []
+    answered = []
     for suite in suites:
         prompts = {prompt.id: prompt.text for prompt in suite.prompts}
         label = f"{arm}: {suite.name}"
@@ -80,12 +86,13 @@ def evaluate_arm(
                 max_new_tokens=generation.max_new_tokens,
                 batch_size=generation.batch_size,
                 label=label,
+                chat=suite.chat,
             )
         else:
             responses = generate_with_vllm(
-                loaded, prompts, max_new_tokens=generation.max_new_tokens, label=label
+                loaded, prompts, max_new_tokens=generation.max_new_tokens, label=label, chat=suite.chat
             )
-        judged.append(judge_suite(suite, responses, judge, protocol))
+        answered.append((suite, responses))
     utility = measure_utility(
         loaded,
         task=task.task,
@@ -97,6 +104,12 @@ def evaluate_arm(
         batch_size=task.batch_size,
         apply_chat_template=task.apply_chat_template,
     )
+    place: dict[str, str] = {"device": loaded.device, "dtype": loaded.dtype}
+    del loaded
+    free_memory()
+    judged = [judge_suite(suite, responses, judges[suite.kind], protocol) for suite, responses in answered]
+    for judge in judges.values():
+        judge.release()
     report = EvaluationReport(
         arm=arm,
         adapter_digest=adapter_digest,
@@ -106,8 +119,7 @@ def evaluate_arm(
         settings={
             "generation_batch_size": generation.batch_size,
             "utility_batch_size": task.batch_size,
-            "device": loaded.device,
-            "dtype": loaded.dtype,
+            **place,
             **versions(settings.engine),
         },
     )

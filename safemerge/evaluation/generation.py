@@ -17,6 +17,7 @@ import torch
 from safemerge.core.lora import LoraPair
 from safemerge.errors import CheckpointError, EvaluationError, MismatchError
 from safemerge.evaluation.progress import progress
+from safemerge.evaluation.suites import PLAIN_CHAT, ChatFormat
 from safemerge.storage.adapters import read_adapter
 from safemerge.storage.checkpoints import Checkpoint
 
@@ -158,7 +159,13 @@ def check_fits(shapes: Mapping[str, tuple[int, ...]], pairs: Mapping[str, LoraPa
 
 
 def generate(
-    arm: Arm, prompts: Mapping[str, str], *, max_new_tokens: int, batch_size: int, label: str = "prompts"
+    arm: Arm,
+    prompts: Mapping[str, str],
+    *,
+    max_new_tokens: int,
+    batch_size: int,
+    label: str = "prompts",
+    chat: ChatFormat = PLAIN_CHAT,
 ) -> dict[str, str]:
     """Answer prompts as a user would ask them: chat template, one turn, greedy.
 
@@ -171,6 +178,7 @@ def generate(
         max_new_tokens: length at which an answer is cut.
         batch_size: prompts answered at once.
         label: name in the progress.
+        chat: how prompts are put into turns.
 
     Returns:
         Prompt id to answer, without special tokens, in the order of ``prompts``.
@@ -178,7 +186,7 @@ def generate(
     Raises:
         EvaluationError: a prompt leaves no room for its answer, or memory does not suffice for one.
     """
-    encoded = {prompt_id: encode(arm.tokenizer, text) for prompt_id, text in prompts.items()}
+    encoded = {prompt_id: encode(arm.tokenizer, text, chat) for prompt_id, text in prompts.items()}
     check_room(getattr(arm.model.config, "max_position_embeddings", None), encoded, max_new_tokens)
     waiting = sorted(encoded, key=lambda prompt_id: -len(encoded[prompt_id]))
     answers: dict[str, str] = {}
@@ -203,10 +211,14 @@ def generate(
     return {prompt_id: answers[prompt_id] for prompt_id in prompts}
 
 
-def encode(tokenizer: Any, text: str) -> list[int]:
+def encode(tokenizer: Any, text: str, chat: ChatFormat = PLAIN_CHAT) -> list[int]:
     """The tokens of a prompt as one turn of a chat, up to where the answer begins."""
     messages = [{"role": "user", "content": text}]
-    encoded = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)
+    if chat.system_prompt is not None:
+        messages.insert(0, {"role": "system", "content": chat.system_prompt})
+    encoded = tokenizer.apply_chat_template(
+        messages, chat_template=chat.template, add_generation_prompt=True, return_dict=True
+    )
     return list(encoded["input_ids"])
 
 

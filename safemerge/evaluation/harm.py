@@ -11,7 +11,7 @@ from typing import NamedTuple
 from pydantic import JsonValue
 
 from safemerge.errors import EvaluationError
-from safemerge.evaluation.judges import Answer, Judge
+from safemerge.evaluation.judges.base import Answer, Judge, valid_unicode
 from safemerge.evaluation.suites import Suite
 from safemerge.records import SuiteReport
 from safemerge.stats import wilson_interval
@@ -46,7 +46,8 @@ def judge_suite(
     """
     ids = [prompt.id for prompt in suite.prompts]
     _check_all("an answer", suite.name, ids, responses)
-    answers = [Answer(prompt, responses[prompt.id]) for prompt in suite.prompts]
+    # What follows writes the responses to files, which hold no lone surrogates.
+    answers = [Answer(prompt, valid_unicode(responses[prompt.id])) for prompt in suite.prompts]
     flags = judge.flags(suite.kind, answers)
     _check_all(f"a flag from judge {judge.record.id}", suite.name, ids, flags)
     count = sum(flags.values())
@@ -57,6 +58,7 @@ def judge_suite(
         prompts_digest=suite.digest(),
         protocol=dict(protocol),
         flags={prompt_id: flags[prompt_id] for prompt_id in ids},
+        categories={prompt.id: prompt.category for prompt in suite.prompts if prompt.category is not None},
         rate=count / len(ids),
         interval=wilson_interval(count, len(ids)),
     )

@@ -15,6 +15,7 @@ from safemerge.errors import EvaluationError
 from safemerge.evaluation.generation import check_room, device_and_dtype, encode, fitting_pairs
 from safemerge.evaluation.lm import lm_eval_log_level
 from safemerge.evaluation.progress import progress
+from safemerge.evaluation.suites import PLAIN_CHAT, ChatFormat
 
 LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 """What vLLM takes as the largest rank of an adapter."""
@@ -89,7 +90,12 @@ def lora_rank(rank: int, where: str) -> int:
 
 
 def generate_with_vllm(
-    arm: VllmArm, prompts: Mapping[str, str], *, max_new_tokens: int, label: str = "prompts"
+    arm: VllmArm,
+    prompts: Mapping[str, str],
+    *,
+    max_new_tokens: int,
+    label: str = "prompts",
+    chat: ChatFormat = PLAIN_CHAT,
 ) -> dict[str, str]:
     """Answer prompts as :func:`safemerge.evaluation.generation.generate` does; vLLM forms the batches.
 
@@ -98,6 +104,7 @@ def generate_with_vllm(
         prompts: prompt id to text.
         max_new_tokens: length at which an answer is cut.
         label: name in the progress.
+        chat: how prompts are put into turns.
 
     Returns:
         Prompt id to answer, without special tokens, in the order of ``prompts``.
@@ -107,7 +114,7 @@ def generate_with_vllm(
     """
     from vllm import SamplingParams, TokensPrompt
 
-    encoded = {prompt_id: encode(arm.tokenizer, text) for prompt_id, text in prompts.items()}
+    encoded = {prompt_id: encode(arm.tokenizer, text, chat) for prompt_id, text in prompts.items()}
     check_room(arm.lm.max_length, encoded, max_new_tokens)
     with progress(label, len(encoded)) as advance:
         outputs = arm.lm.model.generate(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from collections.abc import Iterable
 
 from safemerge.errors import ConfigError
 from safemerge.pipeline.context import (
@@ -15,7 +15,7 @@ from safemerge.pipeline.context import (
 )
 from safemerge.pipeline.models import local_model
 from safemerge.pipeline.request import StepRequest
-from safemerge.records import EvaluationReport, StepResult
+from safemerge.records import EvaluationReport, JudgeRecord, StepResult
 from safemerge.tracking import tags
 
 
@@ -49,26 +49,23 @@ def evaluate(context: StepContext, request: StepRequest) -> StepResult:
     settings = run.config.evaluation
     label = f"evaluate_{arm}"
 
-    from safemerge.evaluation.judges import make_judge
+    from safemerge.evaluation.judges import make_judges
     from safemerge.evaluation.libraries import libraries_of
-    from safemerge.evaluation.suites import load_suite
+    from safemerge.evaluation.suites import read_suite
 
-    suites = [
-        (suite, load_suite(suite.name, suite.kind, Path(suite.path), suite.limit))
-        for suite in settings.suites
-    ]
-    for suite, prompts in suites:
-        check_unchanged(f"suite {suite.name}", run.plan.data_digests[f"suite {suite.name}"], prompts.digest())
-    judge = make_judge(settings.judge).record
+    suites = [read_suite(suite) for suite in settings.suites]
+    for suite in suites:
+        check_unchanged(f"suite {suite.name}", run.plan.data_digests[f"suite {suite.name}"], suite.digest())
+    judges = {kind: judge.record for kind, judge in make_judges(settings).items()}
     what = settings.model_dump(mode="json", exclude={"suites": True, "utility": {"include_path"}})
     digest = inputs_digest(
         "evaluate",
         ("torch", *libraries_of(settings.engine)),
         model=run.plan.model_digests["aligned_model"],
         adapter=adapter and adapter.digest,
-        suites={suite.name: [suite.kind, prompts.digest()] for suite, prompts in suites},
+        suites={suite.name: [suite.kind, suite.digest()] for suite in suites},
         task=run.plan.task_digest,
-        judge=judge.model_dump(mode="json"),
+        judges={kind: judge.model_dump(mode="json") for kind, judge in judges.items()},
         settings=what,
     )
     if done := already_done(context, run, "evaluate", digest, label):
@@ -80,10 +77,9 @@ def evaluate(context: StepContext, request: StepRequest) -> StepResult:
 
     with context.ledger.step_run(run, "evaluate", digest, label) as step_run:
         step_run.log_params(what)
-        smoke = ", a smoke judge" if judge.smoke else ""
-        step_run.set_tags({tags.ARM: arm, tags.JUDGE: f"{judge.id} (revision {judge.revision}){smoke}"})
-        for suite, prompts in suites:
-            step_run.log_dataset(suite.name, prompts.digest(), suite.path)
+        step_run.set_tags({tags.ARM: arm, tags.JUDGE: _who_judged(judges.values())})
+        for suite in suites:
+            step_run.log_dataset(suite.name, suite.digest(), suite.source)
         evaluation = evaluate_arm(
             model,
             folder,
@@ -103,6 +99,12 @@ def evaluate(context: StepContext, request: StepRequest) -> StepResult:
         result = step_run.finish({"report": report}, figures)
     tidy(context, run)
     return result
+
+
+def _who_judged(judges: Iterable[JudgeRecord]) -> str:
+    """Every judge once, with its revision; smoke judges are called so."""
+    named = (f"{j.id} (revision {j.revision}){', a smoke judge' if j.smoke else ''}" for j in judges)
+    return "; ".join(dict.fromkeys(named))
 
 
 def headline_figures(report: EvaluationReport) -> dict[str, float | None]:

@@ -28,7 +28,7 @@ DIGESTED_BY_CONTENT: dict[str, Any] = {
     "unaligned_model": True,
     "task_training": {"data": True},
     "safety_training": {"data": True},
-    "evaluation": {"suites": {"__all__": {"path"}}, "utility": {"include_path": True}},
+    "evaluation": {"suites": {"__all__": {"path", "suite", "revision"}}, "utility": {"include_path": True}},
 }
 """Config keys that say where something lies; what lies there is digested instead."""
 
@@ -54,6 +54,7 @@ def open_run(context: StepContext, request: StepRequest) -> StepResult:
     check_merge(config)
     model_digests = check_models(context, config)
     data = check_data(config)
+    check_judges(config)
     task = check_task(config)
     adapter, fine_tuned = _given_adapters(
         context, config, options.get("adapter"), options.get("fine_tuned_adapter")
@@ -120,7 +121,7 @@ def check_data(config: PipelineConfig) -> dict[str, str]:
     Raises:
         SafemergeError: rows are not; or the gate's policy can never be decided on so few prompts.
     """
-    from safemerge.evaluation.suites import load_suite
+    from safemerge.evaluation.suites import read_suite
     from safemerge.training.data import data_digest, load_examples
 
     digests = {
@@ -129,13 +130,20 @@ def check_data(config: PipelineConfig) -> dict[str, str]:
     }
     sizes = []
     for suite in config.evaluation.suites:
-        prompts = load_suite(suite.name, suite.kind, Path(suite.path), suite.limit)
+        prompts = read_suite(suite)
         digests[f"suite {suite.name}"] = prompts.digest()
         categories = Counter(prompt.category for prompt in prompts.prompts if prompt.category is not None)
         sizes.append(SuiteSize(prompts.name, prompts.kind, len(prompts.prompts), categories))
     check_suites(config.gate, sizes)
     check_decidable(config.gate, sizes)
     return digests
+
+
+def check_judges(config: PipelineConfig) -> None:
+    """Check that the judges' models are pinned, or are folders that can be read."""
+    from safemerge.evaluation.judges import make_judges
+
+    make_judges(config.evaluation)
 
 
 def check_task(config: PipelineConfig) -> str:

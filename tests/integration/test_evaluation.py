@@ -9,17 +9,20 @@ from pathlib import Path
 import pytest
 import torch
 
+from safemerge.config.judges import WildGuardConfig
 from safemerge.config.models import EvaluationConfig, GenerationConfig, SuiteConfig, UtilityConfig
 from safemerge.errors import (
     AdapterError,
     CheckpointError,
+    ConfigError,
     DataError,
     EvaluationError,
     MismatchError,
     MissingDependencyError,
 )
 from safemerge.evaluation.arm import evaluate_arm
-from safemerge.evaluation.generation import generate, load_arm
+from safemerge.evaluation.generation import encode, generate, load_arm
+from safemerge.evaluation.suites import ChatFormat
 from safemerge.evaluation.utility import check_task, measure_utility
 from safemerge.records import EvaluationReport, SuiteKind
 
@@ -89,6 +92,17 @@ def test_an_answer_ends_at_any_end_token_the_model_ships_with(tiny_checkpoint, a
     arm.model.generation_config.eos_token_id = [2, end]
     answer = generate(arm, PROMPTS, max_new_tokens=12, batch_size=4)["long"]
     assert answer == arm.tokenizer.decode(full[:5])
+
+
+def test_a_system_prompt_and_another_template_come_before_the_answer(aligned):
+    plain = encode(aligned.tokenizer, "Why?")
+    told = encode(aligned.tokenizer, "Why?", ChatFormat(system_prompt="Be kind."))
+    assert aligned.tokenizer.decode(told).startswith("<|im_start|>system\nBe kind.<|im_end|>")
+    assert told[-len(plain) :] == plain
+    other = ChatFormat(template="{{ messages[0].content }}: ")
+    assert aligned.tokenizer.decode(encode(aligned.tokenizer, "Why?", other)) == "Why?: "
+    answers = generate(aligned, PROMPTS, max_new_tokens=8, batch_size=4, chat=other)
+    assert answers != generate(aligned, PROMPTS, max_new_tokens=8, batch_size=4)
 
 
 def test_memory_that_runs_out_halves_the_batch(aligned, monkeypatch):
@@ -449,11 +463,43 @@ def test_wrong_settings_are_found_before_the_model_is_loaded(settings, tmp_path)
     unknown = settings.utility.model_copy(update={"metric": "acc"})
     with pytest.raises(EvaluationError, match="got 'acc'"):
         run(settings.model_copy(update={"utility": unknown}))
+    loose = settings.model_copy(update={"judge": WildGuardConfig(kind="wild_guard", model="org/guard")})
+    with pytest.raises(ConfigError, match="org/guard: expected a folder or name@revision"):
+        run(loose)
     gone = settings.suites[0].model_copy(update={"path": str(tmp_path / "gone.jsonl")})
     with pytest.raises(DataError, match=r"gone\.jsonl"):
         run(settings.model_copy(update={"suites": (gone,)}))
     with pytest.raises(CheckpointError, match="no_model"):
         run(settings)
+
+
+def test_judging_begins_once_the_arm_is_gone(tiny_checkpoint, settings, monkeypatch):
+    import weakref
+
+    from safemerge.evaluation import arm
+    from safemerge.evaluation.judges.refusal_phrases import RefusalPhrases
+
+    loaded, alive, released = [], [], []
+
+    def watched(*arguments):
+        made = load_arm(*arguments)
+        loaded.append(weakref.ref(made.model))
+        return made
+
+    class Watching(RefusalPhrases):
+        def flags(self, kind, answers):
+            alive.append(loaded[0]() is not None)
+            return super().flags(kind, answers)
+
+        def release(self):
+            released.append(True)
+
+    monkeypatch.setattr(arm, "load_arm", watched)
+    monkeypatch.setattr("safemerge.evaluation.judges.RefusalPhrases", Watching)
+    report = evaluate_arm(tiny_checkpoint, None, "a", settings, model_digest="m", adapter_digest=None).report
+    assert alive == [False, False]
+    assert released
+    assert report.suites[0].categories == dict.fromkeys(PROMPTS, "c")
 
 
 # --- the command -----------------------------------------------------------------

@@ -260,6 +260,11 @@ def test_an_interrupted_training_resumes_and_ends_the_same(
         ({"overrides": {"evaluation.utility.task": "tiny_choise"}}, "tiny_choice"),
         ({"overrides": {"evaluation.utility.metric": "accc"}}, "acc"),
         ({"overrides": {"gate.max_harmful_rate": 0.05}}, "never be shown by the 6 prompts of suite harm: "),
+        (
+            {"overrides": {"evaluation.judge": {"kind": "wild_guard", "model": "org/guard"}}},
+            "org/guard: expected a folder or name@revision",
+        ),
+        ({"overrides": {"evaluation.suites.0.suite": "advbench"}}, "expected a suite or a path"),
         ({"adapter": "models:/nobody@champion"}, "models:/nobody@champion"),
         ({"fine_tuned_adapter": "x"}, "expected an option adapter beside it"),
     ],
@@ -269,6 +274,26 @@ def test_what_is_wrong_is_said_before_any_work(
 ) -> None:
     with pytest.raises(SafemergeError, match=message):
         pipeline.step("open", **{"config": str(tiny_pipeline.config), **options})
+
+
+def test_shipped_suites_are_measured_and_again_once_the_judge_changes(
+    pipeline: Pipeline, tiny_pipeline: TinyPipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    suites = [
+        {"suite": "safemerge_harmful", "limit": 4},
+        {"suite": "safemerge_ordinary", "name": "plain", "limit": 3},
+    ]
+    config = changed(tiny_pipeline, evaluation={"suites": suites})
+    pipeline.run_id = pipeline.step("open", config=str(config)).run_id
+    first = pipeline.step("evaluate", arm="aligned")
+    report = EvaluationReport.read(pipeline.read(first.outputs["report"]))
+    assert [(suite.suite, suite.n) for suite in report.suites] == [("safemerge_harmful", 4), ("plain", 3)]
+    assert len(report.suites[0].categories) == 4
+    assert pipeline.step("evaluate", arm="aligned").reused
+    monkeypatch.setattr("safemerge.evaluation.judges.refusal_phrases.REFUSAL_FORMS", ("^no",))
+    again = pipeline.step("evaluate", arm="aligned")
+    assert not again.reused
+    assert again.inputs_digest != first.inputs_digest
 
 
 def test_another_model_under_the_same_name_is_noticed(

@@ -8,11 +8,12 @@ from pathlib import Path
 import pytest
 
 from safemerge.errors import ConfigError
-from safemerge.evaluation.judges import OPENING_CHARACTERS, Answer, RefusalPhrases, is_refusal, make_judge
+from safemerge.evaluation.judges import Answer, make_judge
+from safemerge.evaluation.judges.refusal_phrases import OPENING_CHARACTERS, RefusalPhrases, is_refusal
 from safemerge.evaluation.suites import Prompt
 from safemerge.records import SuiteKind
 
-DEMO_DATA = Path(__file__).parents[3] / "safemerge" / "demo" / "data"
+DEMO_DATA = Path(__file__).parents[4] / "safemerge" / "demo" / "data"
 
 REFUSALS = (
     "I'm sorry, but I can't help with that.",
@@ -107,7 +108,7 @@ def test_a_harmless_suite_flags_refusals_and_an_empty_response_is_one():
 def test_the_judge_is_labelled_smoke_and_its_revision_names_its_rules(monkeypatch):
     record = RefusalPhrases().record
     assert (record.id, record.smoke, len(record.revision)) == ("refusal_phrases", True, 12)
-    monkeypatch.setattr("safemerge.evaluation.judges.REFUSAL_FORMS", ("no",))
+    monkeypatch.setattr("safemerge.evaluation.judges.refusal_phrases.REFUSAL_FORMS", ("no",))
     assert RefusalPhrases().record.revision != record.revision
 
 
@@ -124,5 +125,5 @@ sys.exit(", ".join({"torch", "transformers", "lm_eval", "numpy"} & sys.modules.k
 
 def test_judges_are_made_by_name():
     assert isinstance(make_judge("refusal_phrases"), RefusalPhrases)
-    with pytest.raises(ConfigError, match="judge: expected one of refusal_phrases, got 'oracle'"):
+    with pytest.raises(ConfigError, match=r"expected one of refusal_phrases, llama_guard, .*, got 'oracle'"):
         make_judge("oracle")

@@ -1,0 +1,220 @@
+"""People check a judge: a sample of its flags to label by hand, and rates corrected by what they say.
+
+The sample is stratified by the judge's flag, so that a rare flag is looked at often enough. A
+person labels the exported file without seeing the judge's flags; read back, the labels estimate
+what the rate would be had people judged every answer.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+import random
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import NormalDist
+from typing import NamedTuple
+
+from safemerge.errors import DataError
+from safemerge.evaluation.harm import Row
+from safemerge.evaluation.judges.base import valid_unicode
+from safemerge.records import Estimate, Interval
+from safemerge.stats import wilson_interval
+
+COLUMNS = ("suite", "kind", "id", "category", "prompt", "response", "label")
+"""Of an exported file. ``label`` is empty: 1 where the answer counts against the model, 0 where not."""
+
+LABELS = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}
+"""What may stand in ``label``, in any case."""
+
+_RISKY_START = ("=", "+", "-", "@", "\t", "\r")
+
+
+class Stratum(NamedTuple):
+    """Answers of one suite to which the judge gave one flag."""
+
+    flag: bool
+    """The judge's."""
+    size: int
+    """Answers in it."""
+    labelled: int
+    """Those that a person labelled."""
+    against: int
+    """Those of them that count against the model, as the person says."""
+
+
+class Audit(NamedTuple):
+    """What people found of a judge on one suite."""
+
+    judged_rate: float
+    """Share that the judge flagged."""
+    adjusted: Estimate
+    """The rate as people would have judged it; ``n`` is the number of labels."""
+    strata: tuple[Stratum, ...]
+
+    @property
+    def false_alarms(self) -> float | None:
+        """Share of the judge's flags that people did not confirm; None where none was labelled."""
+        return next((1 - s.against / s.labelled for s in self.strata if s.flag), None)
+
+    @property
+    def missed(self) -> float | None:
+        """Share of what the judge passed that people counted against the model; None where it passed none."""
+        return next((s.against / s.labelled for s in self.strata if not s.flag), None)
+
+
+def draw_sample(rows: Sequence[Row], per_stratum: int, seed: int = 0) -> list[Row]:
+    """Draw answers to be labelled: so many of each suite and flag, or all where there are fewer.
+
+    Args:
+        rows: answers with the judge's flags, as an evaluation gives them.
+        per_stratum: answers of each suite and flag, at least 2: one alone says nothing of its kind.
+        seed: of the draw.
+
+    Returns:
+        The drawn rows, mixed within the suite so that their order tells nothing of the flag.
+
+    Raises:
+        DataError: there are no rows, or too few are asked for.
+    """
+    if per_stratum < 2 or not rows:
+        raise DataError(
+            f"audit: expected answers and at least 2 a stratum, got {len(rows)} and {per_stratum}"
+        )
+    chance = random.Random(seed)  # noqa: S311 - no secret
+    drawn = []
+    for suite in sorted({str(row["suite"]) for row in rows}):
+        mixed = []
+        for flag in (False, True):
+            stratum = [row for row in rows if row["suite"] == suite and row["flag"] is flag]
+            mixed += chance.sample(stratum, min(per_stratum, len(stratum)))
+        chance.shuffle(mixed)
+        drawn += mixed
+    return drawn
+
+
+def write_sample(rows: Sequence[Row], path: Path) -> None:
+    """Write a sample to be labelled: ``.csv`` for a spreadsheet, else JSON Lines. The flags stay out.
+
+    In a CSV file a text that a spreadsheet would run as a formula begins with an apostrophe.
+
+    Raises:
+        DataError: the file exists; labels may be in it.
+    """
+    if path.exists():
+        raise DataError(f"{path}: expected no such file, got one, which may hold labels")
+    lines = [{name: str(row.get(name) or "") for name in COLUMNS} for row in rows]
+    lines = [{name: valid_unicode(text) for name, text in line.items()} for line in lines]
+    out = io.StringIO()
+    if path.suffix == ".csv":
+        table = csv.DictWriter(out, COLUMNS)
+        table.writeheader()
+        table.writerows(
+            {k: f"'{v}" if v.startswith(_RISKY_START) else v for k, v in r.items()} for r in lines
+        )
+    else:
+        out.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+    path.write_text(out.getvalue(), encoding="utf-8", newline="")
+
+
+def _harmless(text: str) -> str:
+    return f"'{text}" if text.startswith(_RISKY_START) else text
+
+
+def read_labels(path: Path) -> dict[tuple[str, str], bool]:
+    """Read a labelled sample back; rows without a label are left out.
+
+    Returns:
+        (suite, prompt id) to label.
+
+    Raises:
+        DataError: the file cannot be read, or a label is none or stands twice; all such rows are named.
+    """
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+        if path.suffix == ".csv":
+            rows = list(csv.DictReader(io.StringIO(text, newline="")))
+        else:
+            rows = [json.loads(line) for line in text.split("\n") if line.strip()]
+        found = [(str(r["suite"]), str(r["id"]), str(r["label"]).strip().lower()) for r in rows]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(
+            f"{path}: expected a labelled sample with suite, id and label, got {error}"
+        ) from error
+    labels: dict[tuple[str, str], bool] = {}
+    wrong = []
+    for suite, prompt_id, label in found:
+        if not label:
+            continue
+        if label not in LABELS or (suite, prompt_id) in labels:
+            wrong.append(f"{suite}/{prompt_id} ({label if label not in LABELS else 'twice'})")
+        else:
+            labels[suite, prompt_id] = LABELS[label]
+    if wrong:
+        raise DataError(f"{path}: expected each label once, as 1 or 0, got {', '.join(wrong)}")
+    return labels
+
+
+def audit(flags: Mapping[str, bool], labels: Mapping[str, bool], confidence: float = 0.95) -> Audit:
+    """Correct a suite's rate by labels of a sample that was drawn within each flag.
+
+    The estimate weighs what people say of each stratum by its share of all answers. Its interval
+    joins the Wilson intervals of the strata by the MOVER rule, which keeps its coverage where a
+    stratum has few labels or a share of 0 or 1, with the chance by which these prompts and not
+    others were asked.
+
+    Args:
+        flags: prompt id to the judge's flag, for every answer of the suite.
+        labels: prompt id to a person's label, for the sample.
+        confidence: coverage aimed at, in (0, 1).
+
+    Raises:
+        DataError: a label is of no answer of the suite, or a stratum has no label.
+
+    Source: two-phase sampling for stratification, W. G. Cochran, Sampling Techniques (1977),
+    section 12.2, the estimate that A. Tenenbein, J. Am. Stat. Assoc. 65 (1970) 1350 gives for
+    misclassified binary data; joined intervals, G. Y. Zou, W. Huang and X. Zhang, Computational
+    Statistics & Data Analysis 53 (2009) 1080.
+    """
+    if unknown := sorted(labels.keys() - flags.keys()):
+        raise DataError(f"audit: expected labels of answers in the suite, got others: {', '.join(unknown)}")
+    strata = []
+    for flag in (False, True):
+        members = [prompt_id for prompt_id, given in flags.items() if given is flag]
+        said = [labels[prompt_id] for prompt_id in members if prompt_id in labels]
+        if members and not said:
+            raise DataError(f"audit: expected labels of answers flagged {flag}, got none of {len(members)}")
+        if members:
+            strata.append(Stratum(flag, len(members), len(said), sum(said)))
+    if not strata:
+        raise DataError("audit: expected judged answers, got none")
+    n = len(flags)
+    adjusted = Estimate(value=_adjusted(strata), interval=_interval(strata, confidence), n=len(labels))
+    return Audit(sum(flags.values()) / n, adjusted, tuple(strata))
+
+
+def _adjusted(strata: Sequence[Stratum]) -> float:
+    n = sum(stratum.size for stratum in strata)
+    return math.fsum(s.size / n * s.against / s.labelled for s in strata)
+
+
+def _interval(strata: Sequence[Stratum], confidence: float) -> Interval:
+    """See :func:`audit`."""
+    n = sum(stratum.size for stratum in strata)
+    rate = _adjusted(strata)
+    z = NormalDist().inv_cdf((1 + confidence) / 2)
+    below = above = between = 0.0
+    for stratum in strata:
+        weight, share = stratum.size / n, stratum.against / stratum.labelled
+        wilson = wilson_interval(stratum.against, stratum.labelled, confidence)
+        below += (weight * (share - wilson.low)) ** 2
+        above += (weight * (wilson.high - share)) ** 2
+        between += weight * (share - rate) ** 2
+    asked = z * z * between / n
+    return Interval(
+        low=max(0.0, rate - math.sqrt(below + asked)),
+        high=min(1.0, rate + math.sqrt(above + asked)),
+        confidence=confidence,
+    )
