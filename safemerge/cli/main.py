@@ -6,8 +6,8 @@ torch, transformers, mlflow or plotly at its head: commands import what they nee
 when they run, so that ``safemerge --help`` answers at once.
 
 Exit codes, of every command alike: 0 done; 1 blocked by the gate, and nothing else; 2 wrong
-usage; 3 where the gate cannot tell; 4 an error that safemerge names on one line, or a problem that ``inspect``
-found; 5 adapters that differ, where ``diff --check`` asked; 75 a pipeline step that may be tried
+usage; 3 where the gate cannot tell; 4 an error that safemerge names on one line, or a problem that
+``inspect`` found; 5 adapters that differ, where ``diff --check`` asked; 75 a pipeline step that may be tried
 again; 130 interrupted.
 """
 

@@ -1,9 +1,8 @@
-"""``safemerge schema``: JSON Schemas of the config files, for editors that complete and check them."""
+"""``safemerge schema``: JSON Schemas of the files, for editors that complete and check them."""
 
 from __future__ import annotations
 
-from enum import StrEnum
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -15,12 +14,8 @@ EPILOG = epilog(
 )
 
 
-class Schema(StrEnum):
-    """Config files that have a schema."""
-
-    MERGE = "merge"
-    SWEEP = "sweep"
-    PIPELINE = "pipeline"
+Kind = Literal["pipeline", "merge", "sweep", "policy", "suite", "report"]
+"""Those of :data:`safemerge.config.schemas.MODELS`, which loads pydantic."""
 
 
 def register(app: typer.Typer) -> None:
@@ -29,16 +24,11 @@ def register(app: typer.Typer) -> None:
 
 
 def schema(
-    file: Annotated[Schema, typer.Argument(help="Which config file.", show_default=False)],
+    file: Annotated[Kind, typer.Argument(help="Which kind of file.", show_default=False)],
 ) -> None:
-    """Print the JSON Schema of a config file: of merge, sweep or a pipeline."""
+    """Print the JSON Schema of a kind of file, for editors and for programs that read reports."""
     import json
 
-    from safemerge.config import load
+    from safemerge.config.schemas import json_schema
 
-    schemas = {
-        Schema.MERGE: load.merge_json_schema,
-        Schema.SWEEP: load.sweep_json_schema,
-        Schema.PIPELINE: load.pipeline_json_schema,
-    }
-    typer.echo(json.dumps(schemas[file](), indent=2, ensure_ascii=False))
+    typer.echo(json.dumps(json_schema(file), indent=2, ensure_ascii=False))

@@ -24,7 +24,6 @@ from safemerge.config.recipes import Inputs, MergeRecipe, SweepRecipe
 from safemerge.config.suites import SuiteSpec
 from safemerge.errors import ConfigError
 from safemerge.gate import GatePolicy
-from safemerge.records import EvaluationReport
 
 Model = TypeVar("Model", bound=BaseModel)
 Recipe = TypeVar("Recipe", bound=Inputs)
@@ -106,16 +105,6 @@ def sweep_recipe(settings: Mapping[str, Any]) -> SweepRecipe:
     return _validated(SweepRecipe, data, Path("flags"), {})
 
 
-def merge_json_schema() -> dict[str, Any]:
-    """JSON Schema of the config file of ``safemerge merge``."""
-    return MergeRecipe.model_json_schema()
-
-
-def sweep_json_schema() -> dict[str, Any]:
-    """JSON Schema of the config file of ``safemerge sweep``."""
-    return SweepRecipe.model_json_schema()
-
-
 def load_suite_spec(path: Path) -> SuiteSpec:
     """Read the YAML file of a suite; a relative ``file`` in it counts from its folder.
 
@@ -129,11 +118,6 @@ def load_suite_spec(path: Path) -> SuiteSpec:
     return spec.model_copy(update={"file": _absolute(spec.file, path.resolve().parent)})
 
 
-def pipeline_json_schema() -> dict[str, Any]:
-    """JSON Schema of a pipeline's YAML file, for editors that complete and check it."""
-    return PipelineConfig.model_json_schema()
-
-
 def _load_recipe(model: type[Recipe], path: Path, overrides: Mapping[str, Any] | None) -> Recipe:
     data, lines = _read_yaml(path)
     folder = path.resolve().parent
@@ -145,16 +129,6 @@ def _load_recipe(model: type[Recipe], path: Path, overrides: Mapping[str, Any] |
     for key, value in (overrides or {}).items():
         _override(data, key, value)
     return _validated(model, data, path, lines)
-
-
-def policy_json_schema() -> dict[str, Any]:
-    """JSON Schema of the gate's policy. ``examples/policy.yaml`` beside this file is such a policy."""
-    return GatePolicy.model_json_schema()
-
-
-def report_json_schema() -> dict[str, Any]:
-    """JSON Schema of an evaluation's report. ``examples/report.json`` beside this file is such a report."""
-    return EvaluationReport.model_json_schema()
 
 
 # --- YAML ------------------------------------------------------------------------

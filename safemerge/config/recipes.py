@@ -7,7 +7,8 @@ from typing import Annotated, Self
 
 from pydantic import Field, model_validator
 
-from safemerge.config.models import Config, MergeConfig, Method, OnUndefined, Share, Weight
+from safemerge.config.base import Config
+from safemerge.config.models import MergeConfig, Method, OnUndefined, Share, Weight
 from safemerge.core import methods
 
 Count = Annotated[int, Field(ge=0)]

@@ -99,7 +99,8 @@ def test_every_exit_code_stands_in_one_place() -> None:
     from safemerge.cli import diff, gate, main, step
     from safemerge.errors import EXIT_ERROR
 
-    codes = (gate.EXIT_BLOCKED, EXIT_ERROR, diff.EXIT_DIFFERENT, step.EXIT_RETRY, main.EXIT_INTERRUPTED)
+    verdicts = gate.EXIT_CODES.values()
+    codes = (*verdicts, EXIT_ERROR, diff.EXIT_DIFFERENT, step.EXIT_RETRY, main.EXIT_INTERRUPTED)
     assert len(set(codes)) == len(codes)
     described = main.__doc__.partition("Exit codes")[2]
     assert all(f" {code} " in described for code in codes)

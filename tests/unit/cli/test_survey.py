@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import get_args
 
 import pytest
 from typer.testing import CliRunner, Result
 
 from safemerge.cli.flags import complete_method
 from safemerge.cli.main import app
-from safemerge.config.load import pipeline_json_schema
+from safemerge.cli.schema import Kind
+from safemerge.config.schemas import MODELS, json_schema
 from safemerge.core import methods
 from safemerge.reports import CosineReport, DifferenceReport, InspectionReport, SweepReport
 
@@ -245,13 +247,13 @@ def test_sweep_refuses_wrong_flags(arguments: list[str], said: str) -> None:
 # --- schema, flags -----------------------------------------------------------
 
 
-@pytest.mark.parametrize(("name", "title"), [("merge", "MergeRecipe"), ("sweep", "SweepRecipe")])
-def test_schema_prints_json(name: str, title: str) -> None:
-    assert json.loads(invoke("schema", name).stdout)["title"] == title
+@pytest.mark.parametrize("kind", sorted(MODELS))
+def test_schema_prints_the_json_schema_of_every_kind_of_file(kind: str) -> None:
+    assert json.loads(invoke("schema", kind).stdout) == json.loads(json.dumps(json_schema(kind)))
 
 
-def test_schema_of_a_pipeline() -> None:
-    assert json.loads(invoke("schema", "pipeline").stdout) == json.loads(json.dumps(pipeline_json_schema()))
+def test_the_kinds_offered_are_all_that_there_are() -> None:
+    assert set(get_args(Kind)) == MODELS.keys()
 
 
 def test_shells_complete_names_of_methods_with_what_they_do() -> None:

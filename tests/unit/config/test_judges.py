@@ -7,8 +7,9 @@ import json
 import pytest
 import yaml
 
-from safemerge.config.load import load_pipeline, pipeline_json_schema
+from safemerge.config.load import load_pipeline
 from safemerge.config.models import PipelineConfig
+from safemerge.config.schemas import json_schema
 from safemerge.errors import ConfigError
 from safemerge.records import SuiteKind
 
@@ -66,7 +67,7 @@ def test_a_guards_folder_counts_from_the_files_folder_in_ensembles_too(read, tmp
 def test_a_config_with_judges_survives_json(read):
     config = read(judge={"kind": "ensemble", "rule": "any", "members": [GUARD, "refusal_phrases"]})
     assert PipelineConfig.model_validate(json.loads(config.model_dump_json())) == config
-    assert "llama_guard" in json.dumps(pipeline_json_schema())
+    assert "llama_guard" in json.dumps(json_schema("pipeline"))
 
 
 @pytest.mark.parametrize(

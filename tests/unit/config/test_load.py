@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from safemerge.config.load import load_pipeline, load_policy, pipeline_json_schema
+from safemerge.config.load import load_pipeline, load_policy
 from safemerge.config.models import PipelineConfig
+from safemerge.config.schemas import json_schema
 from safemerge.errors import ConfigError
 from safemerge.gate import GatePolicy
 
@@ -149,7 +150,7 @@ def test_an_override_does_not_reach_what_an_alias_repeats(write):
 
 
 def test_the_schema_explains_every_key_of_the_pipeline():
-    schema = pipeline_json_schema()
+    schema = json_schema("pipeline")
     json.dumps(schema)
     assert set(schema["properties"]) == set(PipelineConfig.model_fields)
     assert schema["additionalProperties"] is False

@@ -10,12 +10,12 @@ import yaml
 
 from safemerge.config.load import (
     load_merge_recipe,
+    load_policy,
     load_sweep_recipe,
-    merge_json_schema,
-    sweep_json_schema,
     sweep_recipe,
 )
 from safemerge.config.recipes import MergeRecipe, SweepGrid
+from safemerge.config.schemas import json_schema
 from safemerge.engine.merging import merge_options
 from safemerge.engine.sweeping import candidates
 from safemerge.errors import ConfigError
@@ -39,10 +39,9 @@ def _write(folder: Path, text: str) -> Path:
 
 
 def test_every_example_can_be_used() -> None:
-    found = sorted(EXAMPLES.glob("*.yaml"))
-    assert [path.name for path in found] == ["merge.yaml", "sweep.yaml"]
-    merge_options(load_merge_recipe(found[0]).merge)
-    recipe = load_sweep_recipe(found[1])
+    merge_options(load_merge_recipe(EXAMPLES / "merge.yaml").merge)
+    load_policy(EXAMPLES / "policy.yaml")
+    recipe = load_sweep_recipe(EXAMPLES / "sweep.yaml")
     assert set(recipe.write) <= candidates(recipe.grid).keys()
 
 
@@ -105,9 +104,9 @@ def test_a_sweep_takes_one_size(folder: Path) -> None:
         load_sweep_recipe(_write(folder, "grid: {rank: 4, max_error: 0.1}\n"))
 
 
-@pytest.mark.parametrize("schema", [merge_json_schema, sweep_json_schema])
-def test_schemas_are_json_that_explains_its_keys(schema) -> None:
-    made = json.loads(json.dumps(schema()))
+@pytest.mark.parametrize("kind", ["merge", "sweep"])
+def test_schemas_are_json_that_explains_its_keys(kind: str) -> None:
+    made = json.loads(json.dumps(json_schema(kind)))
     assert made["properties"]["task_adapter"]["description"] == "LoRA adapter fine-tuned on the task."
     assert "exact" in json.dumps(made["$defs"])
 

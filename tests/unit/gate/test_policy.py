@@ -2,20 +2,21 @@
 
 import json
 import math
-from importlib import resources
+from pathlib import Path
 
 import jsonschema
 import pytest
 import yaml
 from pydantic import ValidationError
 
-from safemerge.config.load import load_policy, policy_json_schema, report_json_schema
+from safemerge.config.load import load_policy
+from safemerge.config.schemas import json_schema
 from safemerge.errors import ConfigError
 from safemerge.gate import NO_CHAMPION, GatePolicy, check_decidable, decide, sizes
 from safemerge.records import EvaluationReport
 from tests.unit.gate.reports import POLICY
 
-EXAMPLES = resources.files("safemerge.config") / "examples"
+EXAMPLES = Path(__file__).parents[3] / "examples"
 
 
 @pytest.mark.parametrize(
@@ -82,7 +83,7 @@ def keys(data):
 
 def test_the_examples_are_what_the_schemas_say():
     policy, report = yaml.safe_load(shipped("policy.yaml")), json.loads(shipped("report.json"))
-    for data, schema in ((policy, policy_json_schema()), (report, report_json_schema())):
+    for data, schema in ((policy, json_schema("policy")), (report, json_schema("report"))):
         jsonschema.Draft202012Validator.check_schema(schema)
         jsonschema.validate(data, schema, cls=jsonschema.Draft202012Validator)
         with pytest.raises(jsonschema.ValidationError, match="unknown"):
@@ -92,7 +93,7 @@ def test_the_examples_are_what_the_schemas_say():
 
 def test_the_example_policy_shows_every_key():
     shown = set(keys(yaml.safe_load(shipped("policy.yaml"))))
-    regression = policy_json_schema()["$defs"]["Regression"]["properties"]
+    regression = json_schema("policy")["$defs"]["Regression"]["properties"]
     assert set(GatePolicy.model_fields) <= shown
     assert {f"against.champion.{field}" for field in regression} <= shown
     assert {"against.aligned", "against.fine_tuned"} <= shown

@@ -1,0 +1,29 @@
+"""JSON Schemas of the files that people and other programs write and read."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import BaseModel
+
+from safemerge.config.models import PipelineConfig
+from safemerge.config.recipes import MergeRecipe, SweepRecipe
+from safemerge.config.suites import SuiteSpec
+from safemerge.gate import GatePolicy
+from safemerge.records import EvaluationReport
+
+MODELS: dict[str, type[BaseModel]] = {
+    "pipeline": PipelineConfig,
+    "merge": MergeRecipe,
+    "sweep": SweepRecipe,
+    "policy": GatePolicy,
+    "suite": SuiteSpec,
+    "report": EvaluationReport,
+}
+"""Kinds of files: a pipeline, a merge's or a sweep's settings, the gate's policy, a suite of prompts, and the
+report of an evaluation."""
+
+
+def json_schema(kind: str) -> dict[str, Any]:
+    """The schema of a kind of file, for editors that complete and check it."""
+    return MODELS[kind].model_json_schema()
