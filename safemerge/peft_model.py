@@ -11,7 +11,7 @@ import dataclasses
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack
 
 import torch
 from torch import Tensor
@@ -19,7 +19,7 @@ from torch import Tensor
 from safemerge.core import methods
 from safemerge.core.lora import LoraPair
 from safemerge.core.merge import MergeResult, alignment_terms, check_shapes, merge_scored
-from safemerge.core.options import MergeOptions, OnUndefined
+from safemerge.core.options import MergeOptions, MergeSettings
 from safemerge.core.scoring import Progress
 from safemerge.engine.merging import merge_report
 from safemerge.engine.scores import score_pairs
@@ -44,20 +44,8 @@ def merge_into(
     aligned_model: str | Path,
     unaligned_model: str | Path,
     name: str = "merged",
-    method: str = methods.DEFAULT,
-    threshold: float | None = None,
-    quantile: float | None = None,
-    count: int | None = None,
-    modules: Sequence[str] | None = None,
-    task_weight: float | None = None,
-    safety_weight: float | None = None,
-    on_undefined: OnUndefined = "keep",
-    density: float | None = None,
-    components: int | None = None,
-    seed: int = 0,
-    rank: int | None = None,
-    max_error: float | None = None,
     progress: Progress | None = None,
+    **settings: Unpack[MergeSettings],
 ) -> MergeReport:
     """Merge two LoRA adapters of a loaded model and add the result as a third.
 
@@ -72,21 +60,9 @@ def merge_into(
         aligned_model: Folder or hub id of the model's base.
         unaligned_model: Folder or hub id of its counterpart before alignment.
         name: Name of the new adapter.
-        method: The options down to ``max_error`` are those of
-            :class:`safemerge.core.options.MergeOptions`.
-        threshold: τ; 0.35 where nothing else chooses.
-        quantile: Merge this share of the layers instead, those with the lowest cosines.
-        count: Merge so many layers instead.
-        modules: Merge these layers instead: paths or patterns.
-        task_weight: α; the method's default (0.8 for ``exact``) where no weight is given.
-        safety_weight: β; where not given 1 − α, or the default of a method with strengths of their own.
-        on_undefined: What to do with layers whose cosine is undefined.
-        density: Share of entries kept by methods that prune.
-        components: Largest number of singular directions of V, for methods that decompose it.
-        seed: Seed of random draws.
-        rank: Rank to store every update at.
-        max_error: Largest relative error to store an update with.
         progress: Called after each scored layer with layers done, layers in all, module path.
+        **settings: Which layers are merged, and how: fields of
+            :class:`safemerge.core.options.MergeOptions`.
 
     Returns:
         The report that a merge of the same adapters on disk gives, but for their digests.
@@ -96,23 +72,9 @@ def merge_into(
         UnsupportedAdapterError: an adapter of a kind that no LoRA update holds; it is named.
         SafemergeError: files or tensors are wrong. The model is then as it was.
     """
-    options = MergeOptions(
-        method=method,
-        threshold=threshold,
-        quantile=quantile,
-        count=count,
-        modules=None if modules is None else tuple(modules),
-        task_weight=task_weight,
-        safety_weight=safety_weight,
-        on_undefined=on_undefined,
-        density=density,
-        components=components,
-        seed=seed,
-        rank=rank,
-        max_error=max_error,
-    )
-    if safety_adapter is None and methods.get(method).needs_safety:
-        raise ConfigError(f"method {method}: expected a safety adapter, got none")
+    options = MergeOptions(**settings)
+    if safety_adapter is None and methods.get(options.method).needs_safety:
+        raise ConfigError(f"method {options.method}: expected a safety adapter, got none")
     roles = {"task_adapter": task_adapter, "safety_adapter": safety_adapter}
     named = {role: adapter for role, adapter in roles.items() if adapter is not None}
     _check_names(model, list(named.values()), name)

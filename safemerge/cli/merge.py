@@ -201,8 +201,7 @@ def _options(arguments: dict[str, Any]) -> MergeOptions:
     from safemerge.core.options import MergeOptions
 
     settings = {name: value for name, value in arguments.items() if name not in (*INPUTS, "output")}
-    modules = settings.pop("modules", None)
-    return MergeOptions(**settings, modules=None if modules is None else tuple(modules))
+    return MergeOptions(**settings)
 
 
 def _warn_of_result(report: MergeReport) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, Unpack
 
 import torch
 from torch import Tensor
@@ -17,7 +17,7 @@ from safemerge.core import methods
 from safemerge.core.compress import compressed, padded
 from safemerge.core.lora import LoraPair
 from safemerge.core.methods.base import AlignmentTerm, Layer, MergeMethod, Update
-from safemerge.core.options import DEFAULT_THRESHOLD, MergeOptions, OnUndefined
+from safemerge.core.options import DEFAULT_THRESHOLD, MergeOptions, MergeSettings
 from safemerge.core.scoring import Alignment, LayerScore, Progress, Terms, natural_order, score_layers
 from safemerge.core.select import (
     Selection,
@@ -64,20 +64,8 @@ def safemerge(
     safety: Mapping[str, LoraPair] | None,
     alignment: Alignment,
     *,
-    method: str = methods.DEFAULT,
-    threshold: float | None = None,
-    quantile: float | None = None,
-    count: int | None = None,
-    modules: Sequence[str] | None = None,
-    task_weight: float | None = None,
-    safety_weight: float | None = None,
-    on_undefined: OnUndefined = "keep",
-    density: float | None = None,
-    components: int | None = None,
-    seed: int = 0,
-    rank: int | None = None,
-    max_error: float | None = None,
     progress: Progress | None = None,
+    **settings: Unpack[MergeSettings],
 ) -> MergeResult:
     """Merge a task adapter with a safety adapter where the task adapter left the safe subspace.
 
@@ -89,23 +77,9 @@ def safemerge(
         safety: The same of the safety adapter; None where the method needs none.
         alignment: Module path to (aligned, unaligned) weight: a mapping, or a function called
             once for each layer of the task adapter, so that a model need not fit in memory.
-        method: The options down to ``max_error`` are those of
-            :class:`safemerge.core.options.MergeOptions`.
-        threshold: τ; 0.35 where nothing else chooses.
-        quantile: Merge this share of the layers instead, those with the lowest cosines.
-        count: Merge so many layers instead.
-        modules: Merge these layers instead: paths or patterns.
-        task_weight: α. Where the method shares by weight, one given makes the other 1 minus it; none,
-            0.8 and 0.2.
-        safety_weight: β.
-        on_undefined: What to do with layers whose cosine is undefined: keep them as they
-            are, merge them, or fail.
-        density: Share of entries kept by methods that prune.
-        components: Largest number of singular directions of V, for methods that decompose it.
-        seed: Seed of random draws.
-        rank: Rank to store every update at.
-        max_error: Largest relative error to store an update with.
         progress: Called after each scored layer.
+        **settings: Which layers are merged, and how: fields of
+            :class:`safemerge.core.options.MergeOptions`.
 
     Raises:
         ConfigError: the options do not go together.
@@ -113,21 +87,7 @@ def safemerge(
         NonFiniteError: a weight holds NaN or infinity; it is named.
         DegenerateLayerError: cosines are undefined and ``on_undefined`` is ``fail``.
     """
-    options = MergeOptions(
-        method=method,
-        threshold=threshold,
-        quantile=quantile,
-        count=count,
-        modules=None if modules is None else tuple(modules),
-        task_weight=task_weight,
-        safety_weight=safety_weight,
-        on_undefined=on_undefined,
-        density=density,
-        components=components,
-        seed=seed,
-        rank=rank,
-        max_error=max_error,
-    )
+    options = MergeOptions(**settings)
     check_shapes(task, safety)
     scores = score_layers(task, alignment, terms=alignment_terms([options]), progress=progress)
     return merge_scored(task, safety, scores, options)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypedDict, get_args
 
 from safemerge.core import methods
 from safemerge.errors import ConfigError
@@ -33,6 +33,24 @@ def with_partners_cleared(given: Mapping[str, Any]) -> dict[str, Any]:
     return cleared
 
 
+class MergeSettings(TypedDict, total=False):
+    """The fields of :class:`MergeOptions` as keyword arguments; each is explained there."""
+
+    method: str
+    threshold: float | None
+    quantile: float | None
+    count: int | None
+    modules: Sequence[str] | None
+    task_weight: float | None
+    safety_weight: float | None
+    on_undefined: OnUndefined
+    density: float | None
+    components: int | None
+    seed: int
+    rank: int | None
+    max_error: float | None
+
+
 @dataclass(frozen=True, kw_only=True)
 class MergeOptions:
     """Which layers are merged, how, and at what rank the result is stored.
@@ -49,7 +67,7 @@ class MergeOptions:
     """Choose this share of the layers instead, those with the lowest cosines; in [0, 1]."""
     count: int | None = None
     """Choose so many layers instead, those with the lowest cosines."""
-    modules: tuple[str, ...] | None = None
+    modules: Sequence[str] | None = None
     """Choose these layers instead: module paths, or patterns with ``*`` as in a shell."""
     task_weight: float | None = None
     """α. The method's default (0.8 for ``exact``) where no weight is given."""
@@ -69,6 +87,8 @@ class MergeOptions:
     """Store at the smallest rank that keeps every layer's relative error (Frobenius norm) at or below it."""
 
     def __post_init__(self) -> None:
+        if self.modules is not None:
+            object.__setattr__(self, "modules", tuple(self.modules))  # equal and hashable, whatever came
         _check_choice("on_undefined", self.on_undefined, get_args(OnUndefined))
         for name in ("threshold", "quantile", "task_weight", "safety_weight", "density", "max_error"):
             value = getattr(self, name)

@@ -6,14 +6,12 @@ metadata; no model is ever instantiated. Tensors without an update are copied bi
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal, Unpack, get_args
 
 import safemerge
-from safemerge.core import methods
 from safemerge.core.merge import MergePlan, MergeResult, plan_merge
-from safemerge.core.options import MergeOptions, OnUndefined
+from safemerge.core.options import MergeOptions, MergeSettings
 from safemerge.core.scoring import Progress, natural_order
 from safemerge.engine.merging import REPORT_FILE, merge_report
 from safemerge.engine.scores import ScoredAdapters, score_adapters
@@ -120,21 +118,11 @@ def export_merge(
     *,
     output: str | Path,
     dtype: Dtype = "keep",
-    method: str = methods.DEFAULT,
-    threshold: float | None = None,
-    quantile: float | None = None,
-    count: int | None = None,
-    modules: Sequence[str] | None = None,
-    task_weight: float | None = None,
-    safety_weight: float | None = None,
-    on_undefined: OnUndefined = "keep",
-    density: float | None = None,
-    components: int | None = None,
-    seed: int = 0,
     device: str = "cpu",
     hub: HubTarget | None = None,
     scoring_progress: Progress | None = None,
     progress: Progress | None = None,
+    **settings: Unpack[MergeSettings],
 ) -> ExportReport:
     """Merge two adapters and write the aligned model with the result folded in.
 
@@ -149,21 +137,12 @@ def export_merge(
         unaligned_model: Folder or hub id of its counterpart before alignment.
         output: Folder to make; it must not exist.
         dtype: What to store float tensors as. Sums are made in fp32 and rounded once.
-        method: The options down to ``seed`` are those of :class:`safemerge.core.options.MergeOptions`.
-        threshold: τ; 0.35 where nothing else chooses.
-        quantile: Merge this share of the layers instead.
-        count: Merge so many layers instead.
-        modules: Merge these layers instead: paths or patterns.
-        task_weight: α.
-        safety_weight: β.
-        on_undefined: What to do with layers whose cosine is undefined.
-        density: Share of entries kept by methods that prune.
-        components: Most singular directions of V, for methods that decompose it.
-        seed: Seed of random draws.
         device: Where layers are scored: cpu, cuda, cuda:<number>, mps, or auto for the best there is.
         hub: Repository to upload the folder to, once it is whole.
         scoring_progress: Called after each scored layer.
         progress: Called with bytes written, bytes in all, and the tensor.
+        **settings: Which layers are merged, and how: fields of
+            :class:`safemerge.core.options.MergeOptions`. Ranks play no part in a full model.
 
     Returns:
         The report, which is also in the folder, beside the merge's.
@@ -174,19 +153,9 @@ def export_merge(
     """
     output = Path(output)
     check_absent(output)
-    options = MergeOptions(
-        method=method,
-        threshold=threshold,
-        quantile=quantile,
-        count=count,
-        modules=None if modules is None else tuple(modules),
-        task_weight=task_weight,
-        safety_weight=safety_weight,
-        on_undefined=on_undefined,
-        density=density,
-        components=components,
-        seed=seed,
-    )
+    options = MergeOptions(**settings)
+    if options.rank is not None or options.max_error is not None:
+        raise ConfigError("expected no rank and no max_error: a full model stores updates as they are")
     if hub is not None:
         hub.check()
     checkpoint = Checkpoint.open(resolve(aligned_model))
@@ -213,7 +182,7 @@ def export_merge(
         dtype,
         model=aligned_model,
         adapter=task_adapter,
-        method=method,
+        method=options.method,
         digests=scored.digests,
         warnings=scored.warnings,
     )

@@ -7,15 +7,14 @@ written from one scoring.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import safemerge
 from safemerge.config.models import MergeConfig
-from safemerge.core import methods
 from safemerge.core.merge import MergeResult, merge_scored
-from safemerge.core.options import MergeOptions, OnUndefined
+from safemerge.core.options import MergeOptions, MergeSettings
 from safemerge.core.scoring import Progress
 from safemerge.engine.scores import ScoredAdapters, score_adapters
 from safemerge.errors import ConfigError
@@ -37,22 +36,10 @@ def merge_adapters(
     unaligned_model: str | Path,
     *,
     output: str | Path,
-    method: str = methods.DEFAULT,
-    threshold: float | None = None,
-    quantile: float | None = None,
-    count: int | None = None,
-    modules: Sequence[str] | None = None,
-    task_weight: float | None = None,
-    safety_weight: float | None = None,
-    on_undefined: OnUndefined = "keep",
-    density: float | None = None,
-    components: int | None = None,
-    seed: int = 0,
-    rank: int | None = None,
-    max_error: float | None = None,
     hash_files: bool = False,
     device: str = "cpu",
     progress: Progress | None = None,
+    **settings: Unpack[MergeSettings],
 ) -> MergeReport:
     """Merge two adapter folders into a new one.
 
@@ -63,23 +50,11 @@ def merge_adapters(
         aligned_model: Folder or hub id of the model that both were trained on.
         unaligned_model: Folder or hub id of its counterpart before alignment.
         output: Folder to make; it must not exist.
-        method: The options down to ``max_error`` are those of
-            :class:`safemerge.core.options.MergeOptions`.
-        threshold: τ; 0.35 where nothing else chooses.
-        quantile: Merge this share of the layers instead.
-        count: Merge so many layers instead.
-        modules: Merge these layers instead: paths or patterns.
-        task_weight: α; the method's default (0.8 for ``exact``) where no weight is given.
-        safety_weight: β; where not given 1 − α, or the default of a method with strengths of their own.
-        on_undefined: What to do with layers whose cosine is undefined.
-        density: Share of entries kept by methods that prune.
-        components: Largest number of singular directions of V, for methods that decompose it.
-        seed: Seed of random draws.
-        rank: Rank to store every update at.
-        max_error: Largest relative error to store an update with.
         hash_files: Let the models' digests cover whole files instead of header and tensors read.
         device: Where layers are scored: cpu, cuda, cuda:<number>, mps, or auto for the best there is.
         progress: Called after each scored layer.
+        **settings: Which layers are merged, and how: fields of
+            :class:`safemerge.core.options.MergeOptions`.
 
     Returns:
         The report, which is also in the folder.
@@ -89,21 +64,7 @@ def merge_adapters(
     """
     output = Path(output)
     check_absent(output)
-    options = MergeOptions(
-        method=method,
-        threshold=threshold,
-        quantile=quantile,
-        count=count,
-        modules=None if modules is None else tuple(modules),
-        task_weight=task_weight,
-        safety_weight=safety_weight,
-        on_undefined=on_undefined,
-        density=density,
-        components=components,
-        seed=seed,
-        rank=rank,
-        max_error=max_error,
-    )
+    options = MergeOptions(**settings)
     scored = score_adapters(
         task_adapter,
         safety_adapter,
@@ -196,21 +157,7 @@ def merge_report(
 
 def merge_options(config: MergeConfig) -> MergeOptions:
     """The same choices, checked, for the core."""
-    return MergeOptions(
-        method=config.method,
-        threshold=config.threshold,
-        quantile=config.quantile,
-        count=config.count,
-        modules=config.modules,
-        task_weight=config.task_weight,
-        safety_weight=config.safety_weight,
-        on_undefined=config.on_undefined.value,
-        density=config.density,
-        components=config.components,
-        seed=config.seed,
-        rank=config.rank,
-        max_error=config.max_error,
-    )
+    return MergeOptions(**config.model_dump(mode="json"))
 
 
 def option_settings(options: MergeOptions) -> dict[str, Any]:

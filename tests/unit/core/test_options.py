@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from safemerge.core.options import MergeOptions
+from safemerge.core.options import MergeOptions, MergeSettings
 from safemerge.errors import ConfigError
 
 
@@ -62,3 +62,12 @@ def test_one_weight_given_makes_the_other_one_minus_it(given: dict[str, float], 
 def test_wrong_options_are_refused_by_name(given: dict[str, Any], message: str):
     with pytest.raises(ConfigError, match=message):
         MergeOptions(**given)
+
+
+def test_settings_are_the_fields_of_the_options() -> None:
+    assert tuple(MergeSettings.__annotations__) == tuple(MergeOptions.__dataclass_fields__)
+
+
+def test_patterns_of_modules_are_kept_as_a_tuple_whatever_came() -> None:
+    assert MergeOptions(modules=["*.q_proj"]) == MergeOptions(modules=("*.q_proj",))
+    assert hash(MergeOptions(modules=["*.q_proj"])) == hash(MergeOptions(modules=("*.q_proj",)))

@@ -258,3 +258,10 @@ def test_the_report_of_a_merge_is_that_of_the_merged_adapter(merge_files: MergeF
     one, other = (load_file(tmp_path / name / "model.safetensors") for name in ("new", "same"))
     for name, weight in one.items():
         torch.testing.assert_close(weight, other[name], **FP32)
+
+
+@pytest.mark.parametrize("size", [{"rank": 4}, {"max_error": 0.1}], ids=str)
+def test_a_full_model_is_stored_at_no_rank(merge_files: MergeFiles, tmp_path: Path, size: dict) -> None:
+    with pytest.raises(ConfigError, match="expected no rank and no max_error"):
+        _merge(merge_files, tmp_path / "new", **size)
+    assert not (tmp_path / "new").exists()
