@@ -26,7 +26,8 @@ from safemerge.engine.scores import score_pairs
 from safemerge.errors import ConfigError, MissingDependencyError, NonFiniteError, UnsupportedAdapterError
 from safemerge.records import MergeReport, json_digest
 from safemerge.storage.adapter_config import refuse_variants
-from safemerge.storage.adapters import UNTRAINED, check_same_base
+from safemerge.storage.adapters import UNTRAINED
+from safemerge.storage.base_models import check_same_base
 from safemerge.storage.digests import tensor_digest
 
 if TYPE_CHECKING:
@@ -78,8 +79,10 @@ def merge_into(
     roles = {"task_adapter": task_adapter, "safety_adapter": safety_adapter}
     named = {role: adapter for role, adapter in roles.items() if adapter is not None}
     _check_names(model, list(named.values()), name)
-    configs = {role: model.peft_config[adapter].to_dict() for role, adapter in named.items()}
-    warnings = check_same_base(configs["task_adapter"], configs.get("safety_adapter", {}), aligned_model)
+    configs = {
+        role.replace("_", " "): model.peft_config[adapter].to_dict() for role, adapter in named.items()
+    }
+    warnings = check_same_base(configs, aligned_model)
     pairs = {role: _pairs(model, adapter) for role, adapter in named.items()}
     task, safety = pairs["task_adapter"], pairs.get("safety_adapter")
     check_shapes(task, safety)

@@ -6,12 +6,11 @@ from collections.abc import Iterator
 from statistics import median
 from typing import TYPE_CHECKING
 
+from safemerge.core.options import SERVED_RANK
+
 if TYPE_CHECKING:
     from safemerge.core.options import MergeOptions
     from safemerge.records import MergeReport
-
-SERVED_RANK = 16
-"""Rank up to which vLLM serves adapters unless told otherwise."""
 
 
 def option_warnings(options: MergeOptions) -> Iterator[str]:
@@ -58,20 +57,3 @@ def rank_warning(report: MergeReport) -> str | None:
         f"the adapter has rank {report.rank}; vLLM serves up to {SERVED_RANK} unless its --max-lora-rank is "
         f"raised. --rank {SERVED_RANK} stores it at that rank and shows the error"
     )
-
-
-def base_model_warnings(task_adapter: str, safety_adapter: str | None, aligned_model: str) -> Iterator[str]:
-    """What to say of adapters that name another base model than the aligned one.
-
-    Raises:
-        AdapterError: an adapter cannot be read.
-    """
-    from safemerge.storage.adapter_config import read_config
-    from safemerge.storage.base_models import base_model_doubt
-    from safemerge.storage.hub import resolve
-
-    for role, source in (("task", task_adapter), ("safety", safety_adapter)):
-        if source is not None:
-            config = read_config(resolve(source, "adapter"))
-            if doubt := base_model_doubt(f"the {role} adapter", config, aligned_model):
-                yield doubt

@@ -181,7 +181,7 @@ def _recipe_arguments(ctx: typer.Context, config: Path, given: dict[str, Any]) -
 
 
 def _merge(arguments: dict[str, Any], hash_files: bool, device: str) -> MergeReport:
-    from safemerge.cli.advice import base_model_warnings, option_warnings
+    from safemerge.cli.advice import option_warnings
     from safemerge.cli.tables import progress_bar, warn
     from safemerge.engine.merging import merge_adapters
 
@@ -189,11 +189,6 @@ def _merge(arguments: dict[str, Any], hash_files: bool, device: str) -> MergeRep
     with progress_bar() as progress:
         report = merge_adapters(**arguments, hash_files=hash_files, device=device, progress=progress)
     warn(*report.warnings)
-    warn(
-        *base_model_warnings(
-            arguments["task_adapter"], arguments["safety_adapter"], arguments["aligned_model"]
-        )
-    )
     return report
 
 

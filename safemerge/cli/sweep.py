@@ -157,7 +157,7 @@ def _recipe(config: Path | None, given: dict[str, Any]) -> SweepRecipe:
 
 
 def _sweep(recipe: SweepRecipe, hash_files: bool, device: str) -> SweepReport:
-    from safemerge.cli.advice import base_model_warnings, option_warnings
+    from safemerge.cli.advice import option_warnings
     from safemerge.cli.tables import progress_bar, warn
     from safemerge.engine.sweeping import candidates, sweep_adapters
 
@@ -178,7 +178,6 @@ def _sweep(recipe: SweepRecipe, hash_files: bool, device: str) -> SweepReport:
             progress=progress,
         )
     warn(*report.warnings)
-    warn(*base_model_warnings(recipe.task_adapter, recipe.safety_adapter, recipe.aligned_model))
     return report
 
 

@@ -18,6 +18,8 @@ SELECTIONS = ("threshold", "quantile", "count", "modules")
 SIZES = ("rank", "max_error")
 """Ways to bound what is stored, of which a merge takes one or none."""
 WEIGHTS = ("task_weight", "safety_weight")
+SERVED_RANK = 16
+"""Rank up to which vLLM serves adapters unless told otherwise (its ``--max-lora-rank``)."""
 
 
 def with_partners_cleared(given: Mapping[str, Any]) -> dict[str, Any]:

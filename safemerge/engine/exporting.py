@@ -17,8 +17,9 @@ from safemerge.engine.merging import REPORT_FILE, merge_report
 from safemerge.engine.scores import ScoredAdapters, score_adapters
 from safemerge.errors import ConfigError
 from safemerge.records import FORMAT_VERSION, MergeReport, Record
-from safemerge.storage.adapters import adapter_digest, check_same_base, read_adapter
+from safemerge.storage.adapters import adapter_digest, read_adapter
 from safemerge.storage.atomic import atomic_folder, check_absent
+from safemerge.storage.base_models import check_same_base
 from safemerge.storage.checkpoints import Checkpoint
 from safemerge.storage.disk import check_room, full_disk_errors
 from safemerge.storage.folded_checkpoint import FoldedCheckpoint, WeightChanges
@@ -87,7 +88,7 @@ def export_adapter(
     if hub is not None:
         hub.check()
     read = read_adapter(resolve(adapter, "adapter"), dora=True)
-    warnings = check_same_base(read.config, {}, model)
+    warnings = check_same_base({"adapter": read.config}, model)
     changes = WeightChanges(
         shapes={module: pair.shape for module, pair in read.pairs.items()},
         update=read.pairs.__getitem__,

@@ -12,17 +12,15 @@ from typing import Any, NamedTuple
 import safemerge
 from safemerge.core.lora import LoraPair
 from safemerge.core.module_names import grouped
+from safemerge.core.options import SERVED_RANK
 from safemerge.core.scoring import natural_order
 from safemerge.errors import SafemergeError
 from safemerge.reports import AdapterSummary, InspectionReport
 from safemerge.storage.adapter_config import CONFIG_FILE, TENSORS_FILE
 from safemerge.storage.adapters import Adapter, adapter_digest, read_adapter
-from safemerge.storage.base_models import base_model_doubt
+from safemerge.storage.base_models import base_model_doubt, base_of, differing_ids
 from safemerge.storage.checkpoints import Checkpoint, check_same_architecture
-from safemerge.storage.hub import hub_id, resolve
-
-SERVED_RANK = 16
-"""Rank up to which vLLM serves adapters unless told otherwise (its ``--max-lora-rank``)."""
+from safemerge.storage.hub import resolve
 
 
 class _Read(NamedTuple):
@@ -99,7 +97,7 @@ def _of_adapter(name: str, adapter: Adapter) -> AdapterSummary:
     return AdapterSummary(
         name=name,
         readable=True,
-        base_model=_base_of(config),
+        base_model=base_of(config),
         ranks=dict(sorted(Counter(pair.rank for pair in pairs.values()).items())),
         alphas=_counted(alphas),
         scales=_counted(pair.scale for pair in pairs.values()),
@@ -126,16 +124,11 @@ def _of_config(name: str, folder: Path) -> AdapterSummary:
     return AdapterSummary(
         name=name,
         readable=False,
-        base_model=_base_of(config),
+        base_model=base_of(config),
         rslora=bool(config.get("use_rslora")),
         targets=", ".join(map(str, targets)) if isinstance(targets, list) else str(targets or ""),
         size_bytes=file.stat().st_size if file.is_file() else None,
     )
-
-
-def _base_of(config: Mapping[str, Any]) -> str | None:
-    name = config.get("base_model_name_or_path")
-    return name if isinstance(name, str) and name else None
 
 
 def _counted(figures: Iterable[float]) -> dict[str, int]:
@@ -144,14 +137,9 @@ def _counted(figures: Iterable[float]) -> dict[str, int]:
 
 
 def _base_problems(summaries: Sequence[AdapterSummary], aligned_model: str | Path | None) -> list[str]:
-    """Hub ids tell models apart; folders do not."""
     bases = {f"adapter {summary.name}": summary.base_model for summary in summaries}
-    named: dict[str, str | Path | None] = {**bases, "the aligned model": aligned_model}
-    ids = {role: name for role, base in named.items() if base and (name := hub_id(base))}
-    if len(set(ids.values())) < 2:
-        return []
-    got = ", ".join(f"{named[role]} ({role})" for role in ids)
-    return [f"expected adapters of one base model, got {got}"]
+    got = differing_ids(bases, aligned_model)
+    return [f"expected adapters of one base model, got {got}"] if got else []
 
 
 def _shape_problems(adapters: Sequence[_Read]) -> list[str]:

@@ -22,12 +22,12 @@ from safemerge.errors import ConfigError, MismatchError
 from safemerge.storage.adapters import (
     Adapter,
     adapter_digest,
-    check_same_base,
     check_same_names,
     read_adapter,
     saved_warnings,
 )
 from safemerge.storage.alignment_reader import AlignmentReader
+from safemerge.storage.base_models import check_same_base
 from safemerge.storage.checkpoints import Checkpoint
 from safemerge.storage.hub import resolve
 
@@ -75,7 +75,8 @@ def score_adapters(
     for merge in merges:
         if safety is None and methods.get(merge.method).needs_safety:
             raise ConfigError(f"method {merge.method}: expected a safety adapter, got none")
-    warnings = check_same_base(task.config, safety.config if safety else {}, aligned_model)
+    adapters = {"task adapter": task} | ({"safety adapter": safety} if safety else {})
+    warnings = check_same_base({role: adapter.config for role, adapter in adapters.items()}, aligned_model)
     warnings += saved_warnings(task, safety)
     check_same_names(task.pairs, safety.pairs if safety else {})
     check_shapes(task.pairs, safety.pairs if safety else None)
@@ -90,8 +91,7 @@ def score_adapters(
         progress=progress,
     )
     _refuse_equal_models(scores, merges)
-    adapters = {"task_adapter": task, "safety_adapter": safety}
-    made = {role: adapter_digest(adapter.folder) for role, adapter in adapters.items() if adapter}
+    made = {role.replace(" ", "_"): adapter_digest(adapter.folder) for role, adapter in adapters.items()}
     return ScoredAdapters(task, safety, scores, made | model_digests, warnings)
 
 

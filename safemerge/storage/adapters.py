@@ -22,7 +22,6 @@ from safemerge.storage.adapter_experts import Factors, pack_experts, split_exper
 from safemerge.storage.adapter_tensors import listed_modules, named_tensors, read_tensors
 from safemerge.storage.architectures import EXPERT, LINEAR_EXPERT, stem
 from safemerge.storage.digests import file_digest
-from safemerge.storage.hub import hub_id
 
 _DIGESTED_SETTINGS = ("r", "lora_alpha", "rank_pattern", "alpha_pattern", "use_rslora", "task_type")
 
@@ -192,51 +191,6 @@ def adapter_digest(folder: Path, *, dora: bool = False) -> str:
     if config.get("target_parameters"):
         settings["target_parameters"] = sorted(config["target_parameters"])
     return json_digest({"config": settings, "tensors": file_digest(folder / TENSORS_FILE)})
-
-
-def check_same_base(
-    task: Mapping[str, Any], safety: Mapping[str, Any], aligned_model: str | Path
-) -> tuple[str, ...]:
-    """Check that the adapters were trained on one model, the aligned one, as far as names can tell.
-
-    Hub ids tell models apart. Folders do not, since they are moved, and downloaded from a hub id.
-
-    Args:
-        task: adapter_config.json of the task adapter.
-        safety: The same of the safety adapter.
-        aligned_model: Folder or hub id.
-
-    Returns:
-        A warning where the adapters' names differ in a way that proves nothing.
-
-    Raises:
-        MismatchError: hub ids differ; all are named.
-    """
-    bases = {
-        "task adapter": _base_of(task),
-        "safety adapter": _base_of(safety),
-        "aligned model": aligned_model,
-    }
-    ids = {role: name for role, base in bases.items() if base and (name := hub_id(base))}
-    if len(set(ids.values())) > 1:
-        got = ", ".join(f"{bases[role]} ({role})" for role in ids)
-        raise MismatchError(
-            f"expected adapters of one base model, the aligned one, got {got}; where these are one model, "
-            f"let base_model_name_or_path in the {CONFIG_FILE} say so"
-        )
-    first, second = bases["task adapter"], bases["safety adapter"]
-    if first and second and _place(first) != _place(second):
-        return (f"the task adapter names {first} as its base model, the safety adapter {second}",)
-    return ()
-
-
-def _base_of(config: Mapping[str, Any]) -> str | None:
-    name = config.get("base_model_name_or_path")
-    return name if isinstance(name, str) else None
-
-
-def _place(base: str | Path) -> str:
-    return hub_id(base) or str(Path(base).expanduser().resolve())
 
 
 def _pair(folder: Path, config: dict[str, Any], module: str, pattern_path: str, factors: Factors) -> LoraPair:

@@ -1,4 +1,7 @@
-"""Whether the base model that an adapter names is the model at hand, as far as names can tell."""
+"""Whether the base model that an adapter names is the model at hand, as far as names can tell.
+
+Hub ids tell models apart. Folders do not, since they are moved, and downloaded from a hub id.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,45 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from safemerge.errors import MismatchError
 from safemerge.storage.hub import hub_id
+
+
+def base_of(config: Mapping[str, Any]) -> str | None:
+    """The model that an adapter_config.json names as the adapter's own."""
+    name = config.get("base_model_name_or_path")
+    return name if isinstance(name, str) and name else None
+
+
+def check_same_base(configs: Mapping[str, Mapping[str, Any]], aligned_model: str | Path) -> tuple[str, ...]:
+    """Check that adapters were trained on one model, the aligned one.
+
+    Args:
+        configs: What an adapter is called, such as ``task adapter``, to its adapter_config.json.
+        aligned_model: Folder or hub id.
+
+    Returns:
+        A warning for each adapter that names another model in a way that proves nothing.
+
+    Raises:
+        MismatchError: hub ids differ; all are named.
+    """
+    if got := differing_ids({role: base_of(config) for role, config in configs.items()}, aligned_model):
+        raise MismatchError(
+            f"expected adapters of one base model, the aligned one, got {got}; where these are one model, "
+            "let base_model_name_or_path in adapter_config.json say so"
+        )
+    doubts = (base_model_doubt(f"the {role}", config, aligned_model) for role, config in configs.items())
+    return tuple(doubt for doubt in doubts if doubt)
+
+
+def differing_ids(bases: Mapping[str, str | None], aligned_model: str | Path | None) -> str | None:
+    """The hub ids among base models, and whose they are, where they are not all one; None where they are."""
+    named = {**bases, "aligned model": aligned_model}
+    ids = {role: name for role, base in named.items() if base and (name := hub_id(base))}
+    if len(set(ids.values())) < 2:
+        return None
+    return ", ".join(f"{named[role]} ({role})" for role in ids)
 
 
 def base_model_doubt(whose: str, config: Mapping[str, Any], aligned_model: str | Path) -> str | None:
@@ -25,8 +66,8 @@ def base_model_doubt(whose: str, config: Mapping[str, Any], aligned_model: str |
     >>> base_model_doubt("the task adapter", config, "/models/other")
     'the task adapter names org/Model-7B as its base model, not /models/other: make sure that they are one'
     """
-    base = config.get("base_model_name_or_path")
-    if not isinstance(base, str) or not base or _names(base) & _names(aligned_model):
+    base = base_of(config)
+    if base is None or _names(base) & _names(aligned_model):
         return None
     return f"{whose} names {base} as its base model, not {aligned_model}: make sure that they are one"
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from safemerge.cli.advice import base_model_warnings, option_warnings, rank_warning, threshold_warning
+from safemerge.cli.advice import option_warnings, rank_warning, threshold_warning
 from safemerge.core.options import MergeOptions
 from safemerge.records import LayerReport, MergeReport
 
@@ -53,13 +53,3 @@ def test_a_rank_that_servers_refuse_is_worth_one() -> None:
 def test_a_threshold_that_follows_from_a_count_tells_nothing_apart_on_purpose() -> None:
     assert threshold_warning(_report()) is not None
     assert threshold_warning(_report(options={"count": 1})) is None
-
-
-def test_base_models_of_both_adapters_are_looked_at(merge_files, edit_json) -> None:
-    for folder, base in ((merge_files.task, "org/a"), (merge_files.safety, "org/b")):
-        edit_json(folder / "adapter_config.json", base_model_name_or_path=base)
-    given = (str(merge_files.task), str(merge_files.safety), str(merge_files.aligned))
-    task, safety = base_model_warnings(*given)
-    assert task.startswith("the task adapter names org/a")
-    assert safety.startswith("the safety adapter names org/b")
-    assert list(base_model_warnings(given[0], None, given[2])) == [task]

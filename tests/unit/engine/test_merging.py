@@ -189,9 +189,10 @@ def test_adapters_of_another_base_model_are_refused_or_pointed_out(merge_files, 
     assert not output.exists()
     edit_json(merge_files.safety / "adapter_config.json", base_model_name_or_path="/models/b")
     report = merge_adapters(*merge_files, output=output)
-    assert report.warnings == (
-        "the task adapter names org/a as its base model, the safety adapter /models/b",
-    )
+    assert [warning.partition(" as ")[0] for warning in report.warnings] == [
+        "the task adapter names org/a",
+        "the safety adapter names /models/b",
+    ]
     assert MergeReport.read(output / "safemerge_report.json") == report
 
 

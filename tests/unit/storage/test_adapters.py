@@ -15,7 +15,6 @@ from safemerge.core.lora import LoraPair
 from safemerge.errors import AdapterError, MismatchError, NonFiniteError, UnsupportedAdapterError
 from safemerge.storage.adapters import (
     adapter_digest,
-    check_same_base,
     check_same_names,
     copy_adapter,
     read_adapter,
@@ -314,50 +313,6 @@ def test_the_digest_covers_what_shapes_the_update(folder: Path, edit_json, edit_
     assert changed != before
     edit_tensors(folder / "adapter_model.safetensors", lambda t: t[A].add_(1))
     assert adapter_digest(folder) != changed
-
-
-@pytest.mark.parametrize(
-    ("task", "safety", "aligned", "got"),
-    [
-        ("org/a", "org/b", "folder", r"org/a \(task adapter\), org/b \(safety adapter\); where"),
-        ("org/a", "org/a", "org/b@main", r"org/a .*, org/b@main \(aligned model\); where"),
-        (None, "org/a", "org/b", r"got org/a \(safety adapter\), org/b \(aligned model\)"),
-    ],
-)
-def test_adapters_of_other_models_on_the_hub_are_refused(task, safety, aligned, got: str):
-    with pytest.raises(MismatchError, match=got):
-        check_same_base(_based_on(task), _based_on(safety), aligned)
-
-
-@pytest.mark.parametrize(
-    ("task", "safety", "aligned"),
-    [
-        ("org/a", "Org/A", "org/a@v1"),
-        ("org/a", None, "org/a"),
-        ("org/a", "org/a", "/moved/a"),
-        ("/gone/a", "/gone/a/", "org/a"),
-        (None, "", "org/a"),
-    ],
-)
-def test_names_of_one_model_are_no_matter(task, safety, aligned):
-    assert check_same_base(_based_on(task), _based_on(safety), aligned) == ()
-    assert check_same_base({}, {}, Path(aligned)) == ()
-
-
-def test_folders_that_differ_are_worth_a_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    for name in ("models/a", "models/b"):
-        (tmp_path / name).mkdir(parents=True)
-    (tmp_path / "link").symlink_to("models/a")
-    monkeypatch.chdir(tmp_path)
-    same = check_same_base(_based_on("models/a"), _based_on(str(tmp_path / "link")), "org/a")
-    assert same == ()
-    (warning,) = check_same_base(_based_on("models/a"), _based_on("models/b"), "org/a")
-    assert warning == "the task adapter names models/a as its base model, the safety adapter models/b"
-    assert len(check_same_base(_based_on("org/a"), _based_on("/gone/a"), "org/a")) == 1
-
-
-def _based_on(name: str | None) -> dict[str, Any]:
-    return {"base_model_name_or_path": name}
 
 
 E = "model.layers.0.mlp.experts"

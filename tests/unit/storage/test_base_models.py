@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from safemerge.errors import MismatchError
 from safemerge.storage import base_models
-from safemerge.storage.base_models import base_model_doubt
+from safemerge.storage.base_models import base_model_doubt, check_same_base
 
 
 def test_the_examples_hold() -> None:
@@ -41,3 +42,50 @@ def test_other_names_do() -> None:
     assert (
         doubt == "the task adapter names org/a as its base model, not /models/b: make sure that they are one"
     )
+
+
+def _check(task: str | None, safety: str | None, aligned: str) -> tuple[str, ...]:
+    bases = {"task adapter": task, "safety adapter": safety}
+    return check_same_base({role: {"base_model_name_or_path": base} for role, base in bases.items()}, aligned)
+
+
+@pytest.mark.parametrize(
+    ("task", "safety", "aligned", "got"),
+    [
+        ("org/a", "org/b", "folder", r"org/a \(task adapter\), org/b \(safety adapter\); where"),
+        ("org/a", "org/a", "org/b@main", r"org/a .*, org/b@main \(aligned model\); where"),
+        (None, "org/a", "org/b", r"got org/a \(safety adapter\), org/b \(aligned model\)"),
+    ],
+)
+def test_adapters_of_other_models_on_the_hub_are_refused(task, safety, aligned, got: str):
+    with pytest.raises(MismatchError, match=got):
+        _check(task, safety, aligned)
+
+
+@pytest.mark.parametrize(
+    ("task", "safety", "aligned"),
+    [
+        ("org/a", "Org/A", "org/a@v1"),
+        ("org/a", None, "org/a"),
+        ("org/a", "org/a", "/moved/a"),
+        ("/gone/a", "/gone/a/", "org/a"),
+        (None, "", "org/a"),
+    ],
+)
+def test_names_of_one_model_are_no_matter(task, safety, aligned):
+    assert _check(task, safety, aligned) == ()
+    assert check_same_base({"adapter": {}}, Path(aligned)) == ()
+
+
+def test_an_adapter_that_names_another_folder_is_worth_a_warning(tmp_path: Path, monkeypatch) -> None:
+    for name in "abc":
+        (tmp_path / "models" / name).mkdir(parents=True)
+    (tmp_path / "link").symlink_to("models/a")
+    monkeypatch.chdir(tmp_path)
+    assert _check("models/a", str(tmp_path / "link"), "org/a") == ()
+    (warning,) = _check("models/a", "models/b", "org/a")
+    assert warning == (
+        "the safety adapter names models/b as its base model, not org/a: make sure that they are one"
+    )
+    assert len(_check("models/b", "models/c", "org/a")) == 2
+    assert _check("org/a", "/gone/a", "org/a") == ()
