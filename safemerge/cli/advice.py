@@ -13,6 +13,10 @@ if TYPE_CHECKING:
     from safemerge.records import MergeReport
 
 
+ROUGH = 0.05
+"""Relative error of a stored update above which a user is told."""
+
+
 def option_warnings(options: MergeOptions) -> Iterator[str]:
     """What to say of settings before anything is read."""
     from safemerge.core import methods
@@ -46,6 +50,17 @@ def threshold_warning(report: MergeReport) -> str | None:
         f"threshold {threshold:g} merged {'no layer' if below == 0 else 'every layer'}: the cosines of these "
         f"models lie between {cosines[0]:.3g} and {cosines[-1]:.3g}. Cosines differ from pair to pair; "
         f"--quantile 0.5 merges the half with the lowest: here, a threshold of {median(cosines):.3g}"
+    )
+
+
+def error_warning(report: MergeReport) -> str | None:
+    """What to say of an adapter that holds its updates only roughly; None where it does not."""
+    worst = max((layer.error or 0 for layer in report.layers), default=0)
+    if worst <= ROUGH:
+        return None
+    return (
+        f"at rank {report.rank} up to {100 * worst:.0f} % of a layer's update is lost: a higher --rank keeps "
+        "more, and safemerge export writes a full model that keeps all of it"
     )
 
 

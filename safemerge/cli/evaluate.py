@@ -144,7 +144,7 @@ def _print(report: EvaluationReport) -> None:
     for suite in report.suites:
         table.add_row(
             f"{suite.kind.replace('_', ' ')} rate, {escape(suite.suite)}",
-            "none" if suite.rate is None else f"{suite.rate:.3f} of {suite.n}",
+            "none" if suite.rate is None else f"{100 * suite.rate:.1f} % of {suite.n}",
             f"{suite.interval.low:.3f} to {suite.interval.high:.3f}" if suite.interval else "",
             f"{escape(suite.judge.id)}{', a smoke judge' if suite.judge.smoke else ''}",
         )

@@ -200,10 +200,10 @@ def _options(arguments: dict[str, Any]) -> MergeOptions:
 
 
 def _warn_of_result(report: MergeReport) -> None:
-    from safemerge.cli.advice import rank_warning, threshold_warning
+    from safemerge.cli.advice import error_warning, rank_warning, threshold_warning
     from safemerge.cli.tables import warn
 
-    warn(threshold_warning(report), rank_warning(report))
+    warn(threshold_warning(report), rank_warning(report), error_warning(report))
 
 
 def _print_summary(report: MergeReport, output: Path) -> None:

@@ -115,9 +115,11 @@ class MergeOptions:
     def _check_method(self) -> None:
         for name, what in (("density", "prune"), ("components", "decompose V")):
             if (getattr(self, name) is not None) != _takes(self.method, name):
+                if getattr(self, name) is None:
+                    raise ConfigError(f"{name}: expected with method {self.method}, got none")
                 takers = (other for other in methods.names() if _takes(other, name))
                 raise ConfigError(
-                    f"{name}: expected with methods that {what} ({', '.join(takers)}) and with no other, "
+                    f"{name}: expected with methods that {what} alone ({', '.join(takers)}), "
                     f"got {getattr(self, name)} with {self.method}"
                 )
         if self.density is not None and not 0 < self.density <= 1:

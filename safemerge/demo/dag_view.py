@@ -19,11 +19,14 @@ from safemerge.demo.live_line import LiveLine
 
 _START = re.compile(r"\[DAG TEST\] starting task_id=(\S+)")
 _END = re.compile(r"\[DAG TEST\] end task task_id=(\S+)")
+_STATE = re.compile(r"Task instance state updated\b.*\bnew_state=(\w+)")
 _TERMINAL_CODE = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
 _STEP_LINE = re.compile(r"\] (.*?)\s+\[airflow\.task\.operators\.safemerge[^\]]*\] loc=step_process")
 """A line that a step printed, as Airflow's log shows it."""
 _PROGRESS = re.compile(r"step \d+/\d+|\d+ of \d+|done in|hashing")
 _DONE = "already done in MLflow run"
+GATE = "gate"
+"""The task that fails where the verdict blocks."""
 
 
 class DagView:
@@ -42,7 +45,7 @@ class DagView:
         self._task = ""
         self._started_s = 0.0
         self._reused = False
-        self._failed = False
+        self._state = "success"
 
     def follow(self, command: Sequence[str], environment: Mapping[str, str]) -> int:
         """Run the command to its end and return its exit code; Ctrl-C ends it with all its children."""
@@ -75,19 +78,25 @@ class DagView:
     def _show(self, line: str, live: LiveLine) -> None:
         if match := _START.search(line):
             self._task, self._started_s = match[1], time.monotonic()
-            self._reused = self._failed = False
+            self._reused, self._state = False, "success"
             live.update(self._task, "")
         elif match := _END.search(line):
             self._close(match[1])
+        elif match := _STATE.search(line):
+            self._state = match[1]
         elif _DONE in line:
             self._reused = True
         elif "error:" in line:
-            self.error, self._failed = line[line.index("error:") :], True
+            self.error = line[line.index("error:") :]
         elif (match := _STEP_LINE.search(line)) and _PROGRESS.search(match[1]):
             live.update(self._task, match[1])
 
     def _close(self, task: str) -> None:
         took_s = time.monotonic() - self._started_s
         note = "  (done before with the same inputs)" if self._reused else ""
-        mark = "[red]✗[/]" if self._failed else "[green]✓[/]"
+        mark = {"success": "[green]✓[/]", "skipped": "[dim]–[/]"}.get(self._state, "[red]✗[/]")
+        if self._state == "skipped":
+            note = "  (not needed)"
+        elif self._state != "success" and task == GATE:
+            note = "  (blocked)"
         self.console.print(f"{mark} {escape(task):32} {took_s:6.0f} s{note}", highlight=False)

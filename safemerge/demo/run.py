@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -62,11 +63,13 @@ def run_twice(home: DemoHome, console: Console, mlflow_port: int) -> RenderableT
         console.rule("The same gate on the unrepaired adapter")
         adapter = repaired["train_task_adapter"].outputs["adapter"].uri
         unrepaired = run_dag(home, console, ledger, environment, {"adapter": adapter, "promote": False})
-        reports = {
-            label.removeprefix("evaluate_"): EvaluationReport.read(_fetch(home, ledger, result, "report"))
+        files = {
+            label.removeprefix("evaluate_"): _fetch(home, ledger, result, "report")
             for label, result in repaired.items()
             if label.startswith("evaluate_")
         }
+        reports = {arm: EvaluationReport.read(file) for arm, file in files.items()}
+        _keep_at_hand(home, ledger, repaired, files)
         verdicts = {
             "SafeMERGE": GateDecision.read(_fetch(home, ledger, repaired["gate"], "decision")),
             "unrepaired adapter": GateDecision.read(_fetch(home, ledger, unrepaired["gate"], "decision")),
@@ -76,6 +79,20 @@ def run_twice(home: DemoHome, console: Console, mlflow_port: int) -> RenderableT
             f"the gate passed, but the adapter was not promoted; the log: {home.logs / 'dag.log'}"
         )
     return last_screen(reports, verdicts, outlook(home, repaired.get("promote")))
+
+
+def _keep_at_hand(
+    home: DemoHome, ledger: Ledger, steps: Mapping[str, StepResult], reports: Mapping[str, Path]
+) -> None:
+    """Copy adapters and reports out of MLflow's store, for the command line to try."""
+    made = {"fine_tuned": ("train_task_adapter", "adapter"), "safety": ("train_safety_adapter", "adapter")}
+    made["safemerge"] = ("merge", "safemerge")
+    for name, (label, output) in made.items():
+        shutil.rmtree(home.adapters / name, ignore_errors=True)
+        shutil.copytree(_fetch(home, ledger, steps[label], output), home.adapters / name)
+    home.reports.mkdir(exist_ok=True)
+    for arm, file in reports.items():
+        shutil.copyfile(file, home.reports / f"{arm}.json")
 
 
 def write_pipeline(home: DemoHome, seed: int | None) -> None:
@@ -139,6 +156,7 @@ def outlook(home: DemoHome, promotion: StepResult | None) -> list[str]:
         "Stop it:       make down",
         "Train anew:    make demo SEED=1     (keeps the aligned model and the safety adapter)",
         f"Its config:    {_relative(home.pipeline)}     logs: {_relative(home.logs)}",
+        f"To try:        {_relative(home.adapters)} and {_relative(home.reports)}, as the README says",
     ]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
+from rich import box
 from rich.console import Group, RenderableType
 from rich.panel import Panel
 from rich.table import Table
@@ -27,15 +28,25 @@ def arms_table(reports: Mapping[str, EvaluationReport]) -> Table:
     """Arms by figures: utility, gain kept, harmful rate, over-refusal, each with its 95 % interval."""
     shown = [arm for arm in ARM_TITLES if arm in reports] + sorted(reports.keys() - ARM_TITLES.keys())
     first = reports[shown[0]]
-    table = Table(title="Every arm on prompts and documents that no choice has seen", title_justify="left")
-    table.add_column("arm")
+    table = Table(
+        title="Every arm on prompts and documents that no choice has seen",
+        title_justify="left",
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+        padding=(0, 1, 0, 0),
+    )
+    table.add_column("arm", overflow="fold")
+
+    def figures(*lines: str) -> None:
+        table.add_column("\n".join(lines), justify="right", overflow="fold")
+
     if first.utility:
         better = "higher" if first.utility.higher_is_better else "lower"
-        table.add_column(f"utility\n{first.utility.metric}\n({better} is better)", justify="right")
-        table.add_column("gain kept\n[95 %]", justify="right")
+        figures("utility", _words(first.utility.metric), f"({better} is", "better)")
+        figures("gain kept", "[95 %]")
     for suite in first.suites:
-        kind = "harmful rate" if suite.kind is SuiteKind.HARMFUL else "over-refusal"
-        table.add_column(f"{kind}\n{suite.suite}, n={suite.n}\n[95 %]", justify="right")
+        kind = ("harmful", "rate") if suite.kind is SuiteKind.HARMFUL else ("over-", "refusal")
+        figures(*kind, _words(suite.suite), f"n={suite.n}", "[95 %]")
     for arm in shown:
         report = reports[arm]
         cells = [ARM_TITLES.get(arm, arm)]
@@ -117,6 +128,11 @@ def last_screen(
     parts += [verdict_panel(decision, title) for title, decision in verdicts.items()]
     parts.append(Text("\n".join(outlook)))
     return Group(*parts)
+
+
+def _words(name: str) -> str:
+    """A name that may break between its parts."""
+    return name.replace("_", " ")
 
 
 def _flags(report: EvaluationReport, name: str) -> Mapping[str, bool]:

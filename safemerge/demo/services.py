@@ -47,6 +47,8 @@ class DemoHome:
         self.logs.mkdir(parents=True, exist_ok=True)
         self.pipeline = self.root / "pipeline.yaml"
         self.models = self.root / "models"
+        self.adapters = self.root / "adapters"
+        self.reports = self.root / "reports"
 
     def environment(self, mlflow_url: str, airflow_port: int = 8080) -> dict[str, str]:
         """The environment of every process of the demo."""

@@ -10,6 +10,7 @@ from rich.console import Console
 
 from safemerge.demo.run import run_twice
 from safemerge.demo.services import DemoHome, mlflow_service
+from safemerge.storage.adapters import read_adapter
 from tests.conftest import TinyPipeline
 
 pytestmark = [
@@ -40,4 +41,10 @@ def test_the_demo_reaches_both_verdicts(tiny_pipeline: TinyPipeline, tmp_path: P
     assert "done before with the same inputs" in shown
     assert shown.count("PASS: may ship") == 2  # the tiny policy lets everything pass
     assert "fine-tuned, unrepaired" in shown
+    assert {path.name for path in home.adapters.iterdir()} == {"fine_tuned", "safety", "safemerge"}
+    assert (
+        read_adapter(home.adapters / "safemerge").pairs.keys()
+        == read_adapter(home.adapters / "safety").pairs.keys()
+    )
+    assert {path.stem for path in home.reports.iterdir()} >= {"aligned", "fine_tuned", "safemerge"}
     assert mlflow_service(home).url is None

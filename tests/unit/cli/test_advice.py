@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from safemerge.cli.advice import option_warnings, rank_warning, threshold_warning
+from safemerge.cli.advice import error_warning, option_warnings, rank_warning, threshold_warning
 from safemerge.core.options import MergeOptions
 from safemerge.records import LayerReport, MergeReport
 
@@ -53,3 +53,13 @@ def test_a_rank_that_servers_refuse_is_worth_one() -> None:
 def test_a_threshold_that_follows_from_a_count_tells_nothing_apart_on_purpose() -> None:
     assert threshold_warning(_report()) is not None
     assert threshold_warning(_report(options={"count": 1})) is None
+
+
+def test_an_update_that_hardly_fits_its_rank_is_worth_one() -> None:
+    report = _report(rank=16)
+    assert error_warning(report) is None
+    layers = [layer.model_copy(update={"error": 0.457}) for layer in report.layers]
+    assert error_warning(report.model_copy(update={"layers": tuple(layers)})) == (
+        "at rank 16 up to 46 % of a layer's update is lost: a higher --rank keeps more, and safemerge export "
+        "writes a full model that keeps all of it"
+    )
