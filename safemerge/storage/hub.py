@@ -52,6 +52,11 @@ def resolve(source: str | Path, kind: Kind = "model") -> Path:
         return folder
     if folder.exists():
         raise error_class(f"{source}: expected the folder with the {kind}, got a file")
+    if str(source).startswith(("models:/", "runs:/")):
+        raise error_class(
+            f"{source}: expected a folder or a hub id, got an address in MLflow; fetch it first: "
+            f"mlflow artifacts download --artifact-uri {source} --dst-path DIR"
+        )
     if not isinstance(source, str) or not _HUB_ID.fullmatch(source):
         raise error_class(f"{source}: expected a folder or a hub id such as org/name@revision, got neither")
     name, _, revision = source.partition("@")

@@ -44,6 +44,12 @@ def test_a_path_that_is_not_there_is_not_taken_for_a_hub_id(source: str):
         resolve(source)
 
 
+@pytest.mark.parametrize("source", ["models:/bot-lora@champion", "runs:/0a1b/adapter"])
+def test_an_address_in_mlflow_is_told_how_to_fetch(source: str):
+    with pytest.raises(AdapterError, match=f"fetch it first: .* --artifact-uri {source} --dst-path DIR"):
+        resolve(source, "adapter")
+
+
 def test_a_path_object_is_never_a_hub_id():
     with pytest.raises(CheckpointError, match="got neither"):
         resolve(Path("org/name"))
