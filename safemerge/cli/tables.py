@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Literal
 
 import typer
 
-from safemerge.core.module_names import module_kinds, natural, position
+from safemerge.core.module_names import module_kinds, natural_order, position
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -126,7 +126,7 @@ def grid(cosines: Mapping[str, float | None], width: int) -> RenderableType:
     for module, cosine in cosines.items():
         # Experts of one layer share a cell.
         cells.setdefault((kinds[module], position(module).partition(".")[0]), []).append(cosine)
-    depths = sorted({depth for _, depth in cells}, key=natural)
+    depths = sorted({depth for _, depth in cells}, key=natural_order)
     defined = [cosine for cosine in cosines.values() if cosine is not None]
     low, high = (min(defined), max(defined)) if defined else (0.0, 1.0)
     label = max(len(row) for row in ("layer", *rows)) + 2

@@ -17,8 +17,9 @@ from safemerge.core import methods
 from safemerge.core.compress import compressed, padded
 from safemerge.core.lora import LoraPair
 from safemerge.core.methods.base import AlignmentTerm, Layer, MergeMethod, Update
+from safemerge.core.module_names import natural_order
 from safemerge.core.options import DEFAULT_THRESHOLD, MergeOptions, MergeSettings
-from safemerge.core.scoring import Alignment, LayerScore, Progress, Terms, natural_order, score_layers
+from safemerge.core.scoring import Alignment, LayerScore, Progress, Terms, score_layers
 from safemerge.core.select import (
     Selection,
     select_by_count,

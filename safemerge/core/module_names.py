@@ -37,9 +37,9 @@ def position(module: str) -> str:
     return ".".join(part for part in module.split(".") if part.isdecimal()) or NOWHERE
 
 
-def natural(text: str) -> list[int]:
-    """Sort key of positions: by their numbers."""
-    return [int(number) for number in re.findall(r"\d+", text)]
+def natural_order(module: str) -> list[tuple[int, str]]:
+    """Sort key of paths and positions that puts layer 2 before layer 10."""
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", module)]
 
 
 def grouped(modules: Iterable[str]) -> str:
@@ -56,7 +56,7 @@ def grouped(modules: Iterable[str]) -> str:
         positions.setdefault(kinds[module], []).append(position(module))
     alike: dict[tuple[str, ...], list[str]] = {}
     for kind, places in positions.items():
-        alike.setdefault(tuple(sorted(places, key=natural)), []).append(kind)
+        alike.setdefault(tuple(sorted(places, key=natural_order)), []).append(kind)
     ordered = sorted(alike.items(), key=lambda group: (-len(group[0]), group[0] == (NOWHERE,)))
     return "; ".join(f"{', '.join(names)}{_where(places)}" for places, names in ordered)
 

@@ -7,7 +7,6 @@ are never changed.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Generator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
@@ -19,6 +18,7 @@ from torch import Tensor
 
 from safemerge.core.alignment import alignment_difference, check_weights, difference_blocks
 from safemerge.core.lora import LoraPair, column_factor
+from safemerge.core.module_names import natural_order
 from safemerge.core.similarity import projected_cosines, whole
 from safemerge.errors import MismatchError, NonFiniteError
 
@@ -99,11 +99,6 @@ def score_many(
             if progress is not None:
                 progress(done, len(modules), module)
     return scores
-
-
-def natural_order(module: str) -> list[tuple[int, str]]:
-    """Sort key that puts layer 2 before layer 10."""
-    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", module)]
 
 
 Found = dict[int, LayerScore]

@@ -11,8 +11,9 @@ from typing import Literal, Unpack, get_args
 
 import safemerge
 from safemerge.core.merge import MergePlan, MergeResult, plan_merge
+from safemerge.core.module_names import natural_order
 from safemerge.core.options import MergeOptions, MergeSettings
-from safemerge.core.scoring import Progress, natural_order
+from safemerge.core.scoring import Progress
 from safemerge.engine.merging import REPORT_FILE, merge_report
 from safemerge.engine.scores import ScoredAdapters, score_adapters
 from safemerge.errors import ConfigError

@@ -11,9 +11,8 @@ from typing import Any, NamedTuple
 
 import safemerge
 from safemerge.core.lora import LoraPair
-from safemerge.core.module_names import grouped
+from safemerge.core.module_names import grouped, natural_order
 from safemerge.core.options import SERVED_RANK
-from safemerge.core.scoring import natural_order
 from safemerge.errors import SafemergeError
 from safemerge.reports import AdapterSummary, InspectionReport
 from safemerge.storage.adapter_config import CONFIG_FILE, TENSORS_FILE

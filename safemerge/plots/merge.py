@@ -7,7 +7,7 @@ from html import escape
 from math import ceil
 from typing import Any, NamedTuple
 
-from safemerge.core.module_names import module_kinds, natural, position
+from safemerge.core.module_names import module_kinds, natural_order, position
 from safemerge.plots.page import Json, axis, figure, page
 from safemerge.records import LayerReport, MergeReport
 
@@ -40,7 +40,7 @@ def layer_plot_html(report: MergeReport) -> str:
     """
     kinds = module_kinds([layer.module for layer in report.layers])
     rows = list(dict.fromkeys(kinds.values())) or ["no layers"]
-    positions = sorted({position(layer.module) for layer in report.layers}, key=natural)
+    positions = sorted({position(layer.module) for layer in report.layers}, key=natural_order)
     bar_width = min(0.75, len(positions) / 16)
     plot_px = ROW_HEIGHT_PX * len(rows)
     traces: list[Json] = []

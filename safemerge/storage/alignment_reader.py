@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from torch import Tensor
 
 from safemerge.core.lora import LoraPair
-from safemerge.core.scoring import natural_order
+from safemerge.core.module_names import natural_order
 from safemerge.errors import MismatchError
 from safemerge.records import json_digest
 from safemerge.storage.checkpoints import Checkpoint, check_same_architecture

@@ -11,7 +11,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from safemerge.core.methods.base import Update
-from safemerge.core.scoring import natural_order
+from safemerge.core.module_names import natural_order
 from safemerge.core.weights import updated_weight
 from safemerge.errors import MismatchError
 from safemerge.storage.architectures import HEADS, INPUT_EMBEDDINGS, is_tied

@@ -543,7 +543,7 @@ def test_the_command_writes_the_report_and_every_answer(pipeline, adapter, tmp_p
     assert (report.arm, report.adapter_digest) == ("mine", adapter_digest(adapter))
     lines = (tmp_path / "out" / "responses.jsonl").read_text(encoding="utf-8").splitlines()
     assert [json.loads(line)["prompt"] for line in lines] == list(PROMPTS.values()) * 2
-    for shown in ("1.000 of 4", "smoke judge", "higher is better", f"{report.utility.value:.4f}"):
+    for shown in ("100.0 % of 4", "smoke judge", "higher is better", f"{report.utility.value:.4f}"):
         assert shown in result.stdout
 
 

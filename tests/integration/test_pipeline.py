@@ -255,7 +255,7 @@ def test_an_interrupted_training_resumes_and_ends_the_same(
     [
         ({"config": None}, "option config: expected the path"),
         ({"overrides": {"merge.quantil": 0.5}}, "did you mean quantile"),
-        ({"overrides": {"merge.method": "ties"}}, "density: expected with methods that prune"),
+        ({"overrides": {"merge.method": "ties"}}, "density: expected with method ties, got none"),
         ({"overrides": {"aligned_model": "nowhere/at/all"}}, "nowhere/at/all"),
         ({"overrides": {"evaluation.utility.task": "tiny_choise"}}, "tiny_choice"),
         ({"overrides": {"evaluation.utility.metric": "accc"}}, "acc"),

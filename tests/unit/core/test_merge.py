@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from safemerge import safemerge
 from safemerge.core.lora import LoraPair
-from safemerge.core.merge import MergeResult, natural_order
+from safemerge.core.merge import MergeResult
+from safemerge.core.module_names import natural_order
 from safemerge.core.similarity import projected_cosine
 from safemerge.errors import ConfigError, DegenerateLayerError, MismatchError, NonFiniteError
 

@@ -11,14 +11,8 @@ from torch import Tensor
 
 from safemerge.core import alignment
 from safemerge.core.lora import LoraPair
-from safemerge.core.scoring import (
-    LayerScore,
-    WeightPair,
-    natural_order,
-    score_layers,
-    score_many,
-    terms_device,
-)
+from safemerge.core.module_names import natural_order
+from safemerge.core.scoring import LayerScore, WeightPair, score_layers, score_many, terms_device
 from safemerge.errors import MismatchError, NonFiniteError
 
 # The two products are in fp32 (unit roundoff 6e-8), and errors of entries average out in the norms.
