@@ -29,7 +29,7 @@ from tests.conftest import TinyPair, write_tiny_pipeline
 HOME = "/var/lib/safemerge"
 TASK = "train_task_adapter"
 """The training that is disturbed; the other one takes seconds. Its MLflow run is labelled alike."""
-STEPS = 2400
+STEPS = 3600
 """Minutes of training on two fast cores: it must outlast all that is done to it."""
 LABELS = {
     TASK,
