@@ -13,6 +13,9 @@ from safemerge.core.options import DEFAULT_THRESHOLD, OnUndefined
 
 INPUTS = "Inputs: each a folder or a hub id, with @revision or without"
 
+INPUT_NAMES = ("task_adapter", "safety_adapter", "aligned_model", "unaligned_model")
+"""What a merge is made of, as config files name it."""
+
 CHOICE = "Which layers are merged"
 WAY = "How they are merged"
 

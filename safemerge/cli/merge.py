@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from safemerge.core.options import MergeOptions
     from safemerge.records import MergeReport
 
-INPUTS = ("task_adapter", "safety_adapter", "aligned_model", "unaligned_model")
 
 EPILOG = (
     flags.methods_help()
@@ -152,7 +151,7 @@ def _is_published(ctx: typer.Context, script: published.PublishedFlags, own: dic
 
 def _own_arguments(ctx: typer.Context, given: dict[str, Any]) -> dict[str, Any]:
     """Our flags as keyword arguments of ``merge_adapters``; leaves with a usage error."""
-    required = [*INPUTS, "output"]
+    required = [*flags.INPUT_NAMES, "output"]
     if given["method"] and not methods.get(given["method"]).needs_safety:
         required.remove("safety_adapter")
     if missing := [flags.flag(name) for name in required if given[name] is None]:
@@ -172,11 +171,11 @@ def _recipe_arguments(ctx: typer.Context, config: Path, given: dict[str, Any]) -
     chosen = {name: value for name, value in given.items() if value is not None and name != "config"}
     # A choice on the command line stands for all that the file says of it.
     overrides = {
-        name if name in (*INPUTS, "output") else f"merge.{name}": value
+        name if name in (*flags.INPUT_NAMES, "output") else f"merge.{name}": value
         for name, value in with_partners_cleared(chosen).items()
     }
     recipe = load_merge_recipe(config, overrides)
-    sources = {name: getattr(recipe, name) for name in INPUTS}
+    sources = {name: getattr(recipe, name) for name in flags.INPUT_NAMES}
     return sources | recipe.merge.model_dump(mode="json") | {"output": Path(recipe.output)}
 
 
@@ -195,7 +194,9 @@ def _merge(arguments: dict[str, Any], hash_files: bool, device: str) -> MergeRep
 def _options(arguments: dict[str, Any]) -> MergeOptions:
     from safemerge.core.options import MergeOptions
 
-    settings = {name: value for name, value in arguments.items() if name not in (*INPUTS, "output")}
+    settings = {
+        name: value for name, value in arguments.items() if name not in (*flags.INPUT_NAMES, "output")
+    }
     return MergeOptions(**settings)
 
 

@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from safemerge.reports import SweepReport
 
 GRID = "The grid: every method with every choice of layers and all weights; each may be repeated"
-INPUTS = ("task_adapter", "safety_adapter", "aligned_model", "unaligned_model")
 
 EPILOG = (
     flags.methods_help()
@@ -146,7 +145,9 @@ def _recipe(config: Path | None, given: dict[str, Any]) -> SweepRecipe:
     from safemerge.config.load import load_sweep_recipe, sweep_recipe
 
     if config is None:
-        if missing := [flags.flag(name) for name in INPUTS if name not in given and name != "safety_adapter"]:
+        if missing := [
+            flags.flag(name) for name in flags.INPUT_NAMES if name not in given and name != "safety_adapter"
+        ]:
             raise typer.BadParameter(f"missing: {', '.join(missing)}", param_hint="flags")
         return sweep_recipe(given)
     # A choice on the command line stands for all that the file says of it.
