@@ -102,7 +102,7 @@ def _comparable_rule(candidate: EvaluationReport, name: str, other: EvaluationRe
         problem = f"{candidate.arm} and {name} cannot be compared: they differ in {', '.join(odd)}"
         return cannot_judge(rule, name, None, problem)
     shared = "the base model, the task, the prompts, the judge and how they were measured"
-    return kept(rule, name, f"{candidate.arm} and {name} share {shared}")
+    return kept(rule, name, f"measured as {name} was: {shared}")
 
 
 def _warnings(
