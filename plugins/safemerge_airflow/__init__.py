@@ -7,6 +7,8 @@ Settings, all optional, in the ``[safemerge]`` section of the Airflow configurat
 (or ``AIRFLOW__SAFEMERGE__<NAME>`` in the environment):
 
 - ``python``: interpreter that runs the steps, where it is not the worker's own.
+- ``mlflow_conn_id``, ``huggingface_conn_id``: connections that say where MLflow and the hub are and
+  who we are there, where the workers' environment does not (``MLFLOW_TRACKING_URI``, ``HF_TOKEN``).
 - ``mlflow_url``: address of the MLflow pages as a browser reaches them.
 - ``gpu_queue``: the queue that device workers listen on, where no executor alias ``gpu`` says so;
   ``gpu_pod_template``: the pod template of tasks with a device, under KubernetesExecutor;

@@ -17,6 +17,7 @@ from airflow.sdk import BaseOperator, conf
 from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
 
 from safemerge.records import StepResult
+from safemerge_airflow.connections import step_environment
 from safemerge_airflow.device_lane import device_lane
 from safemerge_airflow.mlflow_link import MlflowRunLink, mlflow_run_url
 from safemerge_airflow.step_process import StepProcess
@@ -71,7 +72,7 @@ class SafemergeStepOperator(BaseOperator):
             context["ti"].xcom_push(MlflowRunLink().xcom_key, mlflow_run_url(self.run_id))
         request = {"run_id": self.run_id, "inputs": self._given(self.step_inputs), "options": self.options()}
         self.log.info("%s", shlex.join(["safemerge", "step", self.step, json.dumps(request)]))
-        self._process = StepProcess(self.command(), self.log)
+        self._process = StepProcess(self.command(), self.log, step_environment())
         try:
             result = self._process.run(self.step, request)
         finally:

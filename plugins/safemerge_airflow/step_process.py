@@ -101,11 +101,15 @@ class StepProcess:
     Args:
         command: how to call safemerge, such as ``(sys.executable, "-m", "safemerge")``.
         log: receives the step's output while it runs.
+        environment: what the step's environment holds beside this process's own.
     """
 
-    def __init__(self, command: Sequence[str], log: logging.Logger) -> None:
+    def __init__(
+        self, command: Sequence[str], log: logging.Logger, environment: Mapping[str, str] | None = None
+    ) -> None:
         self._command = tuple(command)
         self._log = log
+        self._environment = dict(environment or {})
         self._process: subprocess.Popen[bytes] | None = None
 
     def run(self, step: str, request: Mapping[str, Any]) -> StepResult:
@@ -150,7 +154,7 @@ class StepProcess:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
-            env=os.environ | {"PYTHONUNBUFFERED": "1", "NO_COLOR": "1"},
+            env=os.environ | {"PYTHONUNBUFFERED": "1", "NO_COLOR": "1"} | self._environment,
             start_new_session=True,
         )
         try:

@@ -38,6 +38,9 @@ match args.name:
             print(line)
         print("to stderr", file=sys.stderr)
         result(**options.get("result", {}))
+    case "environment":
+        names = ("MLFLOW_TRACKING_URI", "HF_TOKEN")
+        result(figures={name: os.environ[name] for name in names})
     case "request":
         result(figures={"request": args.request, "argv": " ".join(sys.argv[1:])})
     case "progress":
