@@ -32,11 +32,8 @@ UPSTREAM = {
         *("evaluate.safemerge", "evaluate.scale", "evaluate.scale_selected"),
     },
     "promote": {"open_run", "safemerge", "gate"},
-    "close_run": {
-        *("open_run", "train_safety_adapter", "evaluate.aligned", "evaluate.fine_tuned"),
-        *("evaluate.safemerge", "evaluate.scale", "evaluate.scale_selected", "promote"),
-    },
 }
+UPSTREAM["close_run"] = set(UPSTREAM)
 ON_A_DEVICE = {
     *("train_safety_adapter", "train_task_adapter", "safemerge"),
     *(task for task in UPSTREAM if task.startswith("evaluate.")),

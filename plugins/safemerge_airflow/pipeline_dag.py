@@ -1,0 +1,257 @@
+"""The retraining DAG: order and parameters of its tasks, whatever it is made for.
+
+:func:`pipeline_dag` makes one. Each group of tasks is a function that takes what it needs and
+gives what later groups need; to add tasks, write such a function and call it in :func:`_tasks`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import timedelta
+from typing import Any, NamedTuple
+
+from airflow.sdk import DAG, Param, TaskGroup
+
+from safemerge.core import methods
+from safemerge_airflow.device_lane import device_lane
+from safemerge_airflow.operators import (
+    CloseRunOperator,
+    EvaluateOperator,
+    GateOperator,
+    OpenRunOperator,
+    PromoteOperator,
+    SafeMergeOperator,
+    TrainAdapterOperator,
+)
+
+DOC = """
+Fine-tunes a LoRA adapter, repairs it with **SafeMERGE**, evaluates it beside the aligned model, the
+unrepaired adapter and two controls, and gates it.
+
+- **Pass**: the adapter becomes a new version in the MLflow Model Registry and takes the alias `champion`.
+- **Block**: the run fails at `gate` with the verdict as its message; `champion` stays. All is recorded.
+- **Cannot tell** (where the policy says `on_cannot_tell: ask`): the run fails at `gate` too, and a person
+  decides: with more prompts or another policy, start it again; only what changed is done anew.
+
+Starting a run again repeats nothing that MLflow already holds for the same inputs. Each task has a
+button to its MLflow run.
+"""
+
+MERGE = "Merge (empty: as in the config)"
+RECORD = "Record"
+RE_GATE = "Evaluate and gate an adapter again, without training"
+NOT_FAILED = "none_failed"
+"""A task is skipped where an adapter was given; what follows it still runs."""
+
+
+class Made(NamedTuple):
+    """What training and merging give, as other tasks read it: an operator's ``output[name]``."""
+
+    run_id: Any
+    """MLflow run of the pipeline run."""
+    fine_tuned: Any
+    safety: Any
+    safemerge: Any
+    """The candidate."""
+    controls: Mapping[str, Any]
+    """Adapters to compare it with, by the arm's name."""
+
+
+def pipeline_dag(dag_id: str, *, config: str | None, **settings: Any) -> DAG:
+    """The DAG of a pipeline.
+
+    Args:
+        dag_id: its id.
+        config: path of the pipeline's YAML file, as workers see it; None asks whoever starts a run.
+        settings: arguments of :class:`airflow.sdk.DAG` beyond and before those set here.
+    """
+    defaults: dict[str, Any] = {
+        "description": "Fine-tune, repair with SafeMERGE, evaluate, gate, release",
+        "doc_md": DOC,
+        "schedule": None,
+        "catchup": False,
+        "max_active_runs": 1,
+        # Without a lane for devices, one task at a time keeps two steps off the same device.
+        "max_active_tasks": 16 if device_lane() else 1,
+        "params": config_params(config) | run_params(),
+        "default_args": {"owner": "safemerge", "retries": 2, "retry_delay": timedelta(seconds=30)},
+        "tags": ["safemerge", "safety", "lora"],
+    }
+    with DAG(dag_id=dag_id, **defaults | settings) as dag:
+        _tasks(dag)
+    return dag
+
+
+def _tasks(dag: DAG) -> None:
+    """All tasks of the DAG, group by group."""
+    run_id = open_run(dag).output["run_id"]
+    made = train_and_merge(run_id)
+    reports = evaluate(made)
+    gate_and_promote(made, reports)
+    before = list(dag.tasks)
+    close = CloseRunOperator(task_id="close_run", run_id=run_id)
+    # A teardown task runs whatever came before, and leaves the run's state to the others.
+    before >> close.as_teardown()
+
+
+# --- tasks -------------------------------------------------------------------------
+
+
+def open_run(dag: DAG) -> OpenRunOperator:
+    """Checks everything and opens the pipeline run, with the run's parameters."""
+    return OpenRunOperator(
+        task_id="open_run",
+        config=dag.param("config"),
+        overrides={f"merge.{name}": dag.param(name) for name in merge_params()},
+        adapter=dag.param("adapter"),
+        fine_tuned_adapter=dag.param("fine_tuned_adapter"),
+        promote=dag.param("promote"),
+        run_key=dag.param("run_key"),
+    )
+
+
+def train_and_merge(run_id: Any) -> Made:
+    """Trains both adapters and merges them."""
+    train_safety = TrainAdapterOperator(task_id="train_safety_adapter", run_id=run_id, role="safety")
+    train_task = TrainAdapterOperator(task_id="train_task_adapter", run_id=run_id, role="task")
+    safety, fine_tuned = train_safety.output["adapter"], train_task.output["adapter"]
+    merge = SafeMergeOperator(
+        task_id="safemerge",
+        run_id=run_id,
+        task_adapter=fine_tuned,
+        safety_adapter=safety,
+        trigger_rule=NOT_FAILED,
+    )
+    controls = {name: merge.output[name] for name in ("scale", "scale_selected")}
+    return Made(run_id, fine_tuned, safety, merge.output["safemerge"], controls)
+
+
+def evaluate(made: Made) -> Mapping[str, Any]:
+    """Measures every arm; gives their reports by the arm's name."""
+    adapters = {
+        "aligned": None,
+        "fine_tuned": made.fine_tuned,
+        "safemerge": made.safemerge,
+        **made.controls,
+    }
+    with TaskGroup("evaluate", default_args={"trigger_rule": NOT_FAILED}):
+        return {
+            arm: EvaluateOperator(task_id=arm, run_id=made.run_id, arm=arm, adapter=adapter).output["report"]
+            for arm, adapter in adapters.items()
+        }
+
+
+def gate_and_promote(made: Made, reports: Mapping[str, Any]) -> None:
+    """Judges the candidate and releases it where it passes."""
+    gate = GateOperator(
+        task_id="gate",
+        run_id=made.run_id,
+        candidate=reports["safemerge"],
+        aligned=reports["aligned"],
+        fine_tuned=reports["fine_tuned"],
+        adapter=made.safemerge,
+        trigger_rule=NOT_FAILED,
+    )
+    # The controls are no input of the gate: it waits for them so that all is measured when it speaks.
+    [report.operator for report in reports.values()] >> gate
+    PromoteOperator(
+        task_id="promote",
+        run_id=made.run_id,
+        adapter=made.safemerge,
+        decision=gate.output["decision"],
+        trigger_rule=NOT_FAILED,
+    )
+
+
+# --- parameters of a run -----------------------------------------------------------
+
+
+def config_params(config: str | None) -> dict[str, Param]:
+    """The file to run, where a DAG serves any."""
+    return {
+        "config": Param(
+            config,
+            type="string",
+            minLength=1,
+            title="Pipeline config",
+            description="Path of the pipeline's YAML file, as the workers see it.",
+        )
+    }
+
+
+def merge_params() -> dict[str, Param]:
+    """Settings of the merge that a run may change: their names are those in the config's ``merge``."""
+    return {
+        "method": Param(
+            None,
+            type=["null", "string"],
+            enum=[None, *methods.names()],
+            title="Method",
+            description="How the merged adapter is made of the two.",
+            section=MERGE,
+        ),
+        "threshold": Param(
+            None,
+            type=["null", "number"],
+            title="Threshold",
+            description="Layers with a cosine below it are merged. Give this or the quantile.",
+            section=MERGE,
+        ),
+        "quantile": Param(
+            None,
+            type=["null", "number"],
+            minimum=0,
+            maximum=1,
+            title="Quantile",
+            description="Share of the layers to merge, those with the lowest cosines.",
+            section=MERGE,
+        ),
+        "task_weight": Param(
+            None,
+            type=["null", "number"],
+            title="Task weight",
+            description="Weight of the task adapter in merged layers. One given makes the other 1 minus it.",
+            section=MERGE,
+        ),
+        "safety_weight": Param(
+            None,
+            type=["null", "number"],
+            title="Safety weight",
+            description="Weight of the safety adapter in merged layers.",
+            section=MERGE,
+        ),
+    }
+
+
+def run_params() -> dict[str, Param]:
+    """What a run of any pipeline may be asked for."""
+    return merge_params() | {
+        "adapter": Param(
+            None,
+            type=["null", "string"],
+            title="Adapter",
+            description="A folder, runs:/<run id>/<path> or models:/<name>@champion.",
+            section=RE_GATE,
+        ),
+        "fine_tuned_adapter": Param(
+            None,
+            type=["null", "string"],
+            title="Unrepaired adapter",
+            description="The adapter that it came from, where the gate is to judge the gain kept.",
+            section=RE_GATE,
+        ),
+        "promote": Param(
+            True,
+            type="boolean",
+            title="Promote",
+            description="Whether an adapter that passes the gate becomes the champion.",
+            section=RECORD,
+        ),
+        "run_key": Param(
+            None,
+            type=["null", "string"],
+            title="Run key",
+            description="Name under which MLflow finds this run again; DAG id and run id where empty.",
+            section=RECORD,
+        ),
+    }
