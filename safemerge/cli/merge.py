@@ -124,7 +124,7 @@ def merge(
         script = published.with_draws(script, density, seed)
         arguments = published.merge_arguments(script, on_undefined)
     elif config is not None:
-        arguments = _recipe_arguments(ctx, config, own | shared)
+        arguments = _file_arguments(ctx, config, own | shared)
     else:
         arguments = _own_arguments(ctx, own | shared)
     report = _merge(arguments, hash_files, device)
@@ -162,9 +162,9 @@ def _own_arguments(ctx: typer.Context, given: dict[str, Any]) -> dict[str, Any]:
     return {"safety_adapter": None} | arguments | {"output": Path(given["output"])}
 
 
-def _recipe_arguments(ctx: typer.Context, config: Path, given: dict[str, Any]) -> dict[str, Any]:
+def _file_arguments(ctx: typer.Context, config: Path, given: dict[str, Any]) -> dict[str, Any]:
     """A config file and the flags that override it, as keyword arguments of ``merge_adapters``."""
-    from safemerge.config.load import load_merge_recipe
+    from safemerge.config.load import load_merge_settings
 
     for names in (SELECTIONS, SIZES):
         flags.unique(ctx, given, names)
@@ -174,9 +174,9 @@ def _recipe_arguments(ctx: typer.Context, config: Path, given: dict[str, Any]) -
         name if name in (*flags.INPUT_NAMES, "output") else f"merge.{name}": value
         for name, value in with_partners_cleared(chosen).items()
     }
-    recipe = load_merge_recipe(config, overrides)
-    sources = {name: getattr(recipe, name) for name in flags.INPUT_NAMES}
-    return sources | recipe.merge.model_dump(mode="json") | {"output": Path(recipe.output)}
+    settings = load_merge_settings(config, overrides)
+    sources = {name: getattr(settings, name) for name in flags.INPUT_NAMES}
+    return sources | settings.merge.model_dump(mode="json") | {"output": Path(settings.output)}
 
 
 def _merge(arguments: dict[str, Any], hash_files: bool, device: str) -> MergeReport:

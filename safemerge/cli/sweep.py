@@ -11,7 +11,7 @@ from safemerge.cli import flags
 from safemerge.core.options import SIZES
 
 if TYPE_CHECKING:
-    from safemerge.config.recipes import SweepRecipe
+    from safemerge.config.commands import SweepSettings
     from safemerge.reports import SweepReport
 
 GRID = "The grid: every method with every choice of layers and all weights; each may be repeated"
@@ -129,51 +129,51 @@ def sweep(
         "grid.on_undefined": on_undefined,
     }
     flags.unique(ctx, {"rank": rank, "max_error": max_error}, SIZES)
-    recipe = _recipe(
+    settings = _settings(
         config, {name: value for name, value in given.items() if value is not None and value != []}
     )
-    report = _sweep(recipe, hash_files, device)
+    report = _sweep(settings, hash_files, device)
     if as_json:
         typer.echo(report.to_json(), nl=False)
     else:
         _print(report)
-        if recipe.output is not None:
-            typer.echo(recipe.output)
+        if settings.output is not None:
+            typer.echo(settings.output)
 
 
-def _recipe(config: Path | None, given: dict[str, Any]) -> SweepRecipe:
-    from safemerge.config.load import load_sweep_recipe, sweep_recipe
+def _settings(config: Path | None, given: dict[str, Any]) -> SweepSettings:
+    from safemerge.config.load import load_sweep_settings, sweep_settings
 
     if config is None:
         if missing := [
             flags.flag(name) for name in flags.INPUT_NAMES if name not in given and name != "safety_adapter"
         ]:
             raise typer.BadParameter(f"missing: {', '.join(missing)}", param_hint="flags")
-        return sweep_recipe(given)
+        return sweep_settings(given)
     # A choice on the command line stands for all that the file says of it.
     for names, empty in ((("thresholds", "quantiles", "counts"), []), (SIZES, None)):
         if any(f"grid.{name}" in given for name in names):
             given = {f"grid.{name}": empty for name in names} | given
-    return load_sweep_recipe(config, given)
+    return load_sweep_settings(config, given)
 
 
-def _sweep(recipe: SweepRecipe, hash_files: bool, device: str) -> SweepReport:
+def _sweep(settings: SweepSettings, hash_files: bool, device: str) -> SweepReport:
     from safemerge.cli.advice import option_warnings
     from safemerge.cli.tables import progress_bar, warn
     from safemerge.engine.sweeping import candidates, sweep_adapters
 
-    found = candidates(recipe.grid)
+    found = candidates(settings.grid)
     for options in found.values():
         warn(*option_warnings(options))
     with progress_bar() as progress:
         report = sweep_adapters(
-            recipe.task_adapter,
-            recipe.safety_adapter,
-            recipe.aligned_model,
-            recipe.unaligned_model,
+            settings.task_adapter,
+            settings.safety_adapter,
+            settings.aligned_model,
+            settings.unaligned_model,
             candidates=found,
-            output=recipe.output,
-            write=recipe.write,
+            output=settings.output,
+            write=settings.write,
             hash_files=hash_files,
             device=device,
             progress=progress,

@@ -18,15 +18,15 @@ import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
+from safemerge.config.commands import Inputs, MergeSettings, SweepSettings
 from safemerge.config.judges import LocalGuardConfig
 from safemerge.config.models import DataSource, PipelineConfig, SuiteConfig, UtilityConfig
-from safemerge.config.recipes import Inputs, MergeRecipe, SweepRecipe
 from safemerge.config.suites import SuiteSpec
 from safemerge.errors import ConfigError
 from safemerge.gate import GatePolicy
 
 Model = TypeVar("Model", bound=BaseModel)
-Recipe = TypeVar("Recipe", bound=Inputs)
+Settings = TypeVar("Settings", bound=Inputs)
 Key = tuple[str | int, ...]
 
 _FILE_SUFFIXES = (".jsonl", ".json")
@@ -72,7 +72,7 @@ def load_policy(path: Path) -> GatePolicy:
     return _validated(GatePolicy, data, path, lines, prefix)
 
 
-def load_merge_recipe(path: Path, overrides: Mapping[str, Any] | None = None) -> MergeRecipe:
+def load_merge_settings(path: Path, overrides: Mapping[str, Any] | None = None) -> MergeSettings:
     """Read the config file of ``safemerge merge``.
 
     Args:
@@ -80,20 +80,20 @@ def load_merge_recipe(path: Path, overrides: Mapping[str, Any] | None = None) ->
         overrides: as of :func:`load_pipeline`; paths in them count from the working directory.
 
     Returns:
-        The recipe. Paths in the file count from its folder.
+        The settings. Paths in the file count from its folder.
 
     Raises:
         ConfigError: the file cannot be read or used; lists every problem.
     """
-    return _load_recipe(MergeRecipe, path, overrides)
+    return _load_settings(MergeSettings, path, overrides)
 
 
-def load_sweep_recipe(path: Path, overrides: Mapping[str, Any] | None = None) -> SweepRecipe:
-    """Read the config file of ``safemerge sweep``; the rest is as of :func:`load_merge_recipe`."""
-    return _load_recipe(SweepRecipe, path, overrides)
+def load_sweep_settings(path: Path, overrides: Mapping[str, Any] | None = None) -> SweepSettings:
+    """Read the config file of ``safemerge sweep``; the rest is as of :func:`load_merge_settings`."""
+    return _load_settings(SweepSettings, path, overrides)
 
 
-def sweep_recipe(settings: Mapping[str, Any]) -> SweepRecipe:
+def sweep_settings(settings: Mapping[str, Any]) -> SweepSettings:
     """The same of flags alone: dotted key to value.
 
     Raises:
@@ -102,7 +102,7 @@ def sweep_recipe(settings: Mapping[str, Any]) -> SweepRecipe:
     data: dict[str, Any] = {}
     for key, value in settings.items():
         _override(data, key, value)
-    return _validated(SweepRecipe, data, Path("flags"), {})
+    return _validated(SweepSettings, data, Path("flags"), {})
 
 
 def load_suite_spec(path: Path) -> SuiteSpec:
@@ -118,7 +118,7 @@ def load_suite_spec(path: Path) -> SuiteSpec:
     return spec.model_copy(update={"file": _absolute(spec.file, path.resolve().parent)})
 
 
-def _load_recipe(model: type[Recipe], path: Path, overrides: Mapping[str, Any] | None) -> Recipe:
+def _load_settings(model: type[Settings], path: Path, overrides: Mapping[str, Any] | None) -> Settings:
     data, lines = _read_yaml(path)
     folder = path.resolve().parent
     for name in Inputs.model_fields:

@@ -6,16 +6,16 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from safemerge.config.commands import MergeSettings, SweepSettings
 from safemerge.config.models import PipelineConfig
-from safemerge.config.recipes import MergeRecipe, SweepRecipe
 from safemerge.config.suites import SuiteSpec
 from safemerge.gate import GatePolicy
 from safemerge.records import EvaluationReport
 
 MODELS: dict[str, type[BaseModel]] = {
     "pipeline": PipelineConfig,
-    "merge": MergeRecipe,
-    "sweep": SweepRecipe,
+    "merge": MergeSettings,
+    "sweep": SweepSettings,
     "policy": GatePolicy,
     "suite": SuiteSpec,
     "report": EvaluationReport,

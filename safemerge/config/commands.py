@@ -1,4 +1,4 @@
-"""Recipes: the config files of single commands, as :mod:`safemerge.config.models` is of the pipeline's."""
+"""The config files of single commands, as :mod:`safemerge.config.models` is of the pipeline's."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Inputs(Config):
     """Its counterpart before alignment; same architecture."""
 
 
-class MergeRecipe(Inputs):
+class MergeSettings(Inputs):
     """``safemerge merge --config``: what to merge, how, and where to."""
 
     output: str
@@ -81,7 +81,7 @@ class SweepGrid(Config):
         return list(itertools.product(self.choices(), self.weightings()))
 
 
-class SweepRecipe(Inputs):
+class SweepSettings(Inputs):
     """``safemerge sweep --config``: what to merge, and the settings to try."""
 
     output: str | None = None

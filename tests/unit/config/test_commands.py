@@ -1,4 +1,4 @@
-"""Recipes: what a file says, what flags override, and that the committed examples hold."""
+"""Commands: what a file says, what flags override, and that the committed examples hold."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 import yaml
 
+from safemerge.config.commands import MergeSettings, SweepGrid
 from safemerge.config.load import (
-    load_merge_recipe,
+    load_merge_settings,
     load_policy,
-    load_sweep_recipe,
-    sweep_recipe,
+    load_sweep_settings,
+    sweep_settings,
 )
-from safemerge.config.recipes import MergeRecipe, SweepGrid
 from safemerge.config.schemas import json_schema
 from safemerge.engine.merging import merge_options
 from safemerge.engine.sweeping import candidates
@@ -33,34 +33,34 @@ def folder(tmp_path: Path) -> Path:
 
 
 def _write(folder: Path, text: str) -> Path:
-    path = folder / "recipe.yaml"
+    path = folder / "settings.yaml"
     path.write_text(INPUTS + text)
     return path
 
 
 def test_every_example_can_be_used() -> None:
-    merge_options(load_merge_recipe(EXAMPLES / "merge.yaml").merge)
+    merge_options(load_merge_settings(EXAMPLES / "merge.yaml").merge)
     load_policy(EXAMPLES / "policy.yaml")
-    recipe = load_sweep_recipe(EXAMPLES / "sweep.yaml")
-    assert set(recipe.write) <= candidates(recipe.grid).keys()
+    settings = load_sweep_settings(EXAMPLES / "sweep.yaml")
+    assert set(settings.write) <= candidates(settings.grid).keys()
 
 
 def test_paths_count_from_the_file_and_hub_ids_stay(folder: Path) -> None:
-    recipe = load_merge_recipe(_write(folder, "output: out\nmerge: {quantile: 0.5}\n"))
-    assert recipe.task_adapter == str(folder / "task")
-    assert recipe.safety_adapter == "org/safety@v1"
-    assert recipe.aligned_model == str(folder / "aligned")
-    assert recipe.unaligned_model == "org/m"
-    assert recipe.output == str(folder / "out")
-    assert recipe.merge.quantile == 0.5
+    settings = load_merge_settings(_write(folder, "output: out\nmerge: {quantile: 0.5}\n"))
+    assert settings.task_adapter == str(folder / "task")
+    assert settings.safety_adapter == "org/safety@v1"
+    assert settings.aligned_model == str(folder / "aligned")
+    assert settings.unaligned_model == "org/m"
+    assert settings.output == str(folder / "out")
+    assert settings.merge.quantile == 0.5
 
 
 def test_overrides_win_and_count_from_where_they_were_typed(folder: Path) -> None:
     path = _write(folder, "output: out\nmerge: {quantile: 0.5}\n")
     given = {"task_adapter": "./mine", "output": "o", "merge.quantile": None, "merge.count": 3}
-    recipe = load_merge_recipe(path, given)
-    assert (recipe.task_adapter, recipe.output) == ("./mine", "o")
-    assert (recipe.merge.quantile, recipe.merge.count) == (None, 3)
+    settings = load_merge_settings(path, given)
+    assert (settings.task_adapter, settings.output) == ("./mine", "o")
+    assert (settings.merge.quantile, settings.merge.count) == (None, 3)
 
 
 @pytest.mark.parametrize(
@@ -80,28 +80,28 @@ def test_overrides_win_and_count_from_where_they_were_typed(folder: Path) -> Non
 )
 def test_what_is_wrong_is_said_in_its_place(folder: Path, text: str, said: str) -> None:
     with pytest.raises(ConfigError, match=said):
-        load_merge_recipe(_write(folder, text))
+        load_merge_settings(_write(folder, text))
 
 
 def test_a_sweep_is_read_with_its_grid(folder: Path) -> None:
     text = "grid:\n  thresholds: [0.2]\n  counts: [2, 3]\n  weights: [0.8, [0.5, 0.4]]\nwrite: [all]\n"
-    recipe = load_sweep_recipe(_write(folder, text))
-    assert recipe.grid.choices() == [{"threshold": 0.2}, {"count": 2}, {"count": 3}]
-    assert recipe.grid.weightings() == [{"task_weight": 0.8}, {"task_weight": 0.5, "safety_weight": 0.4}]
-    assert len(recipe.grid.points()) == 6
-    assert recipe.output is None
+    settings = load_sweep_settings(_write(folder, text))
+    assert settings.grid.choices() == [{"threshold": 0.2}, {"count": 2}, {"count": 3}]
+    assert settings.grid.weightings() == [{"task_weight": 0.8}, {"task_weight": 0.5, "safety_weight": 0.4}]
+    assert len(settings.grid.points()) == 6
+    assert settings.output is None
 
 
 def test_a_sweep_of_flags_alone() -> None:
     given = {"task_adapter": "a", "aligned_model": "b", "unaligned_model": "c", "grid.counts": [2]}
-    assert sweep_recipe(given).grid == SweepGrid(counts=(2,))
+    assert sweep_settings(given).grid == SweepGrid(counts=(2,))
     with pytest.raises(ConfigError, match=r"grid\.quantiles\.0: expected less than or equal to 1"):
-        sweep_recipe(given | {"grid.quantiles": [2]})
+        sweep_settings(given | {"grid.quantiles": [2]})
 
 
 def test_a_sweep_takes_one_size(folder: Path) -> None:
     with pytest.raises(ConfigError, match="expected one of rank, max_error"):
-        load_sweep_recipe(_write(folder, "grid: {rank: 4, max_error: 0.1}\n"))
+        load_sweep_settings(_write(folder, "grid: {rank: 4, max_error: 0.1}\n"))
 
 
 @pytest.mark.parametrize("kind", ["merge", "sweep"])
@@ -114,4 +114,4 @@ def test_schemas_are_json_that_explains_its_keys(kind: str) -> None:
 def test_the_recipe_holds_the_merge_of_the_pipeline() -> None:
     """A section can be copied from one file to the other."""
     text = yaml.safe_load((EXAMPLES / "merge.yaml").read_text())
-    assert MergeRecipe.model_validate(text).merge.rank == 16
+    assert MergeSettings.model_validate(text).merge.rank == 16
