@@ -21,8 +21,9 @@ from safemerge.errors import (
     MissingDependencyError,
 )
 from safemerge.evaluation.arm import evaluate_arm
-from safemerge.evaluation.generation import encode, generate, load_arm
+from safemerge.evaluation.generation import generate
 from safemerge.evaluation.suites import ChatFormat
+from safemerge.evaluation.transformers_arm import TransformersModel, encode, load_arm
 from safemerge.evaluation.utility import check_task, measure_utility
 from safemerge.records import EvaluationReport, SuiteKind
 
@@ -476,25 +477,25 @@ def test_wrong_settings_are_found_before_the_model_is_loaded(settings, tmp_path)
 def test_judging_begins_once_the_arm_is_gone(tiny_checkpoint, settings, monkeypatch):
     import weakref
 
-    from safemerge.evaluation import arm
+    from safemerge.evaluation import transformers_arm
     from safemerge.evaluation.judges.refusal_phrases import RefusalPhrases
 
     loaded, alive, released = [], [], []
 
-    def watched(*arguments):
-        made = load_arm(*arguments)
-        loaded.append(weakref.ref(made.model))
-        return made
+    class WatchedModel(TransformersModel):
+        def __init__(self, model, *arguments):
+            super().__init__(model, *arguments)
+            loaded.append(weakref.ref(model))
 
     class Watching(RefusalPhrases):
-        def flags(self, kind, answers):
+        def flags(self, kind, answers, journal=None):
             alive.append(loaded[0]() is not None)
-            return super().flags(kind, answers)
+            return super().flags(kind, answers, journal)
 
         def release(self):
             released.append(True)
 
-    monkeypatch.setattr(arm, "load_arm", watched)
+    monkeypatch.setattr(transformers_arm, "TransformersModel", WatchedModel)
     monkeypatch.setattr("safemerge.evaluation.judges.RefusalPhrases", Watching)
     report = evaluate_arm(tiny_checkpoint, None, "a", settings, model_digest="m", adapter_digest=None).report
     assert alive == [False, False]
