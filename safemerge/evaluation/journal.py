@@ -43,12 +43,13 @@ class Journal:
         if not file.exists():
             return
         content = file.read_bytes()
-        for line in content.splitlines():
+        for line in content.split(b"\n"):
             try:
-                key, value = json.loads(line)
+                entry = json.loads(line)
             except ValueError:
                 continue
-            self._found[key] = value
+            if isinstance(entry, list) and len(entry) == 2 and isinstance(entry[0], str):
+                self._found[entry[0]] = entry[1]
         if content and not content.endswith(b"\n"):
             with file.open("ab") as end:
                 end.write(b"\n")
