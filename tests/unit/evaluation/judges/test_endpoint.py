@@ -109,10 +109,12 @@ def test_an_answer_that_was_judged_is_not_paid_for_again(server, tmp_path):
     server.plan += [(400, {}, {"error": "no credit"})]
     with pytest.raises(EvaluationError, match="got status 400"):
         _judge(server, concurrency=1).flags(SuiteKind.HARMFUL, answers, Journal(tmp_path))
-    assert len(server.seen) == 4
+    # The worker may have asked on before it was told to stop.
+    before = len(server.seen)
+    assert 4 <= before < 8
     judge = _judge(server, concurrency=2)
     flags = judge.flags(SuiteKind.HARMFUL, answers, Journal(tmp_path))
-    assert (judge.usage.requests, len(server.seen)) == (4, 8)
+    assert (judge.usage.requests, len(server.seen)) == (8 - before, 8)
     assert [name for name, flag in flags.items() if flag] == ["bad"]
     # The same judge on the same answers, whatever the suite; another judge asks anew.
     assert judge.flags(SuiteKind.HARMFUL, answers, Journal(tmp_path)) == flags
