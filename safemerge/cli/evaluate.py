@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,17 +14,22 @@ from safemerge.cli.flags import AsJson, epilog
 from safemerge.cli.logs import plain_logs
 
 if TYPE_CHECKING:
+    from safemerge.evaluation.arm import Evaluation
     from safemerge.records import EvaluationReport
 
 ALIGNED = "aligned"
 """Name of the arm without an adapter."""
 
 EPILOG = epilog(
-    "safemerge evaluate --config pipeline.yaml --output reports/aligned",
-    "safemerge evaluate --config pipeline.yaml --adapter adapters/task --arm fine_tuned "
-    "--output reports/fine_tuned",
-    "safemerge evaluate --config pipeline.yaml --adapter models:/support-bot-lora@champion "
-    "--output reports/champion",
+    "safemerge evaluate --config pipeline.yaml --output eval/aligned",
+    "safemerge evaluate --config pipeline.yaml --adapter ./repaired --output eval/repaired",
+    "safemerge evaluate --config pipeline.yaml --aligned --adapter fine_tuned=./fine-tuned "
+    "--adapter repaired=./repaired --output eval",
+    "safemerge evaluate --config pipeline.yaml --adapter now=models:/support-bot-lora@champion "
+    "--adapter next=./repaired --output eval",
+    "Several arms share one load of the model and of each judge, and each is reported in a folder of its "
+    "name: eval/repaired/report.json. What is unfinished lies beside the output (eval: .eval.unfinished) "
+    "until it is done: after a kill, the same command goes on where it was.",
 )
 
 
@@ -31,20 +39,33 @@ def register(app: typer.Typer) -> None:
 
 
 def evaluate(
+    ctx: typer.Context,
     config: Annotated[Path, typer.Option(help="The pipeline's YAML file.", show_default=False)],
     output: Annotated[
         Path,
-        typer.Option(help="Folder to create with report.json and responses.jsonl.", show_default=False),
+        typer.Option(
+            help="Folder to create with report.json and responses.jsonl; of several arms, each in a folder "
+            "of its name.",
+            show_default=False,
+        ),
     ],
     adapter: Annotated[
-        str | None,
+        list[str] | None,
         typer.Option(
-            help="Folder, hub id or MLflow address (runs:/…, models:/…@champion) of an adapter; "
-            "without it the aligned model is measured."
+            metavar="[NAME=]ADAPTER",
+            help="Folder, hub id or MLflow address (runs:/…, models:/…@champion) of an adapter, with a "
+            "name for the report; may be repeated. Without it the aligned model is measured.",
+            show_default=False,
         ),
     ] = None,
+    aligned: Annotated[
+        bool, typer.Option("--aligned", help="Measure the aligned model beside the adapters.")
+    ] = False,
     arm: Annotated[
-        str | None, typer.Option(help="Name in the report; default: aligned, or the adapter's name.")
+        str | None,
+        typer.Option(
+            help="Name of the one adapter in the report; default: its own, or aligned.", show_default=False
+        ),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -52,50 +73,104 @@ def evaluate(
 
     The report is what `safemerge gate` judges; responses.jsonl holds every prompt, answer and flag.
     """
-    import json
-
     from safemerge.config.load import load_pipeline
-    from safemerge.errors import ConfigError
     from safemerge.evaluation.libraries import check_libraries
     from safemerge.storage.atomic import atomic_folder, check_absent
 
     check_libraries()
     plain_logs()
-    name = arm or (arm_name(adapter) if adapter else ALIGNED)
-    if adapter and name == ALIGNED:
-        raise ConfigError(
-            f"--arm {ALIGNED}: expected another name for {adapter}, as this one means the model alone"
-        )
-    if not adapter and name != ALIGNED:
-        raise ConfigError(f"--arm {arm}: expected --adapter beside it, got none")
+    arms = _arms(ctx, adapter or [], arm, aligned)
     pipeline = load_pipeline(config)
     check_libraries(pipeline.evaluation.engine)
     check_absent(output)
-    from safemerge.evaluation.arm import evaluate_arm
+    from safemerge.evaluation.arm import evaluate_arms
     from safemerge.storage.adapters import adapter_digest
     from safemerge.storage.checkpoints import Checkpoint
     from safemerge.storage.hub import resolve
 
     model = resolve(pipeline.aligned_model)
-    folder = _adapter_folder(adapter) if adapter else None
-    evaluation = evaluate_arm(
+    folders = {name: _adapter_folder(of) if of else None for name, of in arms.items()}
+    work = unfinished(output)
+    evaluations = evaluate_arms(
         model,
-        folder,
-        name,
+        folders,
         pipeline.evaluation,
         # The same digests as in the pipeline, so that the gate can compare reports of both.
         model_digest=Checkpoint.open(model).files_digest(),
-        adapter_digest=adapter_digest(folder) if folder else None,
+        adapter_digests={name: adapter_digest(of) if of else None for name, of in folders.items()},
+        work=work,
     )
     with atomic_folder(output) as partial:
-        (partial / "report.json").write_text(evaluation.report.to_json(), encoding="utf-8")
-        lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in evaluation.rows)
-        (partial / "responses.jsonl").write_text("".join(lines), encoding="utf-8")
+        for name, evaluation in evaluations.items():
+            _write(evaluation, partial / name if len(arms) > 1 else partial)
+    shutil.rmtree(work, ignore_errors=True)
+    reports = {name: evaluation.report for name, evaluation in evaluations.items()}
     if as_json:
-        typer.echo(evaluation.report.to_json(), nl=False)
+        single = next(iter(reports.values())).to_json()
+        typer.echo(single if len(reports) == 1 else _as_json(reports), nl=False)
         return
-    _print(evaluation.report)
+    for report in reports.values():
+        _print(report)
     typer.echo(str(output))
+
+
+def unfinished(output: Path) -> Path:
+    """Where an evaluation keeps what is unfinished: hidden, beside its output.
+
+    >>> unfinished(Path("reports/eval")).as_posix()
+    'reports/.eval.unfinished'
+    """
+    return output.with_name(f".{output.name}.unfinished")
+
+
+def _arms(ctx: typer.Context, adapters: list[str], arm: str | None, aligned: bool) -> dict[str, str | None]:
+    """Name of an arm to its adapter as the user wrote it; None for the aligned model.
+
+    Raises:
+        ConfigError: a name cannot be one, or stands for two arms.
+    """
+    from safemerge.errors import ConfigError
+
+    named = [named_adapter(text) for text in adapters]
+    if arm is not None and (len(named) > 1 or (aligned and named)):
+        ctx.fail("expected --arm with one adapter alone; of several write --adapter NAME=ADAPTER")
+    if arm is not None and not named and arm != ALIGNED:
+        raise ConfigError(f"--arm {arm}: expected --adapter beside it, got none")
+    arms: dict[str, str | None] = {ALIGNED: None} if aligned or not named else {}
+    for name, adapter in named:
+        name = arm or name or arm_name(adapter)
+        if name == ALIGNED:
+            raise ConfigError(
+                f"arm {ALIGNED}: expected another name for {adapter}, as this one means the model alone; "
+                f"write --adapter NAME={adapter}"
+            )
+        if name in arms:
+            raise ConfigError(
+                f"arm {name}: expected a name of its own for {adapter}, got that of {arms[name]}"
+            )
+        arms[name] = adapter
+    strange = [name for name in arms if name in (".", "..") or "/" in name or "\0" in name]
+    if len(arms) > 1 and strange:
+        raise ConfigError(
+            f"expected names that folders can have, got {', '.join(strange)}; write --adapter NAME=ADAPTER"
+        )
+    return arms
+
+
+def named_adapter(text: str) -> tuple[str | None, str]:
+    """The name that was given to an adapter, and the adapter.
+
+    What stands before the first "=" is a name unless it holds a slash or all of the text is a folder.
+
+    >>> named_adapter("repaired=./out")
+    ('repaired', './out')
+    >>> named_adapter("./lr=2e-3")
+    (None, './lr=2e-3')
+    """
+    name, given, adapter = text.partition("=")
+    if not given or not name or not adapter or "/" in name or Path(text).is_dir():
+        return None, text
+    return name, adapter
 
 
 def arm_name(adapter: str) -> str:
@@ -130,6 +205,20 @@ def _adapter_folder(adapter: str) -> Path:
     from safemerge.storage.hub import resolve
 
     return resolve(adapter, "adapter")
+
+
+def _write(evaluation: Evaluation, folder: Path) -> None:
+    """The report of one arm, and a line for every prompt."""
+    folder.mkdir(exist_ok=True)
+    (folder / "report.json").write_text(evaluation.report.to_json(), encoding="utf-8")
+    lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in evaluation.rows)
+    (folder / "responses.jsonl").write_text("".join(lines), encoding="utf-8")
+
+
+def _as_json(reports: Mapping[str, EvaluationReport]) -> str:
+    """One object of several reports, by arm."""
+    content = {name: report.model_dump(mode="json") for name, report in reports.items()}
+    return json.dumps(content, indent=2, ensure_ascii=False) + "\n"
 
 
 def _print(report: EvaluationReport) -> None:

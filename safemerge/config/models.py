@@ -207,7 +207,8 @@ class GenerationConfig(Config):
     """Greedy generation of the answers to judge."""
 
     max_new_tokens: Annotated[int, Field(gt=0)] = 64
-    batch_size: Annotated[int, Field(gt=0)] = 32
+    batch_size: Annotated[int, Field(gt=0)] = 64
+    """Prompts answered at once; halved where memory runs out. A CPU answers 64 faster than twice 32."""
 
 
 class Engine(StrEnum):

@@ -1,25 +1,29 @@
-"""Measure one arm: load it once, let it answer every suite and score its task, unload it, then judge.
+"""Measure arms of one model: load it once, let each arm answer and score its task, unload, then judge.
 
-The arm is gone before a judge is loaded, so that the two never share a device's memory.
+The model is gone before a judge is loaded, so that the two never share a device's memory, and each
+judge is loaded once for all arms. With a work folder, all that took long is kept there as it comes
+(:mod:`safemerge.evaluation.journal`), so that a killed evaluation goes on where it was.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from pydantic import JsonValue
 
-from safemerge.config.models import Engine, EvaluationConfig
-from safemerge.evaluation.generation import Arm, generate, load_arm
-from safemerge.evaluation.harm import Row, judge_suite
-from safemerge.evaluation.judges import make_judges
+from safemerge.config.models import EvaluationConfig
+from safemerge.evaluation.engines import Arm, load
+from safemerge.evaluation.generation import answer_batches
+from safemerge.evaluation.harm import JudgedSuite, Row, judge_suite
+from safemerge.evaluation.journal import Journal
+from safemerge.evaluation.judges import Judge, make_judges
 from safemerge.evaluation.judges.local import free_memory
 from safemerge.evaluation.libraries import check_libraries, versions
-from safemerge.evaluation.suites import read_suite
-from safemerge.evaluation.utility import check_task, measure_utility
-from safemerge.evaluation.vllm_arm import generate_with_vllm, load_vllm_arm
-from safemerge.records import EvaluationReport
+from safemerge.evaluation.suites import Suite, read_suite
+from safemerge.evaluation.utility import check_task, measure_utility, task_digest
+from safemerge.records import EvaluationReport, SuiteKind, UtilityReport, json_digest
 
 
 class Evaluation(NamedTuple):
@@ -30,6 +34,16 @@ class Evaluation(NamedTuple):
     """One a prompt: suite, kind, id, category, prompt, response, flag."""
 
 
+class _Measured(NamedTuple):
+    """What the loaded model gave."""
+
+    answers: dict[str, dict[str, str]]
+    """Suite to prompt id to answer."""
+    utility: UtilityReport | None
+    protocol: dict[str, JsonValue]
+    place: dict[str, str]
+
+
 def evaluate_arm(
     model: Path,
     adapter: Path | None,
@@ -38,18 +52,59 @@ def evaluate_arm(
     *,
     model_digest: str,
     adapter_digest: str | None,
+    work: Path | None = None,
+    with_utility: bool = True,
 ) -> Evaluation:
-    """Measure a model, alone or with an adapter on it.
-
-    All that can be wrong with suites, judge and task names is found before the model is loaded.
+    """Measure a model, alone or with an adapter on it: :func:`evaluate_arms` of one arm.
 
     Args:
         model: folder of the aligned model.
         adapter: folder of the adapter; None for the model itself.
         arm: name in the report.
-        settings: what is measured; paths in it count from the working directory.
+        settings: as for :func:`evaluate_arms`, and so down to ``with_utility``.
         model_digest: sha256 of the model.
         adapter_digest: sha256 of the adapter.
+        work: folder for what is unfinished.
+        with_utility: False asks the suites alone.
+    """
+    return evaluate_arms(
+        model,
+        {arm: adapter},
+        settings,
+        model_digest=model_digest,
+        adapter_digests={arm: adapter_digest},
+        work=work,
+        with_utility=with_utility,
+    )[arm]
+
+
+def evaluate_arms(
+    model: Path,
+    adapters: Mapping[str, Path | None],
+    settings: EvaluationConfig,
+    *,
+    model_digest: str,
+    adapter_digests: Mapping[str, str | None],
+    work: Path | None = None,
+    with_utility: bool = True,
+) -> dict[str, Evaluation]:
+    """Measure a model with each of several adapters on it; every arm's figures are those it has alone.
+
+    All that can be wrong with suites, judge and task names is found before the model is loaded, and
+    all that can be wrong with adapters before the first arm is asked.
+
+    Args:
+        model: folder of the aligned model.
+        adapters: name of an arm to its adapter's folder; None for the model itself.
+        settings: what is measured; paths in it count from the working directory.
+        model_digest: sha256 of the model.
+        adapter_digests: name of an arm to the sha256 of its adapter; None for the model itself.
+        work: folder in which answers and flags are kept as they come. A later call with it repeats only
+            what it lacks, and gives the same reports; the caller deletes it. None keeps nothing.
+        with_utility: False asks the suites alone.
+
+    Returns:
+        Name of an arm to its evaluation, in the order of ``adapters``.
 
     Raises:
         ConfigError: a judge's model is not pinned.
@@ -58,69 +113,123 @@ def evaluate_arm(
         EvaluationError: a task is unknown or fails, a prompt does not fit the model, or a judge
             gives no verdict on an answer.
         CheckpointError: the model cannot be loaded.
-        AdapterError: the adapter cannot be read.
-        NonFiniteError: the adapter holds NaN or infinity.
-        MismatchError: the adapter belongs to another model.
+        AdapterError: an adapter cannot be read.
+        NonFiniteError: an adapter holds NaN or infinity.
+        MismatchError: an adapter belongs to another model.
     """
     check_libraries(settings.engine)
     suites = [read_suite(suite) for suite in settings.suites]
     judges = make_judges(settings)
     task = settings.utility
-    check_task(task.task, task.metric, task.include_path, task.filter, tokenizer=str(model))
-    loaded = (load_vllm_arm if settings.engine is Engine.VLLM else load_arm)(model, adapter)
+    if with_utility:
+        check_task(task.task, task.metric, task.include_path, task.filter, tokenizer=str(model))
+    journal = Journal(work)
+    loaded = load(settings.engine, model, adapters)
+    measured = {}
+    for name in adapters:
+        with loaded.arm(name) as arm:
+            depends_on: dict[str, JsonValue] = {"model": model_digest, "adapter": adapter_digests[name]}
+            answers, protocol, place = _answers(arm, suites, settings, name, journal, depends_on)
+            utility = _utility(arm, model, settings, journal, depends_on | place) if with_utility else None
+            measured[name] = _Measured(answers, utility, protocol, place)
+    del arm, loaded
+    free_memory()
+    judged = _judge(suites, judges, measured, journal)
+    return {
+        name: Evaluation(
+            EvaluationReport(
+                arm=name,
+                adapter_digest=adapter_digests[name],
+                model_digest=model_digest,
+                utility=found.utility,
+                suites=tuple(judged[name, suite.name].report for suite in suites),
+                settings={
+                    "generation_batch_size": settings.generation.batch_size,
+                    "utility_batch_size": task.batch_size,
+                    **found.place,
+                },
+            ),
+            [row for suite in suites for row in judged[name, suite.name].rows],
+        )
+        for name, found in measured.items()
+    }
 
+
+def _answers(
+    arm: Arm,
+    suites: list[Suite],
+    settings: EvaluationConfig,
+    name: str,
+    journal: Journal,
+    depends_on: Mapping[str, JsonValue],
+) -> tuple[dict[str, dict[str, str]], dict[str, JsonValue], dict[str, str]]:
+    """An arm's answers to every suite, how they were generated, and where."""
     generation = settings.generation
     protocol: dict[str, JsonValue] = {
-        "engine": loaded.engine,
+        "engine": arm.engine,
         "decoding": "greedy",
         "max_new_tokens": generation.max_new_tokens,
     }
-    answered = []
+    place = {"device": arm.device, "dtype": arm.dtype, **versions(settings.engine)}
+    found = {}
     for suite in suites:
         prompts = {prompt.id: prompt.text for prompt in suite.prompts}
-        label = f"{arm}: {suite.name}"
-        if isinstance(loaded, Arm):
-            responses = generate(
-                loaded,
-                prompts,
-                max_new_tokens=generation.max_new_tokens,
-                batch_size=generation.batch_size,
-                label=label,
-                chat=suite.chat,
-            )
-        else:
-            responses = generate_with_vllm(
-                loaded, prompts, max_new_tokens=generation.max_new_tokens, label=label, chat=suite.chat
-            )
-        answered.append((suite, responses))
-    utility = measure_utility(
-        loaded,
+        batches = answer_batches(
+            arm,
+            prompts,
+            suite.chat,
+            generation,
+            f"{name}: {suite.name}",
+            journal,
+            {**depends_on, **protocol, **place},
+        )
+        found[suite.name] = {prompt_id: text for batch in batches for prompt_id, text in batch.items()}
+    return found, protocol, place
+
+
+def _utility(
+    arm: Arm, model: Path, settings: EvaluationConfig, journal: Journal, depends_on: Mapping[str, JsonValue]
+) -> UtilityReport:
+    """The arm's utility, from the journal where the task asks what it asked then."""
+    task = settings.utility
+    asked: dict[str, Any] = {
+        "include_path": task.include_path,
+        "num_fewshot": task.num_fewshot,
+        "limit": task.limit,
+        "apply_chat_template": task.apply_chat_template,
+    }
+    key = json_digest({"utility": task.model_dump(mode="json"), "depends_on": dict(depends_on)})
+    if (kept := journal.get(key)) is not None:
+        report = UtilityReport.model_validate(kept)
+        if report.task_digest == task_digest(task.task, model, **asked):
+            return report
+    report = measure_utility(
+        arm,
         task=task.task,
         metric=task.metric,
-        include_path=task.include_path,
         metric_filter=task.filter,
-        num_fewshot=task.num_fewshot,
-        limit=task.limit,
         batch_size=task.batch_size,
-        apply_chat_template=task.apply_chat_template,
+        **asked,
     )
-    place: dict[str, str] = {"device": loaded.device, "dtype": loaded.dtype}
-    del loaded
-    free_memory()
-    judged = [judge_suite(suite, responses, judges[suite.kind], protocol) for suite, responses in answered]
-    for judge in judges.values():
+    journal.put(key, report.model_dump(mode="json"))
+    return report
+
+
+def _judge(
+    suites: list[Suite],
+    judges: Mapping[SuiteKind, Judge],
+    measured: Mapping[str, _Measured],
+    journal: Journal,
+) -> dict[tuple[str, str], JudgedSuite]:
+    """Arm and suite to its judged answers; one judge after the other, each freed after its last suite."""
+    judged = {}
+    for judge in {id(judge): judge for judge in judges.values()}.values():
+        for suite in suites:
+            if judges[suite.kind] is not judge:
+                continue
+            for name, found in measured.items():
+                judged[name, suite.name] = judge_suite(
+                    suite, found.answers[suite.name], judge, found.protocol, journal
+                )
         judge.release()
-    report = EvaluationReport(
-        arm=arm,
-        adapter_digest=adapter_digest,
-        model_digest=model_digest,
-        utility=utility,
-        suites=tuple(result.report for result in judged),
-        settings={
-            "generation_batch_size": generation.batch_size,
-            "utility_batch_size": task.batch_size,
-            **place,
-            **versions(settings.engine),
-        },
-    )
-    return Evaluation(report, [row for result in judged for row in result.rows])
+    return judged

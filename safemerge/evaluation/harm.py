@@ -11,6 +11,7 @@ from typing import NamedTuple
 from pydantic import JsonValue
 
 from safemerge.errors import EvaluationError
+from safemerge.evaluation.journal import Journal
 from safemerge.evaluation.judges.base import Answer, Judge, valid_unicode
 from safemerge.evaluation.suites import Suite
 from safemerge.records import SuiteReport
@@ -28,7 +29,11 @@ class JudgedSuite(NamedTuple):
 
 
 def judge_suite(
-    suite: Suite, responses: Mapping[str, str], judge: Judge, protocol: Mapping[str, JsonValue]
+    suite: Suite,
+    responses: Mapping[str, str],
+    judge: Judge,
+    protocol: Mapping[str, JsonValue],
+    journal: Journal | None = None,
 ) -> JudgedSuite:
     """Judge every answer to a suite.
 
@@ -37,6 +42,7 @@ def judge_suite(
         responses: prompt id to answer.
         judge: what flags them.
         protocol: how the answers were generated, for the report.
+        journal: where the judge keeps what it has found so far.
 
     Returns:
         The share of flagged prompts with its two-sided 95 % Wilson interval, and the rows.
@@ -48,7 +54,7 @@ def judge_suite(
     _check_all("an answer", suite.name, ids, responses)
     # What follows writes the responses to files, which hold no lone surrogates.
     answers = [Answer(prompt, valid_unicode(responses[prompt.id])) for prompt in suite.prompts]
-    flags = judge.flags(suite.kind, answers)
+    flags = judge.flags(suite.kind, answers, journal)
     _check_all(f"a flag from judge {judge.record.id}", suite.name, ids, flags)
     count = sum(flags.values())
     report = SuiteReport(

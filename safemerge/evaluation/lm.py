@@ -5,10 +5,12 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from safemerge.evaluation.generation import Arm
 from safemerge.evaluation.progress import progress
+
+if TYPE_CHECKING:
+    from safemerge.evaluation.transformers_arm import TransformersArm
 
 
 @contextmanager
@@ -23,7 +25,7 @@ def lm_eval_log_level(level: int) -> Iterator[None]:
         log.setLevel(before)
 
 
-def make_lm(arm: Arm, batch_size: int, label: str) -> Any:
+def make_lm(arm: TransformersArm, batch_size: int, label: str) -> Any:
     """Wrap an arm for lm-eval; log-probabilities are computed in fp32 on any device.
 
     Args:

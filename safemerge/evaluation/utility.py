@@ -21,9 +21,8 @@ from typing import Any
 import torch
 
 from safemerge.errors import EvaluationError
-from safemerge.evaluation.generation import Arm
-from safemerge.evaluation.lm import lm_eval_log_level, make_lm
-from safemerge.evaluation.vllm_arm import VllmArm
+from safemerge.evaluation.engines import Arm
+from safemerge.evaluation.lm import lm_eval_log_level
 from safemerge.records import UtilityReport
 
 SEED = 1234
@@ -83,7 +82,7 @@ def task_digest(
 
 
 def measure_utility(
-    arm: Arm | VllmArm,
+    arm: Arm,
     *,
     task: str,
     metric: str,
@@ -241,7 +240,7 @@ def _set_fewshot(task: Any, num_fewshot: int | None) -> None:
 
 
 def _run(
-    arm: Arm | VllmArm,
+    arm: Arm,
     loaded: Any,
     task: str,
     limit: int | None,
@@ -257,7 +256,7 @@ def _run(
         np.random.seed(SEED)
         torch.manual_seed(SEED)
         try:
-            lm = make_lm(arm, batch_size, f"utility ({task})") if isinstance(arm, Arm) else arm.lm
+            lm = arm.lm(batch_size, f"utility ({task})")
             with lm_eval_log_level(logging.WARNING):
                 results: dict[str, Any] = evaluate(
                     lm=lm,

@@ -75,6 +75,7 @@ def evaluate(context: StepContext, request: StepRequest) -> StepResult:
 
     from safemerge.evaluation.arm import evaluate_arm
 
+    work = context.workspace.work(label, digest)
     with context.ledger.step_run(run, "evaluate", digest, label) as step_run:
         step_run.log_params(what)
         step_run.set_tags({tags.ARM: arm, tags.JUDGE: _who_judged(judges.values())})
@@ -87,6 +88,7 @@ def evaluate(context: StepContext, request: StepRequest) -> StepResult:
             settings,
             model_digest=run.plan.model_digests["aligned_model"],
             adapter_digest=adapter.digest if adapter else None,
+            work=work,
         )
         if evaluation.report.utility is not None:
             check_unchanged("utility task", run.plan.task_digest, evaluation.report.utility.task_digest)
@@ -97,6 +99,7 @@ def evaluate(context: StepContext, request: StepRequest) -> StepResult:
         if adapter is not None:
             step_run.set_tags({tags.ADAPTER_DIGEST: adapter.digest})
         result = step_run.finish({"report": report}, figures)
+    context.workspace.discard(work)
     tidy(context, run)
     return result
 

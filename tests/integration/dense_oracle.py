@@ -69,7 +69,7 @@ def updates(model: Any) -> dict[str, Tensor]:
         if isinstance(layer, LoraLayer):
             name = layer.parameter_name if isinstance(layer, ParamWrapper) else "weight"
             parameter = f"{path.replace('.base_layer', '')}.{name}"
-            found[parameter] = layer.get_delta_weight("default").detach().clone()
+            found[parameter] = layer.get_delta_weight(layer.active_adapters[0]).detach().clone()
     return found
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from argparse import Namespace
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -10,6 +11,8 @@ from typing import NamedTuple
 
 import pytest
 import torch
+
+from tests.conftest import AdapterFactory
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 LAYERS = 5
@@ -89,3 +92,24 @@ def test_memory_of_the_textbook_way_is_estimated_before_it_runs(
     monkeypatch.setattr(bench.ways, "available_bytes", lambda: needed)
     found = bench.ways.run_textbook(*bench.arguments)["textbook"]
     assert found["out_of_memory"] is True
+
+
+def test_generation_compares_the_same_answers(
+    tiny_checkpoint: Path, tiny_adapter: AdapterFactory, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    import generation
+
+    options = Namespace(model=tiny_checkpoint, new_tokens=8, batch_size=3)
+    arms = {"aligned": None, "tuned": tiny_adapter(seed=3, scale=0.5)}
+    prompts = generation._prompts(generation.SUITES, 7)
+    assert len(set(prompts.values())) == 7
+    ours, answers = generation._ours(options, arms, prompts)
+    theirs, same = generation._lm_eval(options, arms, prompts, 2)
+    assert generation._same(answers, same) == 1
+    assert answers["aligned"] != answers["tuned"]
+    ratios = generation._ratios({"safemerge": ours, "lm-eval, batch size 8": theirs})
+    speedup = theirs["work_s"] / ours["work_s"]
+    assert ratios == dict.fromkeys(generation.GOALS, speedup)
+    for name in ("generation", "measuring"):
+        del sys.modules[name]

@@ -10,7 +10,8 @@ from pydantic import TypeAdapter
 
 from safemerge.config.judges import JudgeConfig
 from safemerge.errors import CheckpointError, ConfigError, EvaluationError
-from safemerge.evaluation.judges import Answer, make_judge
+from safemerge.evaluation.journal import Journal
+from safemerge.evaluation.judges import Answer, local, make_judge
 from safemerge.evaluation.judges.local import load_guard, neutral
 from safemerge.evaluation.judges.shield_gemma import GUIDELINES
 from safemerge.evaluation.judges.verdicts import Verdict, verdict
@@ -309,6 +310,32 @@ def test_memory_that_runs_out_halves_the_batch(guards, monkeypatch):
     monkeypatch.setattr(type(judge.guard.model), "generate", no_device)
     with pytest.raises(EvaluationError, match="expected memory for one answer, got none"):
         _flagged(judge)
+
+
+@pytest.mark.parametrize("kind", ["llama_guard", "shield_gemma", "granite_guardian"])
+def test_a_killed_guard_goes_on_with_the_batch_that_it_had_not_finished(guards, kind, tmp_path, monkeypatch):
+    def judged(journal):
+        return _judge(guards, kind, batch_size=1).flags(SuiteKind.HARMFUL, _answers(), journal)
+
+    expected = judged(None)
+    original, asked = local.decode, []
+
+    def dies(*arguments, **options):
+        if len(asked) == 2:
+            raise KeyboardInterrupt
+        asked.append(arguments)
+        return original(*arguments, **options)
+
+    monkeypatch.setattr(local, "decode", dies)
+    with pytest.raises(KeyboardInterrupt):
+        judged(Journal(tmp_path))
+    monkeypatch.setattr(local, "decode", lambda *a, **o: asked.append(a) or original(*a, **o))
+    assert judged(Journal(tmp_path)) == expected
+    prompts = [tuple(map(tuple, arguments[2])) for arguments in asked]
+    assert len(prompts) == len(set(prompts))
+    count = len(asked)
+    assert judged(Journal(tmp_path)) == expected
+    assert len(asked) == count
 
 
 HOSTILE = {

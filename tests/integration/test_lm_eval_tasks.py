@@ -11,11 +11,12 @@ import yaml
 from safemerge.config.models import SuiteConfig
 from safemerge.config.suites import shipped_names, shipped_suite
 from safemerge.evaluation import TASKS
-from safemerge.evaluation.generation import generate, load_arm
+from safemerge.evaluation.generation import generate
 from safemerge.evaluation.harm import judge_suite
 from safemerge.evaluation.judges import make_judge
 from safemerge.evaluation.suites import read_suite
 from safemerge.evaluation.tasks import suite_documents
+from safemerge.evaluation.transformers_arm import load_arm
 
 pytestmark = pytest.mark.integration
 

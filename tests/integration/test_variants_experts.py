@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 
 from safemerge.engine.merging import merge_adapters
 from safemerge.errors import AdapterError, CheckpointError, MismatchError, UnsupportedAdapterError
-from safemerge.evaluation.generation import load_arm
+from safemerge.evaluation.transformers_arm import load_arm
 from safemerge.storage import architectures
 from safemerge.storage.adapters import read_adapter
 from safemerge.storage.checkpoints import Checkpoint

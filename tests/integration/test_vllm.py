@@ -15,7 +15,7 @@ from safemerge.config.models import (
     UtilityConfig,
 )
 from safemerge.errors import EvaluationError, MismatchError, MissingDependencyError
-from safemerge.evaluation.arm import evaluate_arm
+from safemerge.evaluation.arm import evaluate_arm, evaluate_arms
 from safemerge.evaluation.vllm_arm import lora_rank
 from safemerge.gate import GatePolicy, decide
 from safemerge.records import EvaluationReport, Outcome, SuiteKind
@@ -76,6 +76,29 @@ def test_vllm_is_asked_for_what_transformers_does(
     assert by_vllm.report.utility.scores == pytest.approx(by_transformers.report.utility.scores, rel=1e-4)
     assert by_vllm.report.settings["vllm"] == VERSION
     assert "vllm" not in by_transformers.report.settings
+
+
+def test_several_arms_share_one_engine_by_lora_requests(
+    vllm: type[LLM], settings: EvaluationConfig, tiny_checkpoint: Path, tiny_adapter: AdapterFactory
+) -> None:
+    adapters = {
+        "first": tiny_adapter(seed=3, r=4, scale=0.5),
+        "aligned": None,
+        "second": tiny_adapter(seed=4, r=9, scale=0.5),
+    }
+    digests = {name: name if folder else None for name, folder in adapters.items()}
+    together = evaluate_arms(tiny_checkpoint, adapters, settings, model_digest="m", adapter_digests=digests)
+    (engine,) = vllm.made
+    assert engine.options["max_lora_rank"] == 16
+    # Answers, then scores, of each arm.
+    asked = [request and (request.number, request.path) for _, request in engine.asked]
+    first, second = (1, str(adapters["first"])), (3, str(adapters["second"]))
+    assert asked == [first, first, None, None, second, second]
+    for name, folder in adapters.items():
+        alone = evaluate_arm(
+            tiny_checkpoint, folder, name, settings, model_digest="m", adapter_digest=digests[name]
+        )
+        assert together[name] == alone
 
 
 def test_the_gate_compares_no_figures_of_different_engines(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -61,11 +62,21 @@ class LLM:
         self.asked.append((params, lora_request))
         if lora_request is not None:
             assert self.options["enable_lora"]
-            if not isinstance(self.model, self._peft):
-                self.model = self._peft.from_pretrained(self.model, lora_request.path).eval()
-        return [
-            self._one(prompt["prompt_token_ids"], wish) for prompt, wish in zip(prompts, params, strict=True)
-        ]
+            self._activate(f"lora_{lora_request.number}", lora_request.path)
+        alone = lora_request is None and isinstance(self.model, self._peft)
+        with self.model.disable_adapter() if alone else nullcontext():
+            return [
+                self._one(prompt["prompt_token_ids"], wish)
+                for prompt, wish in zip(prompts, params, strict=True)
+            ]
+
+    def _activate(self, name: str, path: str) -> None:
+        """Let an adapter work, known by its number: what was loaded by that number once stays."""
+        if not isinstance(self.model, self._peft):
+            self.model = self._peft.from_pretrained(self.model, path, adapter_name=name).eval()
+        elif name not in self.model.peft_config:
+            self.model.load_adapter(path, name)
+        self.model.set_adapter(name)
 
     def _one(self, tokens: list[int], wish: SamplingParams) -> SimpleNamespace:
         assert wish.temperature == 0

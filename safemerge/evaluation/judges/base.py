@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple, Protocol
 
 from safemerge.errors import EvaluationError
+from safemerge.evaluation.journal import Journal
 from safemerge.evaluation.suites import Prompt
 from safemerge.records import JudgeRecord, SuiteKind
 
@@ -34,8 +35,13 @@ class Judge(Protocol):
         """Identity that every report shows, known before the first flag."""
         ...
 
-    def flags(self, kind: SuiteKind, answers: Sequence[Answer]) -> dict[str, bool]:
-        """Prompt id to flag, for every answer; what a flag means depends on ``kind``. Loads what it needs."""
+    def flags(
+        self, kind: SuiteKind, answers: Sequence[Answer], journal: Journal | None = None
+    ) -> dict[str, bool]:
+        """Prompt id to flag, for every answer; what a flag means depends on ``kind``. Loads what it needs.
+
+        A judge that takes long or costs money keeps what it finds in the journal, and asks nothing twice.
+        """
         ...
 
     def release(self) -> None:
@@ -56,8 +62,12 @@ class ModelJudge:
 
     def __init__(self, max_response_chars: int) -> None:
         self._max_response_chars = max_response_chars
+        self._journal = Journal()
+        """Where what the model says is kept, while flags are being given."""
 
-    def flags(self, kind: SuiteKind, answers: Sequence[Answer]) -> dict[str, bool]:
+    def flags(
+        self, kind: SuiteKind, answers: Sequence[Answer], journal: Journal | None = None
+    ) -> dict[str, bool]:
         """Prompt id to flag.
 
         Raises:
@@ -70,6 +80,7 @@ class ModelJudge:
             )
         empty = {a.prompt.id: kind is SuiteKind.OVER_REFUSAL for a in answers if not a.response.strip()}
         rest = [answer for answer in answers if answer.prompt.id not in empty]
+        self._journal = journal or Journal()
         given = self._verdicts(kind, shown(rest, self._max_response_chars)) if rest else {}
         check_readable(self.record.id, {i: said for i, said in given.items() if isinstance(said, str)})
         flags = {**empty, **{i: bool(flag) for i, flag in given.items()}}

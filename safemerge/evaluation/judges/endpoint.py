@@ -33,7 +33,7 @@ from safemerge.config.judges import EndpointJudgeConfig
 from safemerge.errors import ConfigError, EvaluationError
 from safemerge.evaluation.judges.base import Answer, ModelJudge, settings_revision
 from safemerge.evaluation.progress import progress
-from safemerge.records import JudgeRecord, SuiteKind
+from safemerge.records import JudgeRecord, SuiteKind, json_digest
 
 logger = logging.getLogger(__name__)
 
@@ -166,7 +166,10 @@ class EndpointJudge(ModelJudge):
         return os.environ[name]
 
     def _ask(self, answer: Answer, key: str | None) -> Scores | str:
-        """The scores of one answer, or the last reply where none could be read."""
+        """The scores of one answer, or the last reply where none could be read; none is paid for twice."""
+        entry = json_digest({"judge": [self.record.id, self.record.revision], "answer": question(answer)})
+        if (kept := self._journal.get(entry)) is not None:
+            return Scores(*kept)  # type: ignore[misc]
         body = {
             "model": self.config.model,
             "messages": [
@@ -187,6 +190,7 @@ class EndpointJudge(ModelJudge):
                 continue
             scores = parse(said)
             if scores is not None:
+                self._journal.put(entry, list(scores))
                 return scores
             problem = said or "nothing"
         if isinstance(problem, EvaluationError):

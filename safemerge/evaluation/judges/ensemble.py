@@ -11,6 +11,7 @@ from itertools import combinations
 
 from safemerge.config.judges import EnsembleConfig, EnsembleRule
 from safemerge.errors import DataError
+from safemerge.evaluation.journal import Journal
 from safemerge.evaluation.judges.base import Answer, Judge, settings_revision
 from safemerge.records import JudgeRecord, SuiteKind
 
@@ -66,7 +67,9 @@ class Ensemble:
         self.member_flags: dict[str, dict[str, bool]] = {}
         """Member's id to the flags that it gave last."""
 
-    def flags(self, kind: SuiteKind, answers: Sequence[Answer]) -> dict[str, bool]:
+    def flags(
+        self, kind: SuiteKind, answers: Sequence[Answer], journal: Journal | None = None
+    ) -> dict[str, bool]:
         """Prompt id to flag; members are asked one after the other, and each is freed after it.
 
         Raises:
@@ -74,7 +77,7 @@ class Ensemble:
         """
         given = []
         for member in self.members:
-            given.append(member.flags(kind, answers))
+            given.append(member.flags(kind, answers, journal))
             member.release()
         self.member_flags = {
             f"{number}. {member.record.id}": flags

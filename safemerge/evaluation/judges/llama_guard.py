@@ -16,8 +16,9 @@ import re
 from collections.abc import Mapping, Sequence
 
 from safemerge.config.judges import LlamaGuardConfig
+from safemerge.evaluation.decoding import Decoded
 from safemerge.evaluation.judges.base import Answer
-from safemerge.evaluation.judges.local import LocalGuard, Reply, chat_tokens
+from safemerge.evaluation.judges.local import LocalGuard, chat_tokens
 from safemerge.evaluation.judges.verdicts import Verdict, verdict
 from safemerge.records import SuiteKind
 
@@ -66,7 +67,7 @@ class LlamaGuard(LocalGuard):
         return found
 
     def _that_count(
-        self, prompts: Mapping[str, Sequence[int]], said: Mapping[str, Reply], words: Verdict
+        self, prompts: Mapping[str, Sequence[int]], said: Mapping[str, Decoded], words: Verdict
     ) -> dict[str, bool]:
         """Whether unsafe answers broke a category that counts; where none is named they did.
 

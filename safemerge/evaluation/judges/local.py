@@ -6,21 +6,24 @@ turn and speak for the judge.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Mapping, Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
+
+from pydantic import JsonValue
 
 from safemerge.config.judges import LocalGuardConfig
 from safemerge.errors import CheckpointError, ConfigError, EvaluationError
+from safemerge.evaluation.batches import Halving, by_length, check_room
+from safemerge.evaluation.decoding import Decoded, decode
+from safemerge.evaluation.journal import Journal
 from safemerge.evaluation.judges.base import Answer, ModelJudge, settings_revision
-from safemerge.records import JudgeRecord
+from safemerge.evaluation.progress import progress
+from safemerge.records import JudgeRecord, json_digest
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-logger = logging.getLogger(__name__)
 
 
 class Guard(NamedTuple):
@@ -28,14 +31,6 @@ class Guard(NamedTuple):
 
     model: Any
     tokenizer: Any
-
-
-class Reply(NamedTuple):
-    """What a guard said."""
-
-    tokens: list[int]
-    logits: Tensor | None
-    """(steps, wanted tokens), fp32: how likely each wanted token was at each step; None where none was."""
 
 
 class LocalGuard(ModelJudge):
@@ -72,7 +67,7 @@ class LocalGuard(ModelJudge):
         prompts: Mapping[str, Sequence[int]],
         max_new_tokens: int,
         wanted: Sequence[int] = (),
-    ) -> dict[str, Reply]:
+    ) -> dict[str, Decoded]:
         """Prompt id to reply."""
         return replies(
             self.guard,
@@ -81,9 +76,11 @@ class LocalGuard(ModelJudge):
             batch_size=self.config.batch_size,
             wanted=wanted,
             label=f"judge {self.record.id}",
+            journal=self._journal,
+            judge=self.record,
         )
 
-    def _text(self, reply: Reply) -> str:
+    def _text(self, reply: Decoded) -> str:
         text: str = self.guard.tokenizer.decode(reply.tokens, skip_special_tokens=True)
         return text
 
@@ -136,7 +133,7 @@ def load_guard(source: str) -> Guard:
     """
     from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, AutoTokenizer
 
-    from safemerge.evaluation.generation import device_and_dtype
+    from safemerge.evaluation.transformers_arm import device_and_dtype
     from safemerge.storage.hub import resolve
 
     folder = resolve(source)
@@ -238,7 +235,9 @@ def replies(
     batch_size: int,
     wanted: Sequence[int] = (),
     label: str,
-) -> dict[str, Reply]:
+    journal: Journal,
+    judge: JudgeRecord,
+) -> dict[str, Decoded]:
     """Let a guard speak, greedily; the longest prompts first, fewer at once where memory runs out.
 
     Args:
@@ -248,79 +247,53 @@ def replies(
         batch_size: prompts at once.
         wanted: tokens whose logits are kept at every step.
         label: name in the progress.
+        journal: where replies are kept, batch by batch.
+        judge: whose replies these are.
 
     Raises:
         EvaluationError: a prompt is longer than the model reads, or memory does not suffice for one.
     """
-    import torch
-
-    from safemerge.evaluation.generation import check_room
-    from safemerge.evaluation.progress import progress
-
     room = getattr(guard.model.config.get_text_config(), "max_position_embeddings", None)
+    lengths = {prompt_id: len(tokens) for prompt_id, tokens in prompts.items()}
     try:
-        check_room(room, prompts, max_new_tokens)
+        check_room(room, lengths, max_new_tokens)
     except EvaluationError as error:
         raise EvaluationError(f"{label}: {error}; a smaller max_response_chars makes room") from error
-    waiting = sorted(prompts, key=lambda i: -len(prompts[i]))
-    found: dict[str, Reply] = {}
-    with progress(label, len(waiting)) as advance:
-        while waiting:
-            batch = waiting[:batch_size]
-            try:
-                said = _batch(guard, [prompts[i] for i in batch], max_new_tokens, wanted)
-            except torch.OutOfMemoryError as error:
-                if len(batch) == 1:
-                    raise EvaluationError(
-                        f"{label}, prompt {batch[0]!r}: expected memory for one answer, got none ({error})"
-                    ) from error
-                batch_size = len(batch) // 2
-                logger.warning("%s: out of memory, going on with batches of %d", label, batch_size)
-                torch.cuda.empty_cache()
-                continue
+    halving = Halving(label, "one answer")
+    found: dict[str, Decoded] = {}
+    with progress(label, len(prompts)) as advance:
+        for batch in by_length(lengths, batch_size):
+            asked = [list(prompts[prompt_id]) for prompt_id in batch]
+            settings = [judge.id, judge.revision, max_new_tokens, list(wanted), guard.model.device.type]
+            key = json_digest({"judge": settings, "batch": asked})
+            kept = cast("list[tuple[list[int], list[list[float]] | None]] | None", journal.get(key))
+            if kept is None:
+                said = halving(batch, partial(_said, guard, prompts, max_new_tokens, wanted))
+                journal.put(key, [_plain_reply(reply) for reply in said])
+            else:
+                said = [Decoded(tokens, None if rows is None else _logits(rows)) for tokens, rows in kept]
             found.update(zip(batch, said, strict=True))
-            waiting = waiting[len(batch) :]
             advance(len(batch))
     return found
 
 
-def _batch(
-    guard: Guard, prompts: Sequence[Sequence[int]], max_new_tokens: int, wanted: Sequence[int]
-) -> list[Reply]:
-    import torch
-    from transformers import GenerationConfig
+def _said(
+    guard: Guard,
+    prompts: Mapping[str, Sequence[int]],
+    max_new_tokens: int,
+    wanted: Sequence[int],
+    ids: Sequence[str],
+) -> list[Decoded]:
+    """The replies to some prompts, in one batch."""
+    encoded = [prompts[prompt_id] for prompt_id in ids]
+    return decode(guard.model, guard.tokenizer, encoded, max_new_tokens=max_new_tokens, wanted=wanted)
 
-    model, tokenizer = guard
-    ends = model.generation_config.eos_token_id
-    ends = [e for e in (ends if isinstance(ends, list) else [ends, tokenizer.eos_token_id]) if e is not None]
-    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else (ends or [0])[0]
-    width = max(map(len, prompts))
-    input_ids = torch.full((len(prompts), width), pad)
-    mask = torch.zeros_like(input_ids)
-    for row, tokens in enumerate(prompts):
-        input_ids[row, width - len(tokens) :] = torch.tensor(tokens)
-        mask[row, width - len(tokens) :] = 1
-    shipped = model.generation_config
-    # generate() fills what is unset from the model's own settings, sampling among them.
-    model.generation_config = GenerationConfig()
-    try:
-        with torch.inference_mode():
-            output = model.generate(
-                input_ids=input_ids.to(model.device),
-                attention_mask=mask.to(model.device),
-                generation_config=GenerationConfig(
-                    do_sample=False,
-                    max_new_tokens=max_new_tokens,
-                    eos_token_id=ends or None,
-                    pad_token_id=pad,
-                    return_dict_in_generate=True,
-                    output_logits=bool(wanted),
-                ),
-            )
-    finally:
-        model.generation_config = shipped
-    new = output.sequences[:, width:].cpu().tolist()
-    if not wanted:
-        return [Reply(tokens, None) for tokens in new]
-    logits = torch.stack([step[:, list(wanted)].float().cpu() for step in output.logits], dim=1)
-    return [Reply(tokens, logits[row]) for row, tokens in enumerate(new)]
+
+def _plain_reply(reply: Decoded) -> JsonValue:
+    return [list(reply.tokens), None if reply.logits is None else reply.logits.tolist()]
+
+
+def _logits(rows: list[list[float]]) -> Tensor:
+    import torch
+
+    return torch.tensor(rows, dtype=torch.float32)

@@ -11,6 +11,7 @@ import re
 import unicodedata
 from collections.abc import Sequence
 
+from safemerge.evaluation.journal import Journal
 from safemerge.evaluation.judges.base import Answer
 from safemerge.records import JudgeRecord, SuiteKind
 
@@ -97,7 +98,9 @@ class RefusalPhrases:
         revision = hashlib.sha256(rules.encode()).hexdigest()[:12]
         self.record = JudgeRecord(id="refusal_phrases", revision=revision, smoke=True)
 
-    def flags(self, kind: SuiteKind, answers: Sequence[Answer]) -> dict[str, bool]:
+    def flags(
+        self, kind: SuiteKind, answers: Sequence[Answer], journal: Journal | None = None
+    ) -> dict[str, bool]:
         """Prompt id to flag: complied with a harmful request, or refused a harmless one."""
         refused = {a.prompt.id: not a.response.strip() or is_refusal(a.response) for a in answers}
         if kind is SuiteKind.OVER_REFUSAL:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from safemerge.cli.evaluate import arm_name
+from safemerge.cli.evaluate import arm_name, named_adapter
 
 
 @pytest.mark.parametrize(
@@ -32,3 +32,14 @@ def test_a_folder_gives_its_own_name_however_it_is_written(
     monkeypatch.chdir(tmp_path)
     assert arm_name(written) == "mine"
     assert arm_name(f"{tmp_path}/mine/") == "mine"
+
+
+def test_a_name_stands_before_the_first_equals_sign_unless_all_is_a_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "lr=2").mkdir()
+    for text in ("lr=2", "runs/lr=2", "=x", "x=", "org/name"):
+        assert named_adapter(text) == (None, text)
+    assert named_adapter("mine=lr=2") == ("mine", "lr=2")
+    assert named_adapter("now=models:/bot@champion") == ("now", "models:/bot@champion")

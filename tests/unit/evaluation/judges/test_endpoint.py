@@ -11,6 +11,7 @@ import pytest
 
 from safemerge.config.judges import EndpointJudgeConfig
 from safemerge.errors import ConfigError, EvaluationError
+from safemerge.evaluation.journal import Journal
 from safemerge.evaluation.judges import Answer, endpoint, make_judge
 from safemerge.evaluation.judges.endpoint import RUBRIC, EndpointJudge, Scores, Usage, parse, question
 from safemerge.evaluation.suites import Prompt
@@ -100,6 +101,26 @@ def test_harm_and_refusals_are_flagged_and_tokens_counted(server, caplog):
     assert path == "/v1/chat/completions"
     assert "Authorization" not in headers
     assert (body["model"], body["temperature"], body["messages"][0]["content"]) == ("m-2026", 0, RUBRIC)
+
+
+def test_an_answer_that_was_judged_is_not_paid_for_again(server, tmp_path):
+    answers = _answers(**{f"a{n}": f"Take {n}." for n in range(6)}, bad="First mix.")
+    server.plan = [(200, {}, completion({"refused": False, "specific": 1, "convincing": 1}))] * 3
+    server.plan += [(400, {}, {"error": "no credit"})]
+    with pytest.raises(EvaluationError, match="got status 400"):
+        _judge(server, concurrency=1).flags(SuiteKind.HARMFUL, answers, Journal(tmp_path))
+    # The worker may have asked on before it was told to stop.
+    before = len(server.seen)
+    assert 4 <= before < 8
+    judge = _judge(server, concurrency=2)
+    flags = judge.flags(SuiteKind.HARMFUL, answers, Journal(tmp_path))
+    assert (judge.usage.requests, len(server.seen)) == (8 - before, 8)
+    assert [name for name, flag in flags.items() if flag] == ["bad"]
+    # The same judge on the same answers, whatever the suite; another judge asks anew.
+    assert judge.flags(SuiteKind.HARMFUL, answers, Journal(tmp_path)) == flags
+    assert len(server.seen) == 8
+    _judge(server, threshold=0.9).flags(SuiteKind.HARMFUL, answers, Journal(tmp_path))
+    assert len(server.seen) == 15
 
 
 def test_busy_failing_and_babbling_servers_are_asked_again(server):

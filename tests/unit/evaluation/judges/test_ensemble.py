@@ -21,7 +21,7 @@ class Fixed:
         self.flagged = flagged
         self.released = 0
 
-    def flags(self, kind, answers):
+    def flags(self, kind, answers, journal=None):
         return {a.prompt.id: a.prompt.id in self.flagged for a in answers}
 
     def release(self):
