@@ -8,7 +8,7 @@ against statsmodels, scipy and published values. Neither library is needed to ru
 from safemerge.stats.bootstrap import GainKept, gain_kept, mean_difference, share_won_back
 from safemerge.stats.paired import holm, mcnemar, rate_difference, smallest_significant
 from safemerge.stats.rates import category_rates, smallest_sample, wilson_interval
-from safemerge.stats.sequential import FinalCounts, final_counts, random_order
+from safemerge.stats.sequential import FinalCounts, final_counts, random_order, whole_interval
 
 __all__ = [
     "FinalCounts",
@@ -24,5 +24,6 @@ __all__ = [
     "share_won_back",
     "smallest_sample",
     "smallest_significant",
+    "whole_interval",
     "wilson_interval",
 ]

@@ -9,8 +9,9 @@ answers, all runs of one k being alike, is
 and its mean over a beta-binomial working prior with a = b = 1/2 is B(k + a, n − k + b) / B(a, b).
 The quotient of the two, mean over likelihood, is the ratio of prior to posterior at K. At the true K
 it begins at 1 and never grows on average (a supermartingale; a martingale as long as every run is
-possible), so that by Ville's inequality the probability that it *ever* reaches 1/δ is at most δ. The final counts where it lies below 1/δ thus hold the true one at all n
-together with probability at least 1 − δ: one may look after every answer and stop when one likes.
+possible), so that by Ville's inequality the probability that it *ever* reaches 1/δ is at most δ. The
+final counts where it lies below 1/δ thus hold the true one at all n together with probability at
+least 1 − δ: one may look after every answer and stop when one likes.
 The prior affects how soon one may stop, never the probability of being wrong.
 
 Final counts that the rest of the suite cannot reach have likelihood 0 and are left out with
@@ -29,6 +30,8 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 from safemerge.errors import DataError
+from safemerge.records import Interval
+from safemerge.stats.rates import wilson_interval
 
 _A = _B = 0.5
 """Working prior: Jeffreys', under which rates near 0 and 1 are settled soonest."""
@@ -73,6 +76,18 @@ def final_counts(count: int, n: int, planned: int, error: float) -> FinalCounts:
     bound = 1e-9 - math.log(error)
     kept = [final for final in reachable if _log_ratio(count, n, planned, final) < bound]
     return FinalCounts(kept[0], kept[-1])
+
+
+def whole_interval(final: FinalCounts, planned: int, confidence: float = 0.95) -> Interval:
+    """The smallest interval that holds the Wilson interval of every final count that is possible.
+
+    Args:
+        final: what :func:`final_counts` gives.
+        planned: N, prompts of the whole suite.
+        confidence: coverage of each Wilson interval.
+    """
+    low, high = (wilson_interval(count, planned, confidence) for count in final)
+    return Interval(low=low.low, high=high.high, confidence=confidence)
 
 
 def random_order(ids: Iterable[str], seed: int, name: str = "") -> list[str]:

@@ -86,7 +86,7 @@ def coverage_miss(planned, final, error):
 
 
 def test_three_prompts_worked_by_hand():
-    """N = 3. Mean over the prior of one flag in one: 1/2; of two in two: 3/8; of one in two, a given run: 1/8.
+    """N = 3. Mean over the prior of one flag in one: 1/2; of two in two: 3/8; of a run of one in two: 1/8.
 
     One flag in one: likelihoods of K = 1, 2, 3 are 1/3, 2/3, 1, so the ratios are 3/2, 3/4, 1/2.
     Two flags in two: K = 2, 3 with 1/3, 1, so 9/8 and 3/8. One in two: K = 1, 2 with 1/3, 1/3: 3/8 both.
