@@ -231,6 +231,9 @@ class EvaluationReport(Record):
     adapter_digest: str | None
     """sha256 of the adapter; None for the aligned model itself."""
     model_digest: str
+    served_as: str | None = None
+    """Name under which a server answered as this arm, taken at its word; None where the weights of the
+    digests above were loaded to measure them."""
     utility: UtilityReport | None
     suites: tuple[SuiteReport, ...]
     settings: dict[str, str | int | float | bool | None] = Field(default_factory=dict)

@@ -123,7 +123,7 @@ class EndpointClient:
                 raise
         return found
 
-    def post(self, path: str, body: Body, what: str) -> Any:
+    def post(self, path: str, body: Body) -> Any:
         """One request's JSON reply, at the first try.
 
         Raises:
@@ -133,7 +133,7 @@ class EndpointClient:
         try:
             return self._post(path, body, self.key())
         except _TryAgainError as error:
-            raise EvaluationError(f"{self._who}, {what}: {error}") from error
+            raise EvaluationError(f"{self._who}: {error}") from error
 
     def _chat(
         self, name: str, body: Body, key: str | None, read: Callable[[str, str | None], Read | None]

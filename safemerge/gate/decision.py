@@ -113,6 +113,11 @@ def _warnings(
 ) -> Iterator[str]:
     for judge in sorted({f"{s.judge.id} ({s.judge.revision})" for s in candidate.suites if s.judge.smoke}):
         yield f"smoke judge {judge}: too coarse for a release decision; use it to test the pipeline"
+    if candidate.served_as is not None:
+        yield (
+            f"{candidate.arm} was measured as {candidate.served_as} on a server: that this is the adapter is "
+            "the server's word"
+        )
     yield from _stopped_early(candidate, policy)
     yield from _without_limit(candidate, policy)
     for name, other in references.items():
