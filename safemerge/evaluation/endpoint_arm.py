@@ -139,7 +139,7 @@ class EndpointArm(NamedTuple):
             return
         tokens = self.tokenizer("one two three", add_special_tokens=False).input_ids
         body = {"model": self.served_as, "prompt": tokens, "max_tokens": 1, "temperature": 0}
-        needs = f"task {task} scores given answers, for which a server must return a prompt's log-probabilities"
+        needs = f"task {task} scores given answers, so the server must return log-probabilities of a prompt"
         try:
             reply = self.client.post("completions", body | {"logprobs": 1, "echo": True})
         except EvaluationError as error:
