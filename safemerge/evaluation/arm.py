@@ -139,11 +139,14 @@ def evaluate_arms(
     for name in adapters:
         with loaded.arm(name) as arm:
             depends_on: dict[str, JsonValue] = {"model": model_digest, "adapter": adapter_digests[name]}
+            if settings.endpoint is not None:
+                server = settings.endpoint
+                depends_on |= {"url": server.url, "request": server.request, "served_as": server.models[name]}
             asking = _Asking(arm, name, settings, journal, depends_on)
             answers, protocol, place = _answers(asking, suites, judges, early)
             utility = _utility(arm, model, settings, journal, depends_on | place) if with_utility else None
             measured[name] = _Measured(answers, utility, protocol, place)
-    del arm, loaded
+    del asking, arm, loaded
     free_memory()
     judged = _judge(suites, judges, measured, early, journal)
     return {
@@ -193,7 +196,6 @@ def _answers(
     if server is not None:
         protocol |= {"request": server.request}
         place |= {"endpoint": server.url}
-        depends_on |= {"request": server.request, "endpoint": server.url, "model": server.models[it.name]}
     found = {}
     for suite in suites:
 

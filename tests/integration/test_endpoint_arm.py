@@ -7,7 +7,6 @@ import logging
 
 import pytest
 
-from safemerge.config.endpoints import EndpointConfig
 from safemerge.config.models import EvaluationConfig
 from safemerge.errors import CheckpointError, ConfigError, EvaluationError, MismatchError
 from safemerge.evaluation import endpoint_client
@@ -238,15 +237,13 @@ def test_without_a_key_nobody_elses_is_sent(tiny_checkpoint, settings, server):
     assert not any("Authorization" in headers for _, headers, _ in server.seen)
 
 
-@pytest.mark.parametrize(
-    ("given", "message"),
-    [
-        ({"models": {"a": "x", "b": "x"}}, "expected a name for each arm, got one for several: x"),
-        ({"models": {}}, "at least 1 item"),
-        ({"request": {"temperature": 1}}, "expected keys of the server's own in request, got temperature"),
-        ({"url": "ftp://h"}, "should match pattern"),
-    ],
-)
-def test_settings_that_cannot_be_are_refused(given, message):
-    with pytest.raises(ValueError, match=message):
-        EndpointConfig.model_validate({"url": "http://h/v1", "models": {"a": "x"}} | given)
+def test_answers_of_another_name_are_not_gone_on_with(tiny_checkpoint, settings, tmp_path):
+    def rows(name):
+        config = settings(endpoint={"models": {"aligned": name}})
+        digests = {"model_digest": "m", "adapter_digest": None}
+        return evaluate_arm(
+            tiny_checkpoint, None, "aligned", config, **digests, work=tmp_path / "work", with_utility=False
+        ).rows
+
+    assert rows("base") != rows("lora")
+    assert rows("base") == rows("base")
