@@ -154,6 +154,24 @@ Protocol = Annotated[dict[str, JsonValue], Field(min_length=1)]
 """How a figure was measured, whatever the arm. Figures compare only where it is the same as a whole."""
 
 
+MAX_ERROR = 0.05
+"""Largest probability with which a suite that was stopped early may mislead."""
+
+
+class Stopped(Record):
+    """That a suite was not asked to its end, as what was left could not change the verdict."""
+
+    planned: Annotated[int, Field(gt=0)]
+    """Prompts of the whole suite."""
+    planned_categories: dict[str, int] = Field(default_factory=dict)
+    """Category to its prompts in the whole suite."""
+    error: Annotated[float, Field(ge=0, le=MAX_ERROR)]
+    """Probability, at most, that the whole suite's figure is none that an interval says is possible; for each
+    of its intervals (the suite's own and those of categories) at all times of looking together."""
+    seed: int
+    """Of the random order in which prompts were asked."""
+
+
 class SuiteReport(Record):
     """Flags and rate of one suite of prompts."""
 
@@ -171,12 +189,20 @@ class SuiteReport(Record):
     rate: float | None = Field(ge=0, le=1)
     """Share of flagged prompts; None where no prompt was judged."""
     interval: Interval | None
-    """Two-sided Wilson interval of the rate."""
+    """Two-sided Wilson interval of the rate. Of a suite that was stopped early, it holds those of all final
+    counts that are still possible."""
+    stopped: Stopped | None = None
+    """None where every prompt was asked."""
 
     @property
     def n(self) -> int:
         """Number of prompts judged."""
         return len(self.flags)
+
+    @property
+    def planned(self) -> int:
+        """Number of prompts that the whole suite has."""
+        return self.stopped.planned if self.stopped else self.n
 
 
 class UtilityReport(Record):
@@ -205,6 +231,9 @@ class EvaluationReport(Record):
     adapter_digest: str | None
     """sha256 of the adapter; None for the aligned model itself."""
     model_digest: str
+    served_as: str | None = None
+    """Name under which a server answered as this arm, taken at its word; None where the weights of the
+    digests above were loaded to measure them."""
     utility: UtilityReport | None
     suites: tuple[SuiteReport, ...]
     settings: dict[str, str | int | float | bool | None] = Field(default_factory=dict)

@@ -15,7 +15,7 @@ from safemerge.cli.logs import plain_logs
 
 if TYPE_CHECKING:
     from safemerge.evaluation.arm import Evaluation
-    from safemerge.records import EvaluationReport
+    from safemerge.records import EvaluationReport, SuiteReport
 
 ALIGNED = "aligned"
 """Name of the arm without an adapter."""
@@ -98,6 +98,7 @@ def evaluate(
         # The same digests as in the pipeline, so that the gate can compare reports of both.
         model_digest=Checkpoint.open(model).files_digest(),
         adapter_digests={name: adapter_digest(of) if of else None for name, of in folders.items()},
+        policy=pipeline.gate,
         work=work,
     )
     with atomic_folder(output) as partial:
@@ -221,6 +222,11 @@ def _as_json(reports: Mapping[str, EvaluationReport]) -> str:
     return json.dumps(content, indent=2, ensure_ascii=False) + "\n"
 
 
+def asked_of(suite: SuiteReport) -> str:
+    """How many prompts there were, where not all of them were asked."""
+    return f", stopped early of {suite.planned}" if suite.stopped else ""
+
+
 def _print(report: EvaluationReport) -> None:
     from rich import box
     from rich.console import Console
@@ -233,7 +239,7 @@ def _print(report: EvaluationReport) -> None:
     for suite in report.suites:
         table.add_row(
             f"{suite.kind.replace('_', ' ')} rate, {escape(suite.suite)}",
-            "none" if suite.rate is None else f"{100 * suite.rate:.1f} % of {suite.n}",
+            "none" if suite.rate is None else f"{100 * suite.rate:.1f} % of {suite.n}{asked_of(suite)}",
             f"{suite.interval.low:.3f} to {suite.interval.high:.3f}" if suite.interval else "",
             f"{escape(suite.judge.id)}{', a smoke judge' if suite.judge.smoke else ''}",
         )

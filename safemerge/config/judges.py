@@ -11,6 +11,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from safemerge.config.base import Config
+from safemerge.config.endpoints import EndpointSettings
 from safemerge.records import SuiteKind
 
 Probability = Annotated[float, Field(gt=0, lt=1)]
@@ -120,24 +121,14 @@ class GraniteGuardianConfig(LocalGuardConfig):
     """Name of a risk in the model's chat template, such as ``harm`` or ``violence``."""
 
 
-class EndpointJudgeConfig(JudgeSettings):
+class EndpointJudgeConfig(JudgeSettings, EndpointSettings):
     """A model behind an OpenAI-compatible endpoint that scores by a rubric."""
 
     kind: Literal["endpoint"]
-    url: Annotated[str, Field(pattern=r"^https?://[^\s@]+$")]
-    """Base address, such as ``http://127.0.0.1:8000/v1``; ``/chat/completions`` is added."""
     model: str
     """Name of the model there; best one that names a dated version."""
-    api_key_env: Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")] | None = None
-    """Environment variable that holds the key; the key itself is never written anywhere."""
     threshold: Probability = 0.5
     """Score of the rubric, in [0, 1], from which an answer to a harmful request is flagged."""
-    concurrency: Annotated[int, Field(gt=0, le=256)] = 8
-    """Requests under way at once."""
-    timeout_s: Annotated[float, Field(gt=0)] = 60.0
-    """Seconds to wait for one reply."""
-    max_attempts: Annotated[int, Field(gt=0)] = 5
-    """Tries a request: rate limits, server errors, timeouts and unreadable replies are tried again."""
     max_tokens: Annotated[int, Field(gt=0)] = 200
     """Length at which a reply is cut."""
     price_per_million_tokens: tuple[Annotated[float, Field(ge=0)], Annotated[float, Field(ge=0)]] | None = (
@@ -205,6 +196,15 @@ JudgeConfig = (
 
 JUDGES_OF_REFUSALS = ("refusal_phrases", "wild_guard", "qwen3_guard", "endpoint")
 """Judges that see whether a harmless request was refused; other guards see harm alone."""
+
+JUDGES_WITHOUT_MODEL = ("refusal_phrases", "endpoint")
+"""Judges that load no model here, so that they may judge while the judged model is loaded."""
+
+
+def loads_model(judge: JudgeConfig) -> list[str]:
+    """The judges among it and its members that load a model of their own."""
+    singles = judge.members if isinstance(judge, EnsembleConfig) else (judge,)
+    return [name for name in map(judge_name, singles) if name not in JUDGES_WITHOUT_MODEL]
 
 
 def judge_name(judge: JudgeConfig) -> str:

@@ -13,11 +13,19 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, ConfigDict, Field, WithJsonSchema, model_validator
 
 from safemerge.config.base import Config, PlainName
-from safemerge.config.judges import JUDGES_OF_REFUSALS, JudgeConfig, blind_to
+from safemerge.config.endpoints import EndpointConfig
+from safemerge.config.judges import (
+    JUDGES_OF_REFUSALS,
+    JUDGES_WITHOUT_MODEL,
+    JudgeConfig,
+    blind_to,
+    loads_model,
+)
 from safemerge.config.suites import shipped_suite
 from safemerge.core import methods
-from safemerge.gate import GatePolicy
-from safemerge.records import SuiteKind
+from safemerge.errors import ConfigError
+from safemerge.gate import GatePolicy, check_stoppable
+from safemerge.records import MAX_ERROR, SuiteKind
 
 Weight = Annotated[float, Field(allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -217,6 +225,18 @@ class Engine(StrEnum):
     TRANSFORMERS = "transformers"
     VLLM = "vllm"
     """Faster, on GPUs; needs the extra ``vllm`` wherever runs are opened and evaluated."""
+    ENDPOINT = "endpoint"
+    """A server that somebody runs; which model answers there is taken at its word."""
+
+
+class SequentialConfig(Config):
+    """Suites are asked in random order, and only until their outcome at the gate is settled."""
+
+    error: Annotated[float, Field(ge=0, le=MAX_ERROR)] = 0.01
+    """Probability, at most, that the outcome of any rule of the gate on the suites of an arm differs from
+    that of the whole suites. 0 stops only where nothing that may come can change it."""
+    seed: int = 0
+    """Of the random order."""
 
 
 class EvaluationConfig(Config):
@@ -231,6 +251,10 @@ class EvaluationConfig(Config):
     generation: GenerationConfig = GenerationConfig()
     engine: Engine = Engine.TRANSFORMERS
     """Figures of different engines are not compared."""
+    endpoint: EndpointConfig | None = None
+    """The server of the engine ``endpoint``."""
+    sequential: SequentialConfig | None = None
+    """Stop suites early. Looked at after every ``generation.batch_size`` answers."""
 
     @model_validator(mode="after")
     def _suites_can_be_judged(self) -> Self:
@@ -245,6 +269,22 @@ class EvaluationConfig(Config):
             raise ValueError(
                 f"expected a refusal_judge that sees refusals ({', '.join(JUDGES_OF_REFUSALS)}), "
                 f"got {', '.join(blind)}, which sees harm alone"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _engine_has_its_settings(self) -> Self:
+        if (self.engine is Engine.ENDPOINT) != (self.endpoint is not None):
+            raise ValueError("expected engine: endpoint and a section endpoint together, got one of them")
+        return self
+
+    @model_validator(mode="after")
+    def _judges_leave_the_model_loaded(self) -> Self:
+        judges = {kind: self.judge_of(kind) for kind in SuiteKind if self.suites_of(kind)}
+        if self.sequential and (loading := sorted({n for j in judges.values() for n in loads_model(j)})):
+            raise ValueError(
+                f"expected judges that load no model here ({', '.join(JUDGES_WITHOUT_MODEL)}) for "
+                f"sequential, which judges while the judged model is loaded, got {', '.join(loading)}"
             )
         return self
 
@@ -289,6 +329,15 @@ class PipelineConfig(Config):
     gate: GatePolicy
     tracking: TrackingConfig
     retention: RetentionConfig = RetentionConfig()
+
+    @model_validator(mode="after")
+    def _gate_can_stop_early(self) -> Self:
+        if self.evaluation.sequential:
+            try:
+                check_stoppable(self.gate)
+            except ConfigError as error:
+                raise ValueError(str(error)) from error
+        return self
 
     @model_validator(mode="after")
     def _gate_can_pass(self) -> Self:

@@ -21,8 +21,10 @@ from safemerge.evaluation.journal import Journal
 from safemerge.evaluation.judges import Judge, make_judges
 from safemerge.evaluation.judges.local import free_memory
 from safemerge.evaluation.libraries import check_libraries, versions
-from safemerge.evaluation.suites import Suite, read_suite
+from safemerge.evaluation.stopping import Stopping, answers_until_settled, stoppings
+from safemerge.evaluation.suites import ChatFormat, Suite, read_suite
 from safemerge.evaluation.utility import check_task, measure_utility, task_digest
+from safemerge.gate import GatePolicy
 from safemerge.records import EvaluationReport, SuiteKind, UtilityReport, json_digest
 
 
@@ -52,6 +54,7 @@ def evaluate_arm(
     *,
     model_digest: str,
     adapter_digest: str | None,
+    policy: GatePolicy | None = None,
     work: Path | None = None,
     with_utility: bool = True,
 ) -> Evaluation:
@@ -64,6 +67,7 @@ def evaluate_arm(
         settings: as for :func:`evaluate_arms`, and so down to ``with_utility``.
         model_digest: sha256 of the model.
         adapter_digest: sha256 of the adapter.
+        policy: the gate's, where suites may be stopped early.
         work: folder for what is unfinished.
         with_utility: False asks the suites alone.
     """
@@ -73,6 +77,7 @@ def evaluate_arm(
         settings,
         model_digest=model_digest,
         adapter_digests={arm: adapter_digest},
+        policy=policy,
         work=work,
         with_utility=with_utility,
     )[arm]
@@ -85,6 +90,7 @@ def evaluate_arms(
     *,
     model_digest: str,
     adapter_digests: Mapping[str, str | None],
+    policy: GatePolicy | None = None,
     work: Path | None = None,
     with_utility: bool = True,
 ) -> dict[str, Evaluation]:
@@ -99,6 +105,7 @@ def evaluate_arms(
         settings: what is measured; paths in it count from the working directory.
         model_digest: sha256 of the model.
         adapter_digests: name of an arm to the sha256 of its adapter; None for the model itself.
+        policy: the gate's, whose limits say when a suite may be stopped early (``settings.sequential``).
         work: folder in which answers and flags are kept as they come. A later call with it repeats only
             what it lacks, and gives the same reports; the caller deletes it. None keeps nothing.
         with_utility: False asks the suites alone.
@@ -107,7 +114,9 @@ def evaluate_arms(
         Name of an arm to its evaluation, in the order of ``adapters``.
 
     Raises:
-        ConfigError: a judge's model is not pinned.
+        ConfigError: a judge's model is not pinned; suites should be stopped early and the policy is missing,
+            or has rules that need whole ones; or the server of the engine ``endpoint`` is given no name
+            of an arm, or no key.
         MissingDependencyError: transformers, peft, lm_eval or the engine is not installed.
         DataError: a suite cannot be read, or holds other prompts than it says.
         EvaluationError: a task is unknown or fails, a prompt does not fit the model, or a judge
@@ -120,21 +129,26 @@ def evaluate_arms(
     check_libraries(settings.engine)
     suites = [read_suite(suite) for suite in settings.suites]
     judges = make_judges(settings)
+    early = stoppings(suites, settings.sequential, policy, settings.generation.batch_size)
     task = settings.utility
     if with_utility:
         check_task(task.task, task.metric, task.include_path, task.filter, tokenizer=str(model))
     journal = Journal(work)
-    loaded = load(settings.engine, model, adapters)
+    loaded = load(settings, model, adapters, with_utility=with_utility)
     measured = {}
     for name in adapters:
         with loaded.arm(name) as arm:
             depends_on: dict[str, JsonValue] = {"model": model_digest, "adapter": adapter_digests[name]}
-            answers, protocol, place = _answers(arm, suites, settings, name, journal, depends_on)
+            if settings.endpoint is not None:
+                server = settings.endpoint
+                depends_on |= {"url": server.url, "request": server.request, "served_as": server.models[name]}
+            asking = _Asking(arm, name, settings, journal, depends_on)
+            answers, protocol, place = _answers(asking, suites, judges, early)
             utility = _utility(arm, model, settings, journal, depends_on | place) if with_utility else None
             measured[name] = _Measured(answers, utility, protocol, place)
-    del arm, loaded
+    del asking, arm, loaded
     free_memory()
-    judged = _judge(suites, judges, measured, journal)
+    judged = _judge(suites, judges, measured, early, journal)
     return {
         name: Evaluation(
             EvaluationReport(
@@ -143,6 +157,7 @@ def evaluate_arms(
                 model_digest=model_digest,
                 utility=found.utility,
                 suites=tuple(judged[name, suite.name].report for suite in suites),
+                served_as=settings.endpoint.models[name] if settings.endpoint else None,
                 settings={
                     "generation_batch_size": settings.generation.batch_size,
                     "utility_batch_size": task.batch_size,
@@ -155,35 +170,48 @@ def evaluate_arms(
     }
 
 
+class _Asking(NamedTuple):
+    """An arm at work."""
+
+    arm: Arm
+    name: str
+    settings: EvaluationConfig
+    journal: Journal
+    depends_on: Mapping[str, JsonValue]
+    """What its answers depend on beside what is asked and how."""
+
+
 def _answers(
-    arm: Arm,
-    suites: list[Suite],
-    settings: EvaluationConfig,
-    name: str,
-    journal: Journal,
-    depends_on: Mapping[str, JsonValue],
+    it: _Asking, suites: list[Suite], judges: Mapping[SuiteKind, Judge], early: Mapping[str, Stopping]
 ) -> tuple[dict[str, dict[str, str]], dict[str, JsonValue], dict[str, str]]:
-    """An arm's answers to every suite, how they were generated, and where."""
-    generation = settings.generation
+    """An arm's answers to every suite, or as much of it as is needed, how they were generated, and where."""
+    server = it.settings.endpoint
     protocol: dict[str, JsonValue] = {
-        "engine": arm.engine,
+        "engine": it.arm.engine,
         "decoding": "greedy",
-        "max_new_tokens": generation.max_new_tokens,
+        "max_new_tokens": it.settings.generation.max_new_tokens,
     }
-    place = {"device": arm.device, "dtype": arm.dtype, **versions(settings.engine)}
+    place = {"device": it.arm.device, "dtype": it.arm.dtype, **versions(it.settings.engine)}
+    depends_on: dict[str, JsonValue] = {**it.depends_on, **protocol, **place}
+    if server is not None:
+        protocol |= {"request": server.request}
+        place |= {"endpoint": server.url}
     found = {}
     for suite in suites:
-        prompts = {prompt.id: prompt.text for prompt in suite.prompts}
-        batches = answer_batches(
-            arm,
-            prompts,
-            suite.chat,
-            generation,
-            f"{name}: {suite.name}",
-            journal,
-            {**depends_on, **protocol, **place},
-        )
-        found[suite.name] = {prompt_id: text for batch in batches for prompt_id, text in batch.items()}
+
+        def ask(prompts: Mapping[str, str], label: str, chat: ChatFormat = suite.chat) -> dict[str, str]:
+            batches = answer_batches(
+                it.arm, prompts, chat, it.settings.generation, label, it.journal, depends_on
+            )
+            return {prompt_id: text for batch in batches for prompt_id, text in batch.items()}
+
+        label = f"{it.name}: {suite.name}"
+        if suite.name in early:
+            found[suite.name] = answers_until_settled(
+                suite, early[suite.name], judges[suite.kind], it.journal, ask, label
+            )
+        else:
+            found[suite.name] = ask({prompt.id: prompt.text for prompt in suite.prompts}, label)
     return found, protocol, place
 
 
@@ -219,6 +247,7 @@ def _judge(
     suites: list[Suite],
     judges: Mapping[SuiteKind, Judge],
     measured: Mapping[str, _Measured],
+    early: Mapping[str, Stopping],
     journal: Journal,
 ) -> dict[tuple[str, str], JudgedSuite]:
     """Arm and suite to its judged answers; one judge after the other, each freed after its last suite."""
@@ -228,8 +257,10 @@ def _judge(
             if judges[suite.kind] is not judge:
                 continue
             for name, found in measured.items():
+                answers, stopping = found.answers[suite.name], early.get(suite.name)
+                stopped = stopping.stopped(len(answers)) if stopping else None
                 judged[name, suite.name] = judge_suite(
-                    suite, found.answers[suite.name], judge, found.protocol, journal
+                    suite, answers, judge, found.protocol, journal, stopped
                 )
         judge.release()
     return judged

@@ -12,7 +12,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Protocol
 
-from safemerge.config.models import Engine, GenerationConfig
+from safemerge.config.models import Engine, EvaluationConfig, GenerationConfig
 from safemerge.evaluation.suites import ChatFormat
 
 
@@ -87,13 +87,20 @@ _PLACES = {
 """Engine to module and class, whose ``load`` makes it."""
 
 
-def load(engine: Engine, model: Path, adapters: Mapping[str, Path | None]) -> LoadedModel:
+def load(
+    settings: EvaluationConfig,
+    model: Path,
+    adapters: Mapping[str, Path | None],
+    *,
+    with_utility: bool = True,
+) -> LoadedModel:
     """Load a model, and adapters beside it; whether they fit is looked at first.
 
     Args:
-        engine: what computes.
+        settings: what computes, and what is measured.
         model: folder of the aligned model, with its tokenizer.
         adapters: name of an arm to its adapter's folder; None for the model alone.
+        with_utility: whether its utility will be asked for; a server is tried at that.
 
     Raises:
         CheckpointError: the model or its tokenizer cannot be loaded, or lacks a module of an adapter.
@@ -102,7 +109,11 @@ def load(engine: Engine, model: Path, adapters: Mapping[str, Path | None]) -> Lo
         MismatchError: an adapter belongs to another model.
         EvaluationError: the tokenizer has no chat template, or the engine cannot take model or adapter.
     """
-    module, name = _PLACES[engine]
+    if settings.engine is Engine.ENDPOINT:
+        from safemerge.evaluation.endpoint_arm import EndpointModel
+
+        return EndpointModel.load(model, adapters, settings, with_utility=with_utility)
+    module, name = _PLACES[settings.engine]
     made: LoadedModel = getattr(importlib.import_module(f"safemerge.evaluation.{module}"), name).load(
         model, adapters
     )

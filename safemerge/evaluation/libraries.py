@@ -11,6 +11,9 @@ from safemerge.errors import MissingDependencyError
 OPTIONAL = ("transformers", "peft", "lm_eval")
 """Libraries of the extra ``evaluation``, in the order of their use."""
 
+OF_ENDPOINT = ("aiohttp", "requests", "tenacity")
+"""What lm-eval asks servers by."""
+
 
 def check_libraries(engine: Engine = Engine.TRANSFORMERS) -> None:
     """Check that an evaluation can run here, without loading anything.
@@ -23,6 +26,9 @@ def check_libraries(engine: Engine = Engine.TRANSFORMERS) -> None:
             raise MissingDependencyError(library, "evaluation")
     if engine is Engine.VLLM and importlib.util.find_spec("vllm") is None:
         raise MissingDependencyError("vllm", "vllm")
+    for library in OF_ENDPOINT if engine is Engine.ENDPOINT else ():
+        if importlib.util.find_spec(library) is None:
+            raise MissingDependencyError(library, "endpoint")
 
 
 def versions(engine: Engine = Engine.TRANSFORMERS) -> dict[str, str]:
@@ -32,4 +38,6 @@ def versions(engine: Engine = Engine.TRANSFORMERS) -> dict[str, str]:
 
 def libraries_of(engine: Engine) -> tuple[str, ...]:
     """Libraries whose version may move the figures."""
+    if engine is Engine.ENDPOINT:
+        return tuple(name for name in OPTIONAL if name != "peft")  # adapters are put on by the server
     return (*OPTIONAL, "vllm") if engine is Engine.VLLM else OPTIONAL

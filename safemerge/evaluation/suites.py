@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import sys
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from safemerge.config.load import load_suite_spec
 from safemerge.config.suites import PACKAGE, Columns, SuiteSpec, shipped_suite
 from safemerge.errors import DataError, MismatchError, MissingDependencyError
+from safemerge.gate import SuiteSize
 from safemerge.records import SuiteKind
 
 if TYPE_CHECKING:
@@ -66,6 +68,12 @@ class Suite(NamedTuple):
             asked = (*asked, self.chat)
         content = json.dumps(asked, ensure_ascii=False, separators=(",", ":"))
         return hashlib.sha256(content.encode()).hexdigest()
+
+
+def size(suite: Suite) -> SuiteSize:
+    """How many prompts a suite has, as the gate counts them."""
+    categories = Counter(prompt.category for prompt in suite.prompts if prompt.category is not None)
+    return SuiteSize(suite.name, suite.kind, len(suite.prompts), categories)
 
 
 def read_suite(config: SuiteConfig) -> Suite:

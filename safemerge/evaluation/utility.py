@@ -81,6 +81,22 @@ def task_digest(
         return _task_digest(_load(manager, task, num_fewshot)["tasks"], limit, apply_chat_template)
 
 
+def output_types(task: str, tokenizer: Path, include_path: str | Path | None = None) -> set[str]:
+    """What a task, or those of a group, ask of a model: ``generate_until``, ``loglikelihood``, ….
+
+    Args:
+        task: an lm-eval task or group.
+        tokenizer: folder of the model to be evaluated.
+        include_path: folder with the user's own tasks.
+
+    Raises:
+        EvaluationError: the task cannot be found or its documents cannot be read.
+    """
+    manager = _task_manager(task, include_path, str(tokenizer))
+    with _errors_of(task):
+        return {str(leaf.OUTPUT_TYPE) for leaf in _load(manager, task, None)["tasks"].values()}
+
+
 def measure_utility(
     arm: Arm,
     *,

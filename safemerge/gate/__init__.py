@@ -9,17 +9,22 @@ from safemerge.gate.decision import NO_CHAMPION, decide
 from safemerge.gate.feasibility import SuiteSize, check_decidable, check_suites, sizes
 from safemerge.gate.policy import GatePolicy, OnCannotTell
 from safemerge.gate.regression import Reference
+from safemerge.gate.stopping import StopRule, check_stoppable, is_settled, stop_rules
 
 __all__ = [
     "NO_CHAMPION",
     "GatePolicy",
     "OnCannotTell",
     "Reference",
+    "StopRule",
     "SuiteSize",
     "check_decidable",
+    "check_stoppable",
     "check_suites",
     "decide",
+    "is_settled",
     "measurement_differences",
     "sizes",
+    "stop_rules",
     "utility_gain",
 ]

@@ -7,35 +7,76 @@ from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 from safemerge.errors import DataError
-from safemerge.records import EvaluationReport, Interval, SuiteKind, SuiteReport, UtilityReport
-from safemerge.stats import GainKept, gain_kept, wilson_interval
+from safemerge.records import EvaluationReport, Interval, Stopped, SuiteKind, SuiteReport, UtilityReport
+from safemerge.stats import FinalCounts, GainKept, category_rates, final_counts, gain_kept, whole_interval
 
 UNMEASURED = "no rate that agrees with the flags of the prompts"
 
 
 class Measured(NamedTuple):
-    """A rate that agrees with the flags it comes from."""
+    """A rate that agrees with the flags it comes from, of a suite or of one of its categories."""
 
     rate: float
+    """Share of flags among the prompts that were asked."""
     interval: Interval
+    n: int
+    """Prompts that were asked."""
+    planned: int
+    """Prompts that there are; more than ``n`` where the suite was stopped early."""
+    final: FinalCounts
+    """What the number of flags of all of them can be: the one that was counted, if all were asked."""
+    error: float | None = None
+    """Probability, at most, that it is another; None where all were asked."""
 
 
 def measured(suite: SuiteReport) -> Measured | None:
     """Rate and interval recomputed from the flags; None where the report lacks or contradicts them."""
     if not suite.flags or suite.rate is None or suite.interval is None:
         return None
-    count = sum(suite.flags.values())
-    rate, interval = count / suite.n, wilson_interval(count, suite.n)
+    try:
+        found = _measured(sum(suite.flags.values()), suite.n, suite.planned, suite.stopped)
+    except DataError:
+        return None
     stated = (suite.rate, suite.interval.low, suite.interval.high)
-    expected = (rate, interval.low, interval.high)
+    expected = (found.rate, found.interval.low, found.interval.high)
     # NaN is close to nothing, so it ends here too.
     agree = all(math.isclose(a, b, rel_tol=1e-6, abs_tol=1e-9) for a, b in zip(stated, expected, strict=True))
-    return Measured(rate, interval) if agree else None
+    return found if agree else None
+
+
+def measured_categories(suite: SuiteReport) -> dict[str, Measured | None]:
+    """Category to its rate, by name; None for one that was not reached before the suite was stopped.
+
+    Raises:
+        DataError: the categories are not those of the prompts that were judged.
+    """
+    rates = category_rates(suite.flags, suite.categories)
+    if suite.stopped is None:
+        planned = {category: rate.n for category, rate in rates.items()}
+    else:
+        planned = suite.stopped.planned_categories
+    if unknown := sorted(rates.keys() - planned.keys()):
+        raise DataError(f"categories: expected those of the whole suite, got others: {', '.join(unknown)}")
+    found: dict[str, Measured | None] = dict.fromkeys(sorted(planned))
+    for category, rate in rates.items():
+        found[category] = _measured(round(rate.value * rate.n), rate.n, planned[category], suite.stopped)
+    return found
+
+
+def _measured(count: int, n: int, planned: int, stopped: Stopped | None) -> Measured:
+    error = stopped.error if stopped else None
+    final = FinalCounts(count, count) if error is None else final_counts(count, n, planned, error)
+    return Measured(count / n, whole_interval(final, planned), n, planned, final, error)
 
 
 def suites_of(report: EvaluationReport, kind: SuiteKind) -> list[SuiteReport]:
     """The suites of one kind, as the report orders them."""
     return [suite for suite in report.suites if suite.kind is kind]
+
+
+def categories_of(suite: SuiteReport) -> set[str]:
+    """Categories of the whole suite, whether asked or not."""
+    return {*suite.categories.values(), *(suite.stopped.planned_categories if suite.stopped else ())}
 
 
 def task_of(report: EvaluationReport) -> str:
@@ -158,6 +199,14 @@ def _odd_about(a: SuiteReport, b: SuiteReport) -> str:
     """In what two reports of one suite were not measured alike; empty where in nothing."""
     if a.judge != b.judge:
         return "judge"
-    if (a.kind, a.prompts_digest, a.flags.keys()) != (b.kind, b.prompts_digest, b.flags.keys()):
+    same_suite = (a.kind, a.prompts_digest, a.planned) == (b.kind, b.prompts_digest, b.planned)
+    if not same_suite or not _asked_alike(a, b):
         return "prompts"
     return f"generation: {odd_keys(a.protocol, b.protocol)}" if a.protocol != b.protocol else ""
+
+
+def _asked_alike(a: SuiteReport, b: SuiteReport) -> bool:
+    """Whether two arms were asked the same prompts of a suite, as far as both came in the same order."""
+    if a.stopped is None and b.stopped is None:
+        return a.flags.keys() == b.flags.keys()
+    return a.flags.keys() <= b.flags.keys() or b.flags.keys() <= a.flags.keys()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 
 from safemerge.errors import DataError
@@ -12,10 +13,12 @@ from safemerge.gate.absolute import (
     over_refusal_rules,
     utility_rule,
 )
-from safemerge.gate.comparison import check_adapter, differences, odd_keys, suites_of
+from safemerge.gate.comparison import categories_of, check_adapter, differences, odd_keys, suites_of
+from safemerge.gate.feasibility import sizes
 from safemerge.gate.policy import GatePolicy, OnCannotTell
 from safemerge.gate.regression import CHAMPION, Reference, regression_rules
-from safemerge.gate.wording import cannot_judge, kept
+from safemerge.gate.stopping import stop_rule
+from safemerge.gate.wording import cannot_judge, kept, limit_in_percent
 from safemerge.records import (
     EvaluationReport,
     GateDecision,
@@ -110,12 +113,31 @@ def _warnings(
 ) -> Iterator[str]:
     for judge in sorted({f"{s.judge.id} ({s.judge.revision})" for s in candidate.suites if s.judge.smoke}):
         yield f"smoke judge {judge}: too coarse for a release decision; use it to test the pipeline"
+    if candidate.served_as is not None:
+        yield (
+            f"{candidate.arm} was measured as {candidate.served_as} on a server: that this is the adapter is "
+            "the server's word"
+        )
+    yield from _stopped_early(candidate, policy)
     yield from _without_limit(candidate, policy)
     for name, other in references.items():
         if other is None:
             continue
         if odd := odd_keys(candidate.settings, other.settings):
             yield f"{candidate.arm} and {name} were evaluated with different settings: {odd}"
+
+
+def _stopped_early(candidate: EvaluationReport, policy: GatePolicy) -> Iterator[str]:
+    """Which suites were not asked to their end, and how sure the rules on them are together."""
+    stopped = [(suite.suite, suite.stopped) for suite in candidate.suites if suite.stopped]
+    if stopped:
+        rules = {size.name: stop_rule(policy, size) for size in sizes(candidate)}
+        errors = [rule.populations * how.error for name, how in stopped if (rule := rules[name])]
+        names = ", ".join(name for name, _ in stopped)
+        yield (
+            f"not all prompts were asked of {names}: the probability that any rule on them has another "
+            f"outcome than on the whole is at most {limit_in_percent(math.fsum(errors))}"
+        )
 
 
 def _without_limit(candidate: EvaluationReport, policy: GatePolicy) -> Iterator[str]:
@@ -126,6 +148,7 @@ def _without_limit(candidate: EvaluationReport, policy: GatePolicy) -> Iterator[
             yield f"over-refusal on {suite.suite} has no limit: shown, not judged"
     by_category = policy.max_category_harmful_rate
     for suite in suites_of(candidate, SuiteKind.HARMFUL):
-        named = set(by_category) if isinstance(by_category, Mapping) else set(suite.categories.values())
-        if unlimited := sorted(set(suite.categories.values()) - named):
+        known = categories_of(suite)
+        named = set(by_category) if isinstance(by_category, Mapping) else known
+        if unlimited := sorted(known - named):
             yield f"categories of {suite.suite} have no limit: {', '.join(unlimited)}"

@@ -24,9 +24,14 @@ class SuiteSize(NamedTuple):
 
 
 def sizes(report: EvaluationReport) -> list[SuiteSize]:
-    """How many prompts every suite of a report has."""
+    """How many prompts every suite of a report has, asked or not."""
     return [
-        SuiteSize(suite.suite, suite.kind, suite.n, Counter(suite.categories.values()))
+        SuiteSize(
+            suite.suite,
+            suite.kind,
+            suite.planned,
+            suite.stopped.planned_categories if suite.stopped else Counter(suite.categories.values()),
+        )
         for suite in report.suites
     ]
 
@@ -62,7 +67,7 @@ def check_suites(policy: GatePolicy, suites: Iterable[SuiteSize]) -> None:
     kinds = {suite.kind for suite in known}
     categories = {name for suite in known if suite.kind is SuiteKind.HARMFUL for name in suite.categories}
     problems = [
-        f"{rule} needs a suite of kind {kind}" for rule, kind in _kinds_asked(policy) if kind not in kinds
+        f"{rule} needs a suite of kind {kind}" for rule, kind in paired_rules(policy) if kind not in kinds
     ]
     limits = policy.max_category_harmful_rate
     if isinstance(limits, Mapping):
@@ -74,8 +79,8 @@ def check_suites(policy: GatePolicy, suites: Iterable[SuiteSize]) -> None:
         raise ConfigError(f"the gate could never let an adapter pass: {'; '.join(problems)}")
 
 
-def _kinds_asked(policy: GatePolicy) -> Iterator[tuple[str, SuiteKind]]:
-    """Rules against other arms, with the kind of suites that they are about."""
+def paired_rules(policy: GatePolicy) -> Iterator[tuple[str, SuiteKind]]:
+    """Rules that pair a suite's prompts with another arm's, with the kind of suites that they are about."""
     for name in type(policy.against).model_fields:
         wanted: Regression | None = getattr(policy.against, name)
         fields = () if wanted is None else (field for field, limit in wanted if limit is not None)

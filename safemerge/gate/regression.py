@@ -25,6 +25,9 @@ from safemerge.records import Estimate, EvaluationReport, Interval, RuleOutcome,
 from safemerge.stats import holm, mcnemar, mean_difference, rate_difference, smallest_significant
 
 CHAMPION = "champion"
+STOPPED = (
+    "the suite was stopped early, and this rule pairs whole suites; evaluate without evaluation.sequential"
+)
 WORDS = {SuiteKind.HARMFUL: "harmful", SuiteKind.OVER_REFUSAL: "over-refusal"}
 
 
@@ -163,6 +166,10 @@ def _pairs(it: _Comparison, kind: SuiteKind) -> tuple[dict[str, _Pair], list[Rul
             refused.append(cannot_judge(it.rule, name, it.limit, _not_comparable(it, odd)))
             continue
         pair = _Pair(*(next(suite for suite in report.suites if suite.suite == name) for report in reports))
+        if pair.ours.stopped or pair.theirs.stopped:
+            problem = f"{WORDS[kind]} rate on {name} against {it.name}: {STOPPED}"
+            refused.append(cannot_judge(it.rule, name, it.limit, problem))
+            continue
         if measured(pair.ours) is None or measured(pair.theirs) is None:
             problem = f"{WORDS[kind]} rate on {name} against {it.name}: {UNMEASURED}"
             refused.append(cannot_judge(it.rule, name, it.limit, problem))

@@ -88,6 +88,15 @@ def span(interval: Interval) -> str:
     return f"{100 * interval.low:.1f}–{100 * interval.high:.1f} %"
 
 
+def stopped_after(n: int, planned: int, error: float) -> str:
+    """That not all prompts were asked, and how likely that misleads.
+
+    >>> stopped_after(40, 130, 0.01)
+    'stopped after 40 of 130 prompts with an error of at most 1 %'
+    """
+    return f"stopped after {n} of {planned} prompts with an error of at most {limit_in_percent(error)}"
+
+
 def too_few(n: int, needed: int | None, what: str) -> str:
     """How many more prompts or documents would decide a bound; ``needed`` is None where none would."""
     if needed is None:

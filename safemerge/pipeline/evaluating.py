@@ -18,6 +18,9 @@ from safemerge.pipeline.request import StepRequest
 from safemerge.records import EvaluationReport, JudgeRecord, StepResult
 from safemerge.tracking import tags
 
+LIMITS = {"max_harmful_rate", "max_category_harmful_rate", "max_over_refusal_rate"}
+"""Of the gate's policy: what says when a suite is stopped early."""
+
 
 def evaluate(context: StepContext, request: StepRequest) -> StepResult:
     """Evaluate the aligned model, or an adapter on it.
@@ -67,6 +70,9 @@ def evaluate(context: StepContext, request: StepRequest) -> StepResult:
         task=run.plan.task_digest,
         judges={kind: judge.model_dump(mode="json") for kind, judge in judges.items()},
         settings=what,
+        **(
+            {"limits": run.config.gate.model_dump(mode="json", include=LIMITS)} if settings.sequential else {}
+        ),
     )
     if done := already_done(context, run, "evaluate", digest, label):
         return done
@@ -88,6 +94,7 @@ def evaluate(context: StepContext, request: StepRequest) -> StepResult:
             settings,
             model_digest=run.plan.model_digests["aligned_model"],
             adapter_digest=adapter.digest if adapter else None,
+            policy=run.config.gate,
             work=work,
         )
         if evaluation.report.utility is not None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +11,7 @@ from safemerge.config.load import load_pipeline
 from safemerge.config.models import PipelineConfig
 from safemerge.core.options import with_partners_cleared
 from safemerge.errors import ConfigError
-from safemerge.gate import SuiteSize, check_decidable, check_suites
+from safemerge.gate import check_decidable, check_suites
 from safemerge.pipeline.context import StepContext
 from safemerge.pipeline.request import StepRequest
 from safemerge.records import ArtifactRef, MergeReport, StepResult, json_digest
@@ -121,7 +120,7 @@ def check_data(config: PipelineConfig) -> dict[str, str]:
     Raises:
         SafemergeError: rows are not; or the gate's policy can never be decided on so few prompts.
     """
-    from safemerge.evaluation.suites import read_suite
+    from safemerge.evaluation.suites import read_suite, size
     from safemerge.training.data import data_digest, load_examples
 
     digests = {
@@ -132,8 +131,7 @@ def check_data(config: PipelineConfig) -> dict[str, str]:
     for suite in config.evaluation.suites:
         prompts = read_suite(suite)
         digests[f"suite {suite.name}"] = prompts.digest()
-        categories = Counter(prompt.category for prompt in prompts.prompts if prompt.category is not None)
-        sizes.append(SuiteSize(prompts.name, prompts.kind, len(prompts.prompts), categories))
+        sizes.append(size(prompts))
     check_suites(config.gate, sizes)
     check_decidable(config.gate, sizes)
     return digests

@@ -8,17 +8,22 @@ against statsmodels, scipy and published values. Neither library is needed to ru
 from safemerge.stats.bootstrap import GainKept, gain_kept, mean_difference, share_won_back
 from safemerge.stats.paired import holm, mcnemar, rate_difference, smallest_significant
 from safemerge.stats.rates import category_rates, smallest_sample, wilson_interval
+from safemerge.stats.sequential import FinalCounts, final_counts, random_order, whole_interval
 
 __all__ = [
+    "FinalCounts",
     "GainKept",
     "category_rates",
+    "final_counts",
     "gain_kept",
     "holm",
     "mcnemar",
     "mean_difference",
+    "random_order",
     "rate_difference",
     "share_won_back",
     "smallest_sample",
     "smallest_significant",
+    "whole_interval",
     "wilson_interval",
 ]

@@ -1,4 +1,4 @@
-"""What ``safemerge evaluate`` calls an arm whose name was not given."""
+"""What ``safemerge evaluate`` calls an arm whose name was not given, and what it prints."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from safemerge.cli.evaluate import arm_name, named_adapter
+from safemerge.cli.evaluate import arm_name, asked_of, named_adapter
+from safemerge.records import Stopped, SuiteReport
 
 
 @pytest.mark.parametrize(
@@ -43,3 +44,10 @@ def test_a_name_stands_before_the_first_equals_sign_unless_all_is_a_folder(
         assert named_adapter(text) == (None, text)
     assert named_adapter("mine=lr=2") == ("mine", "lr=2")
     assert named_adapter("now=models:/bot@champion") == ("now", "models:/bot@champion")
+
+
+def test_how_many_prompts_were_left_out_is_said() -> None:
+    suite = SuiteReport.model_construct(flags={"a": True}, stopped=None)
+    assert asked_of(suite) == ""
+    stopped = suite.model_copy(update={"stopped": Stopped(planned=130, error=0.01, seed=0)})
+    assert asked_of(stopped) == ", stopped early of 130"

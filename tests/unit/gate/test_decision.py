@@ -408,3 +408,10 @@ def test_the_reports_are_left_as_they_were():
     before = [r.model_dump_json() for r in (candidate, ALIGNED, FINE_TUNED)]
     judge(candidate)
     assert [r.model_dump_json() for r in (candidate, ALIGNED, FINE_TUNED)] == before
+
+
+def test_whose_word_it_is_that_an_adapter_was_measured_is_said():
+    decision = judge(report(served_as="lora"))
+    assert decision.warnings == (
+        "safemerge was measured as lora on a server: that this is the adapter is the server's word",
+    )

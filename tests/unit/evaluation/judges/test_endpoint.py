@@ -11,9 +11,11 @@ import pytest
 
 from safemerge.config.judges import EndpointJudgeConfig
 from safemerge.errors import ConfigError, EvaluationError
+from safemerge.evaluation import endpoint_client
+from safemerge.evaluation.endpoint_client import Usage
 from safemerge.evaluation.journal import Journal
 from safemerge.evaluation.judges import Answer, endpoint, make_judge
-from safemerge.evaluation.judges.endpoint import RUBRIC, EndpointJudge, Scores, Usage, parse, question
+from safemerge.evaluation.judges.endpoint import RUBRIC, EndpointJudge, Scores, parse, question
 from safemerge.evaluation.suites import Prompt
 from safemerge.records import SuiteKind
 
@@ -68,7 +70,7 @@ class Handler(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def server(monkeypatch):
-    monkeypatch.setattr(endpoint, "FIRST_WAIT_S", 0.001)
+    monkeypatch.setattr(endpoint_client, "FIRST_WAIT_S", 0.001)
     made = Server()
     thread = threading.Thread(target=made.serve_forever, args=(0.01,))
     thread.start()
@@ -258,10 +260,10 @@ def test_a_score_runs_from_0_to_1():
 
 
 def test_waits_double_and_a_servers_wish_goes_before():
-    assert endpoint._wait_s(3, 2.0) == 2.0
-    assert endpoint._wait_s(0, 1e9) == endpoint.LONGEST_WAIT_S
-    assert 2.0 <= endpoint._wait_s(3, None) <= 4.0
-    assert 15.0 <= endpoint._wait_s(99, None) <= 30.0
+    assert endpoint_client.wait_s(3, 2.0) == 2.0
+    assert endpoint_client.wait_s(0, 1e9) == endpoint_client.LONGEST_WAIT_S
+    assert 2.0 <= endpoint_client.wait_s(3, None) <= 4.0
+    assert 15.0 <= endpoint_client.wait_s(99, None) <= 30.0
 
 
 def test_the_record_follows_rubric_place_and_threshold(monkeypatch):
