@@ -162,6 +162,9 @@ def merge_options(config: MergeConfig) -> MergeOptions:
 
 def option_settings(options: MergeOptions) -> dict[str, Any]:
     """Options as plain data, with the weights that are meant where none were given."""
-    task, safety = options.weights
-    settings = dataclasses.asdict(options) | {"task_weight": task, "safety_weight": safety}
+    settings = {field.name: getattr(options, field.name) for field in dataclasses.fields(options)}
+    settings |= dict(zip(("task_weight", "safety_weight"), options.weights, strict=True))
+    if options.coefficients is not None:
+        # Every layer has its own; those stand beside the layers.
+        settings |= {"task_weight": None, "safety_weight": None, "coefficients": options.coefficients.digest}
     return {name: list(value) if isinstance(value, tuple) else value for name, value in settings.items()}
