@@ -70,8 +70,9 @@ def learn_coefficients(
     on_log: OnLog | None = None,
     **settings: Unpack[MergeSettings],
 ) -> list[Coefficients]:
-    """Fit the weights of both adapters in every layer to training data; see
-    :mod:`safemerge.training.coefficients`.
+    """Fit the weights of both adapters in every layer to training data.
+
+    :mod:`safemerge.training.coefficients` says how, and what it costs beside fine-tuning.
 
     Args:
         task_adapter: Folder or hub id of the adapter to repair.

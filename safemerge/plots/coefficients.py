@@ -109,4 +109,5 @@ def _heat(record: Coefficients, what: str) -> Figure:
 def _hover(layer: LayerCoefficients | None, what: str, symbol: str) -> str:
     if layer is None or (weight := getattr(layer, what)) is None:
         return ""
-    return f"<b>{escape(layer.module)}</b><br>{symbol} = {weight:.4f}, from {getattr(layer, f'start_{what}'):.4f}"
+    started = getattr(layer, f"start_{what}")
+    return f"<b>{escape(layer.module)}</b><br>{symbol} = {weight:.4f}, from {started:.4f}"

@@ -29,7 +29,6 @@ def test_first(tiny_pair, tiny_adapter, tiny_pipeline, tmp_path):
         quantile=0.5,
         task_weight=0.6,
     )
-    print(records[1].to_json())
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [
         "coefficients_1.json",
         "coefficients_3.json",
