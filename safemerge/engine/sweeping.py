@@ -34,12 +34,17 @@ def candidates(grid: SweepGrid) -> dict[str, MergeOptions]:
     choice of layers in theirs.
 
     Raises:
-        ConfigError: a value is out of bounds, or two files of coefficients have one λ.
+        ConfigError: a value is out of bounds, or two files of coefficients have one λ, or there is none for
+            the method that wants one.
         DataError: a file of coefficients is missing or holds something else.
     """
     found: dict[str, MergeOptions] = {}
     for name in grid.methods:
         method = methods.get(name)
+        if method.weighs_layers:
+            if not grid.coefficients:
+                raise ConfigError(f"grid: expected files of coefficients for method {name}, got none")
+            continue
         for density in grid.densities if method.prunes else (None,):
             for choice, weights in grid.points():
                 options = MergeOptions(
@@ -54,6 +59,12 @@ def candidates(grid: SweepGrid) -> dict[str, MergeOptions]:
                     **weights,  # type: ignore[arg-type]
                 )
                 found.setdefault(candidate_name(options), options)
+    return found | _learned(grid)
+
+
+def _learned(grid: SweepGrid) -> dict[str, MergeOptions]:
+    """A candidate for each file of coefficients."""
+    found: dict[str, MergeOptions] = {}
     for file in grid.coefficients:
         options = MergeOptions(coefficients=read_coefficients(file), rank=grid.rank, max_error=grid.max_error)
         if (name := candidate_name(options)) in found:
