@@ -82,10 +82,8 @@ def _add_update(
 
 def _linear_layers(model: Any, shapes: Mapping[str, tuple[int, int]]) -> dict[str, Any]:
     """The modules of the model that layers name."""
-    from transformers.pytorch_utils import Conv1D
-
     there = dict(model.named_modules())
-    odd = [m for m in shapes if not isinstance(there.get(m), torch.nn.Linear | Conv1D)]
+    odd = [m for m in shapes if not (isinstance(there.get(m), torch.nn.Linear) or _is_conv1d(there.get(m)))]
     if odd:
         raise UnsupportedAdapterError(
             "expected layers that are linear modules of the model, since coefficients are learned at their "
@@ -94,9 +92,14 @@ def _linear_layers(model: Any, shapes: Mapping[str, tuple[int, int]]) -> dict[st
     wrong = []
     for module, shape in shapes.items():
         weight = there[module].weight
-        got = tuple(weight.T.shape if isinstance(there[module], Conv1D) else weight.shape)
+        got = tuple(weight.T.shape if _is_conv1d(there[module]) else weight.shape)
         if got != shape:
             wrong.append(f"{module} (adapter {shape}, model {got})")
     if wrong:
         raise MismatchError(f"expected adapters of this model, got different shapes: {', '.join(wrong)}")
     return {module: there[module] for module in shapes}
+
+
+def _is_conv1d(module: Any) -> bool:
+    """Whether it is the linear layer of GPT-2 and its like, whose weight is (d_in, d_out)."""
+    return type(module).__name__ == "Conv1D"
