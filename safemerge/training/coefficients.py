@@ -43,8 +43,8 @@ from safemerge.training.weighed_layers import Weights, listed, weighed_layers
 logger = logging.getLogger(__name__)
 
 OnLog = Callable[[Mapping[str, float], int], None]
-"""Receives the losses of a fit with their step: harm_weight, task and safety of the last batch, and, at
-step 0 and after evaluations, validation_task and validation_safety."""
+"""Receives the losses of a fit with their step: harm_weight, task and safety of the last batch, and after
+evaluations validation_task and validation_safety."""
 
 _LOGS_PER_FIT = 10
 
@@ -163,6 +163,7 @@ class _Fitter:
         started_s = time.monotonic()
         first = best = _Best(0, self._start, self._validate())
         start_sample = self._measure(*self._fit_sample())
+        logger.info("start  %s", _held_out(first.validation))
         order = sorted(set(self._settings.harm_weights))
         fits = []
         for number, harm_weight in enumerate(order):
@@ -209,15 +210,15 @@ class _Fitter:
         for step in range(1, settings.steps + 1):
             losses = self._step(harm_weight, next(task), next(safety), optimiser, step)
             figures = {"harm_weight": harm_weight, "task": losses.task, "safety": losses.safety}
-            evaluated = step % settings.evaluate_every_steps == 0 or step == settings.steps
-            if evaluated:
+            validation = None
+            if step % settings.evaluate_every_steps == 0 or step == settings.steps:
                 validation = self._validate()
                 figures |= {"validation_task": validation.task, "validation_safety": validation.safety}
                 if _objective(validation, harm_weight) < _objective(best.validation, harm_weight):
                     best, waited = _Best(step, self._weights.detach().clone(), validation), 0
                 else:
                     waited += 1
-            self._log(figures, step, evaluated, clock)
+            self._log(figures, step, validation, clock)
             if waited == settings.patience:
                 break
         return best, step
@@ -293,22 +294,16 @@ class _Fitter:
         with torch.no_grad():
             self._weights.copy_(weights)
 
-    def _log(self, figures: Mapping[str, float], step: int, evaluated: bool, clock: _Clock) -> None:
-        if evaluated or step % max(1, self._settings.steps // _LOGS_PER_FIT) == 0:
-            held_out = ""
-            if evaluated:
-                held_out = (
-                    f"  held out: task {figures['validation_task']:.4f}, "
-                    f"safety {figures['validation_safety']:.4f}"
-                )
+    def _log(self, figures: Mapping[str, float], step: int, validation: Losses | None, clock: _Clock) -> None:
+        if validation is not None or step % max(1, self._settings.steps // _LOGS_PER_FIT) == 0:
             logger.info(
-                "λ %g  step %d/%d  loss: task %.4f, safety %.4f%s  ETA %s",
+                "λ %g  step %d/%d  loss: task %.4f, safety %.4f  %sETA %s",
                 figures["harm_weight"],
                 step,
                 self._settings.steps,
                 figures["task"],
                 figures["safety"],
-                held_out,
+                "" if validation is None else f"{_held_out(validation)}  ",
                 clock.eta(step),
             )
         if self._on_log is not None:
@@ -352,6 +347,10 @@ def _batches(
         order = torch.randperm(len(examples), generator=generator).tolist()
         for at in range(0, len(order) - size + 1, size):
             yield [examples[index] for index in order[at : at + size]]
+
+
+def _held_out(losses: Losses) -> str:
+    return f"held out: task {losses.task:.4f}, safety {losses.safety:.4f}"
 
 
 def _objective(losses: Losses, harm_weight: float) -> float:
