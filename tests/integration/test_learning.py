@@ -12,10 +12,10 @@ from typer.testing import CliRunner
 
 from safemerge import export_merge, learn_coefficients, merge_adapters, read_coefficients, sweep_adapters
 from safemerge.cli.main import app
+from safemerge.config.commands import SweepGrid
 from safemerge.config.learning import LearningSettings
-from safemerge.config.load import load_merge_recipe, load_pipeline
+from safemerge.config.load import load_merge_settings, load_pipeline
 from safemerge.config.models import DataSource
-from safemerge.config.recipes import SweepGrid
 from safemerge.core.layer_weights import LayerWeights
 from safemerge.engine.merging import merge_options
 from safemerge.engine.sweeping import candidates
@@ -298,7 +298,7 @@ def test_a_config_file_names_coefficients_beside_it(made: Made, tmp_path: Path):
     lines = "task_adapter: t\naligned_model: a\nunaligned_model: u\noutput: o\nmerge: {coefficients: c.json"
     recipe = tmp_path / "merge.yaml"
     recipe.write_text(lines + "}\n")
-    merge = load_merge_recipe(recipe).merge
+    merge = load_merge_settings(recipe).merge
     assert merge.coefficients == str(tmp_path / "c.json")
     options = merge_options(merge)
     assert options.method == "learned"
@@ -306,7 +306,7 @@ def test_a_config_file_names_coefficients_beside_it(made: Made, tmp_path: Path):
     assert options.coefficients.digest == read_coefficients(made.file()).digest
     recipe.write_text(lines + ", quantile: 0.5}\n")
     with pytest.raises(ConfigError, match=r"line 5, merge: expected coefficients alone.* got quantile"):
-        load_merge_recipe(recipe)
+        load_merge_settings(recipe)
 
 
 def _run(*arguments: object) -> Any:

@@ -103,17 +103,17 @@ def test_files_of_coefficients_lie_beside_the_recipe_and_those_of_flags_where_th
     folder: Path,
 ) -> None:
     sweep = _write(folder, "grid: {coefficients: [a.json, ../b.json]}\n")
-    assert load_sweep_recipe(sweep).grid.coefficients == (f"{folder}/a.json", f"{folder.parent}/b.json")
-    assert load_sweep_recipe(sweep, {"grid.coefficients": ["c.json"]}).grid.coefficients == ("c.json",)
+    assert load_sweep_settings(sweep).grid.coefficients == (f"{folder}/a.json", f"{folder.parent}/b.json")
+    assert load_sweep_settings(sweep, {"grid.coefficients": ["c.json"]}).grid.coefficients == ("c.json",)
     merge = _write(folder, "output: o\nmerge: {coefficients: a.json, rank: 8}\n")
-    read = load_merge_recipe(merge).merge
+    read = load_merge_settings(merge).merge
     assert (read.coefficients, read.method) == (f"{folder}/a.json", "learned")
     back = with_partners_cleared({"quantile": 0.5})
-    back_to = load_merge_recipe(merge, {f"merge.{name}": value for name, value in back.items()}).merge
+    back_to = load_merge_settings(merge, {f"merge.{name}": value for name, value in back.items()}).merge
     assert (back_to.coefficients, back_to.method, back_to.quantile) == (None, "exact", 0.5)
     other = _write(folder, "output: o\nmerge: {method: ties, density: 0.5, count: 3}\n")
     given = with_partners_cleared({"coefficients": "c.json"})
-    over = load_merge_recipe(other, {f"merge.{name}": value for name, value in given.items()}).merge
+    over = load_merge_settings(other, {f"merge.{name}": value for name, value in given.items()}).merge
     assert (over.coefficients, over.method, over.count, over.density) == ("c.json", "learned", None, None)
 
 
