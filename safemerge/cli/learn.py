@@ -68,6 +68,14 @@ def learn(
             min=0,
         ),
     ] = None,
+    safety_data: Annotated[
+        list[str] | None,
+        _fit(
+            "JSON Lines file or hub data set of requests and safe answers, in place of safety_training.data; "
+            "may be repeated. Helpful answers among them keep the fit from refusing everything.",
+            metavar="DATA",
+        ),
+    ] = None,
     steps: Annotated[int | None, _fit(f"Most steps of a fit. {flags.default(60)}", min=1)] = None,
     learning_rate: Annotated[
         float | None, _fit(f"About how far a coefficient moves in a step. {flags.default(0.05)}")
@@ -100,6 +108,7 @@ def learn(
     """
     from safemerge.cli.tables import progress_bar, warn
     from safemerge.config.load import load_pipeline
+    from safemerge.config.models import DataSource
     from safemerge.storage.atomic import check_absent
 
     plain_logs()
@@ -128,7 +137,8 @@ def learn(
             pipeline.aligned_model,
             pipeline.unaligned_model,
             task_data=pipeline.task_training.data,
-            safety_data=pipeline.safety_training.data,
+            safety_data=tuple(DataSource(path=path) for path in safety_data or ())
+            or pipeline.safety_training.data,
             suites=pipeline.evaluation.suites,
             learning=settings,
             output=output,

@@ -160,10 +160,10 @@ class _Fitter:
 
     def run(self) -> list[Fit]:
         """One fit for each λ, in rising order."""
-        started_s = time.monotonic()
         first = best = _Best(0, self._start, self._validate())
         start_sample = self._measure(*self._fit_sample())
         logger.info("start  %s", _held_out(first.validation))
+        started_s = time.monotonic()
         order = sorted(set(self._settings.harm_weights))
         fits = []
         for number, harm_weight in enumerate(order):

@@ -317,12 +317,14 @@ def test_the_commands_learn_and_apply(made: Made, tiny_pipeline: Any, tmp_path: 
     adapters = ["--task-adapter", made.task, "--safety-adapter", made.safety]
     learned = _run(
         *("learn", "--config", tiny_pipeline.config, *adapters, "--harm-weight", 2.5, "--steps", 2),
-        *("--output", tmp_path / "learned"),
+        *("--safety-data", made.data["safety_data"][0].path, "--output", tmp_path / "learned"),
     )
     assert learned.exit_code == 0, learned.output
     file = tmp_path / "learned" / "coefficients_2.5.json"
     assert str(file) in learned.stdout
-    assert Coefficients.read(file).settings["learning"]["steps"] == 2  # type: ignore[index,call-overload]
+    record = Coefficients.read(file)
+    assert record.settings["learning"]["steps"] == 2  # type: ignore[index,call-overload]
+    assert record.digests["safety_data"] == made.records[0].digests["safety_data"]
     models = ["--aligned-model", made.aligned, "--unaligned-model", made.unaligned]
     apply = ["merge", *adapters, *models, "--coefficients", file, "--output", tmp_path / "merged"]
     refused = _run(*apply, "--quantile", 0.5, "--method", "exact", "--on-undefined", "merge")
