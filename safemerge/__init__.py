@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from safemerge.core.lora import LoraPair
     from safemerge.core.merge import MergeResult, safemerge
+    from safemerge.engine.coefficient_files import read_coefficients
     from safemerge.engine.comparing import compare_adapters
     from safemerge.engine.cosines import score_cosines
     from safemerge.engine.exporting import export_adapter, export_merge
     from safemerge.engine.inspection import inspect_adapters
+    from safemerge.engine.learning import learn_coefficients
     from safemerge.engine.merging import merge_adapters
     from safemerge.engine.sweeping import sweep_adapters
     from safemerge.peft_model import merge_into
@@ -25,8 +27,10 @@ __all__ = [
     "export_adapter",
     "export_merge",
     "inspect_adapters",
+    "learn_coefficients",
     "merge_adapters",
     "merge_into",
+    "read_coefficients",
     "safemerge",
     "score_cosines",
     "sweep_adapters",
@@ -39,8 +43,10 @@ _HOMES = {
     "export_adapter": "safemerge.engine.exporting",
     "export_merge": "safemerge.engine.exporting",
     "inspect_adapters": "safemerge.engine.inspection",
+    "learn_coefficients": "safemerge.engine.learning",
     "merge_adapters": "safemerge.engine.merging",
     "merge_into": "safemerge.peft_model",
+    "read_coefficients": "safemerge.engine.coefficient_files",
     "safemerge": "safemerge.core.merge",
     "score_cosines": "safemerge.engine.cosines",
     "sweep_adapters": "safemerge.engine.sweeping",

@@ -100,6 +100,8 @@ class LayerReport(Record):
     """Frobenius norm of ΔW_safety; None where the safety adapter lacks the layer."""
     error: float | None = None
     """Relative error (Frobenius norm) with which the update is stored; None where it is stored as it is."""
+    weights: tuple[float, float] | None = None
+    """[task, safety] of this layer, where each has its own, as with the method ``learned``."""
 
 
 class MergeReport(Record):
@@ -113,7 +115,7 @@ class MergeReport(Record):
     quantile: float | None = None
     """The share of layers asked for, where the threshold was derived from it."""
     weights: tuple[float, float]
-    """[task, safety]."""
+    """[task, safety] of merged layers; the means over all where each has its own."""
     options: dict[str, JsonValue] = Field(default_factory=dict)
     """All that was chosen, by the names of a config file's ``merge`` section."""
     rank: int | None = None

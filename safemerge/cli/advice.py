@@ -25,7 +25,7 @@ def option_warnings(options: MergeOptions) -> Iterator[str]:
     if threshold is not None and not 0 <= threshold <= 1:
         which = "no layer" if threshold < 0 else "every layer"
         yield f"threshold {threshold:g}: cosines lie in [0, 1]: {threshold:g} merges {which}"
-    if sum(methods.get(options.method).default_weights) != 1:
+    if options.coefficients is not None or sum(methods.get(options.method).default_weights) != 1:
         return  # strengths of their own, not shares
     for whose, weight in zip(("task", "safety"), options.weights, strict=True):
         if not 0 <= weight <= 1:

@@ -64,6 +64,7 @@ def export(
     safety_weight: flags.SafetyWeight = None,
     density: flags.Density = None,
     components: flags.Components = None,
+    coefficients: flags.Coefficients = None,
     seed: flags.Seed = None,
     device: flags.Device = "cpu",
     dtype: Annotated[
@@ -101,19 +102,24 @@ def export(
         "on_undefined": on_undefined,
         "density": density,
         "components": components,
+        "coefficients": coefficients,
         "seed": seed,
     }
     merges = _merges(ctx, one, two)
+    flags.without_coefficients(ctx, two)
     if private and push_to_hub is None:
         ctx.fail("--private: expected with --push-to-hub, got alone")
 
     from safemerge.cli.tables import warn
+    from safemerge.engine.coefficient_files import read_coefficients
     from safemerge.engine.exporting import export_adapter, export_merge
     from safemerge.storage.hub_upload import HubTarget
 
     hub = None if push_to_hub is None else HubTarget(push_to_hub, private=private)
     given: dict[str, Any] = {name: value for name, value in (one | two).items() if value is not None}
     given |= {"output": output, "dtype": dtype.value, "hub": hub}
+    if coefficients is not None:
+        given["coefficients"] = read_coefficients(coefficients)
     with _progress() as (scored, written):
         if merges:
             given.setdefault("safety_adapter", None)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from safemerge.core import methods
-from safemerge.core.options import DEFAULT_THRESHOLD, OnUndefined
+from safemerge.core.options import DEFAULT_THRESHOLD, INSTEAD_OF_COEFFICIENTS, LEARNED, OnUndefined
 
 INPUTS = "Inputs: each a folder or a hub id, with @revision or without"
 
@@ -74,6 +75,21 @@ def unique(ctx: typer.Context, given: Mapping[str, Any], settings: Sequence[str]
     flags = [flag(setting) for setting in settings if given[setting] is not None]
     if len(flags) > 1:
         ctx.fail(f"expected one of {', '.join(map(flag, settings))}, got {' and '.join(flags)}")
+
+
+def without_coefficients(ctx: typer.Context, given: Mapping[str, Any]) -> None:
+    """Leave with a usage error where coefficients were given, and what they leave nothing of to choose."""
+    if given["coefficients"] is None:
+        return
+    names = (*INSTEAD_OF_COEFFICIENTS, "on_undefined")
+    beside = [flag(name) for name in names if given[name] is not None]
+    if given["method"] not in (None, LEARNED):
+        beside.insert(0, flag("method"))
+    if beside:
+        ctx.fail(
+            "--coefficients: expected alone, as they choose and weigh every layer, got beside "
+            f"{' and '.join(beside)}"
+        )
 
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON on stdout, and nothing else there.")]
@@ -152,6 +168,15 @@ Density = Annotated[
 Components = Annotated[
     int | None,
     option(WAY, "Most singular directions of V that methods which decompose it take (lox, lssf).", min=1),
+]
+Coefficients = Annotated[
+    Path | None,
+    option(
+        WAY,
+        "File of safemerge learn: weights of its own for every layer, in place of a choice of layers and of "
+        "weights for all.",
+        metavar="FILE",
+    ),
 ]
 Seed = Annotated[int | None, option(WAY, f"Seed of random draws. {default(0)}")]
 Rank = Annotated[

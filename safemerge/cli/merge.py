@@ -30,6 +30,8 @@ EPILOG = (
         "--output ./repaired",
         "A fixed threshold and other weights, with the report for a script:",
         "safemerge merge … --threshold 0.35 --task-weight 0.7 --output ./repaired --json | jq .layers",
+        "Weights that safemerge learn found for every layer:",
+        "safemerge merge … --coefficients ./learned/coefficients_3.json --output ./repaired",
         "From a config file (safemerge schema merge describes it), with a flag that overrides it:",
         "safemerge merge --config merge.yaml --rank 16",
         "As the published script:",
@@ -70,6 +72,7 @@ def merge(
     safety_weight: flags.SafetyWeight = None,
     density: flags.Density = None,
     components: flags.Components = None,
+    coefficients: flags.Coefficients = None,
     seed: flags.Seed = None,
     rank: flags.Rank = None,
     max_error: flags.MaxError = None,
@@ -116,6 +119,7 @@ def merge(
         "task_weight": task_weight,
         "safety_weight": safety_weight,
         "components": components,
+        "coefficients": None if coefficients is None else str(coefficients),
         "rank": rank,
         "max_error": max_error,
     }
@@ -151,6 +155,7 @@ def _is_published(ctx: typer.Context, script: published.PublishedFlags, own: dic
 
 def _own_arguments(ctx: typer.Context, given: dict[str, Any]) -> dict[str, Any]:
     """Our flags as keyword arguments of ``merge_adapters``; leaves with a usage error."""
+    flags.without_coefficients(ctx, given)
     required = [*flags.INPUT_NAMES, "output"]
     if given["method"] and not methods.get(given["method"]).needs_safety:
         required.remove("safety_adapter")
@@ -166,6 +171,7 @@ def _file_arguments(ctx: typer.Context, config: Path, given: dict[str, Any]) -> 
     """A config file and the flags that override it, as keyword arguments of ``merge_adapters``."""
     from safemerge.config.load import load_merge_settings
 
+    flags.without_coefficients(ctx, given)
     for names in (SELECTIONS, SIZES):
         flags.unique(ctx, given, names)
     chosen = {name: value for name, value in given.items() if value is not None and name != "config"}
@@ -182,8 +188,11 @@ def _file_arguments(ctx: typer.Context, config: Path, given: dict[str, Any]) -> 
 def _merge(arguments: dict[str, Any], hash_files: bool, device: str) -> MergeReport:
     from safemerge.cli.advice import option_warnings
     from safemerge.cli.tables import progress_bar, warn
+    from safemerge.engine.coefficient_files import read_coefficients
     from safemerge.engine.merging import merge_adapters
 
+    if arguments.get("coefficients") is not None:
+        arguments["coefficients"] = read_coefficients(arguments["coefficients"])
     warn(*option_warnings(_options(arguments)))
     with progress_bar() as progress:
         report = merge_adapters(**arguments, hash_files=hash_files, device=device, progress=progress)
@@ -217,7 +226,9 @@ def _print_summary(report: MergeReport, output: Path) -> None:
     if report.quantile is not None:
         threshold += f" (quantile {report.quantile:g})"
     weights = f"weight {task:g}"
-    if methods.get(report.method).weighs_safety:
+    if report.options.get("coefficients") is not None:
+        weights = f"weights of each layer, on average {task:.3g} (task) and {safety:.3g} (safety)"
+    elif methods.get(report.method).weighs_safety:
         weights = f"weights {task:g} (task) and {safety:g} (safety)"
     rows = {
         "layers merged": f"{merged} of {len(report.layers)}",

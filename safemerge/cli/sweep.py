@@ -99,6 +99,10 @@ def sweep(
     ] = None,
     density: Annotated[list[float] | None, _many("Share of entries that methods which prune keep.")] = None,
     components: flags.Components = None,
+    coefficients: Annotated[
+        list[Path] | None,
+        _many("A file of safemerge learn, which is a candidate beside the grid's.", metavar="FILE"),
+    ] = None,
     rank: flags.Rank = None,
     max_error: flags.MaxError = None,
     seed: flags.Seed = None,
@@ -123,6 +127,7 @@ def sweep(
         "grid.weights": None if weights is None else [pair if len(pair) > 1 else pair[0] for pair in weights],
         "grid.densities": density,
         "grid.components": components,
+        "grid.coefficients": None if coefficients is None else [str(file) for file in coefficients],
         "grid.rank": rank,
         "grid.max_error": max_error,
         "grid.seed": seed,

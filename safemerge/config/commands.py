@@ -49,6 +49,8 @@ class SweepGrid(Config):
     """α, or [α, β]. The methods' defaults where there are none."""
     densities: tuple[Annotated[float, Field(gt=0, le=1)], ...] = (0.5,)
     """Shares of entries kept, for methods that prune."""
+    coefficients: tuple[str, ...] = ()
+    """Files of ``safemerge learn`` (relative to the config file), each of which is a candidate."""
     components: Annotated[int, Field(gt=0)] = 8
     """Most singular directions of V, for methods that decompose it."""
     on_undefined: OnUndefined = OnUndefined.KEEP

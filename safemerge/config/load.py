@@ -20,7 +20,7 @@ from pydantic_core import ErrorDetails
 
 from safemerge.config.commands import Inputs, MergeSettings, SweepSettings
 from safemerge.config.judges import LocalGuardConfig
-from safemerge.config.models import DataSource, PipelineConfig, SuiteConfig, UtilityConfig
+from safemerge.config.models import DataSource, MergeConfig, PipelineConfig, SuiteConfig, UtilityConfig
 from safemerge.config.suites import SuiteSpec
 from safemerge.errors import ConfigError
 from safemerge.gate import GatePolicy
@@ -126,6 +126,11 @@ def _load_settings(model: type[Settings], path: Path, overrides: Mapping[str, An
             data[name] = _model_source(source, folder)
     if isinstance(output := data.get("output"), str):
         data["output"] = _absolute(output, folder)
+    if isinstance(merge := data.get("merge"), dict) and isinstance(merge.get("coefficients"), str):
+        data["merge"] = merge | {"coefficients": _absolute(merge["coefficients"], folder)}
+    if isinstance(grid := data.get("grid"), dict) and isinstance(grid.get("coefficients"), list):
+        files = [_absolute(file, folder) if isinstance(file, str) else file for file in grid["coefficients"]]
+        data["grid"] = grid | {"coefficients": files}
     for key, value in (overrides or {}).items():
         _override(data, key, value)
     return _validated(model, data, path, lines)
@@ -315,6 +320,8 @@ def _with_paths_from(value: Any, folder: Path) -> Any:
         changes["path"] = _absolute(value.path, folder)
     elif isinstance(value, LocalGuardConfig):
         changes["model"] = _model_source(value.model, folder)
+    elif isinstance(value, MergeConfig) and value.coefficients is not None:
+        changes["coefficients"] = _absolute(value.coefficients, folder)
     elif isinstance(value, UtilityConfig) and value.include_path is not None:
         changes["include_path"] = _absolute(value.include_path, folder)
     return value.model_copy(update=changes)

@@ -23,6 +23,7 @@ from safemerge.config.judges import (
 )
 from safemerge.config.suites import shipped_suite
 from safemerge.core import methods
+from safemerge.core.options import INSTEAD_OF_COEFFICIENTS, LEARNED
 from safemerge.errors import ConfigError
 from safemerge.gate import GatePolicy, check_stoppable
 from safemerge.records import MAX_ERROR, SuiteKind
@@ -75,6 +76,9 @@ class MergeConfig(Config):
     """Share of entries kept by methods that prune."""
     components: Annotated[int, Field(gt=0)] | None = None
     """Largest number of singular directions of V that methods which decompose it use."""
+    coefficients: str | None = None
+    """A file of ``safemerge learn`` (relative to the config file) with weights of every layer, in place of a
+    choice of layers and of weights for all. The method is then ``learned``."""
     seed: int = 0
     """Seed of random draws."""
     rank: Annotated[int, Field(gt=0)] | None = None
@@ -82,8 +86,21 @@ class MergeConfig(Config):
     max_error: Annotated[float, Field(ge=0, lt=1)] | None = None
     """Store at the smallest rank that keeps every layer's relative error at or below it."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _coefficients_have_a_method(cls, data: Any) -> Any:
+        if isinstance(data, dict) and data.get("coefficients") is not None:
+            return {"method": LEARNED, **data}
+        return data
+
     @model_validator(mode="after")
     def _one_of_each(self) -> Self:
+        beside = [name for name in INSTEAD_OF_COEFFICIENTS if getattr(self, name) is not None]
+        if self.coefficients is not None and beside:
+            raise ValueError(
+                "expected coefficients alone, as they choose and weigh every layer, "
+                f"got {' and '.join(beside)} beside them"
+            )
         for names in (("threshold", "quantile", "count", "modules"), ("rank", "max_error")):
             given = [name for name in names if getattr(self, name) is not None]
             if len(given) > 1:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from safemerge.core import methods
 from safemerge.core.compress import compressed, padded
+from safemerge.core.layer_weights import UNCHANGED
 from safemerge.core.lora import LoraPair
 from safemerge.core.methods.base import AlignmentTerm, Layer, MergeMethod, Update
 from safemerge.core.module_names import natural_order
@@ -42,6 +43,8 @@ class LayerDecision(NamedTuple):
     safety_norm: float | None
     error: float | None = None
     """Relative error (Frobenius norm) of the stored update; None where it was stored as it came out."""
+    weights: tuple[float, float] | None = None
+    """(α, β) of this layer, where each has its own."""
 
 
 @dataclass(frozen=True)
@@ -116,6 +119,11 @@ class MergePlan:
         """Whether every update is ΔW_task."""
         return not (self.selection.chosen or self.method.changes_kept)
 
+    def weights(self, module: str) -> tuple[float, float] | None:
+        """(α, β) of a layer, where each has its own."""
+        coefficients = self.options.coefficients
+        return None if coefficients is None else coefficients.layers[module]
+
     def update(self, module: str) -> Update:
         """The merged update of a layer; random draws depend on the seed and the module's path alone.
 
@@ -124,7 +132,12 @@ class MergePlan:
             NonFiniteError: the update holds NaN or infinity, as a safety adapter may; the layer is named.
         """
         score = self.scores[module]
-        layer = Layer(self.task[module], self.safety.get(module), score.terms.get(_term_name(self.options)))
+        layer = Layer(
+            self.task[module],
+            self.safety.get(module),
+            score.terms.get(_term_name(self.options)),
+            self.weights(module),
+        )
         make = self.method.merge if module in self.selection.chosen else self.method.keep
         try:
             update = make(layer, self.options, _generator(self.options.seed, module))
@@ -147,10 +160,13 @@ class MergePlan:
             score.task_norm,
             None if safety is None else safety.norm(),
             error,
+            self.weights(module),
         )
 
     def _reason(self, module: str, score: LayerScore, merged: bool) -> str:
         verb, threshold = "merged" if merged else "kept", self.selection.threshold
+        if (weights := self.weights(module)) is not None:
+            return f"{verb}: coefficients {weights[0]:.4g} and {weights[1]:.4g}"
         if self.method.needs_safety and module not in self.safety:
             return "kept: the safety adapter lacks the layer"
         if not self.method.chooses:
@@ -173,15 +189,14 @@ def plan_merge(
     Raises:
         ConfigError: the method needs a safety adapter and there is none, or the layers asked for are not
             there.
+        MismatchError: coefficients are of other layers than the task adapter has.
         DegenerateLayerError: cosines are undefined and ``options.on_undefined`` is ``fail``.
     """
     method = methods.get(options.method)
     if method.needs_safety and safety is None:
         raise ConfigError(f"method {options.method}: expected a safety adapter, got none")
     safety = safety or {}
-    eligible = {m: score for m, score in scores.items() if m in safety or not method.needs_safety}
-    selection = _select(eligible, options) if method.chooses else Selection(frozenset(eligible), None)
-    return MergePlan(task, safety, scores, options, method, selection)
+    return MergePlan(task, safety, scores, options, method, _selection(method, safety, scores, options))
 
 
 def merge_scored(
@@ -262,6 +277,21 @@ def stored(plan: MergePlan, module: str) -> tuple[LoraPair, float | None]:
         safety = plan.safety.get(module)
         rank = plan.task[module].rank + (0 if safety is None else safety.rank)
     return compressed(update, rank=rank, max_error=options.max_error)
+
+
+def _selection(
+    method: MergeMethod,
+    safety: Mapping[str, LoraPair],
+    scores: Mapping[str, LayerScore],
+    options: MergeOptions,
+) -> Selection:
+    """Layers whose update is another than ΔW_task."""
+    if options.coefficients is not None:
+        options.coefficients.check(scores.keys(), safety.keys())
+        changed = (module for module, pair in options.coefficients.layers.items() if pair != UNCHANGED)
+        return Selection(frozenset(changed), None)
+    eligible = {m: score for m, score in scores.items() if m in safety or not method.needs_safety}
+    return _select(eligible, options) if method.chooses else Selection(frozenset(eligible), None)
 
 
 def _select(scores: Mapping[str, LayerScore], options: MergeOptions) -> Selection:

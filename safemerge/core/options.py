@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, TypedDict, get_args
 
 from safemerge.core import methods
+from safemerge.core.layer_weights import LayerWeights
 from safemerge.errors import ConfigError
 
 OnUndefined = Literal["keep", "merge", "fail"]
@@ -18,6 +19,10 @@ SELECTIONS = ("threshold", "quantile", "count", "modules")
 SIZES = ("rank", "max_error")
 """Ways to bound what is stored, of which a merge takes one or none."""
 WEIGHTS = ("task_weight", "safety_weight")
+INSTEAD_OF_COEFFICIENTS = (*SELECTIONS, *WEIGHTS, "density", "components")
+"""What coefficients, which weigh every layer, leave nothing of to choose."""
+LEARNED = "learned"
+"""The method that coefficients are for."""
 SERVED_RANK = 16
 """Rank up to which vLLM serves adapters unless told otherwise (its ``--max-lora-rank``)."""
 
@@ -26,12 +31,16 @@ def with_partners_cleared(given: Mapping[str, Any]) -> dict[str, Any]:
     """Settings that override others: one of a group stands for all of it, so its partners become None.
 
     >>> with_partners_cleared({"quantile": 0.5})
-    {'quantile': 0.5, 'threshold': None, 'count': None, 'modules': None}
+    {'coefficients': None, 'quantile': 0.5, 'threshold': None, 'count': None, 'modules': None}
     """
     cleared = dict(given)
     for group in (SELECTIONS, SIZES, WEIGHTS):
         if any(name in given for name in group):
             cleared = cleared | {name: None for name in group if name not in given}
+    if given.get("coefficients") is not None:
+        return dict.fromkeys(INSTEAD_OF_COEFFICIENTS) | {"method": LEARNED} | cleared
+    if any(given.get(name) is not None for name in INSTEAD_OF_COEFFICIENTS):
+        cleared = {"coefficients": None} | cleared
     return cleared
 
 
@@ -48,6 +57,7 @@ class MergeSettings(TypedDict, total=False):
     on_undefined: OnUndefined
     density: float | None
     components: int | None
+    coefficients: LayerWeights | None
     seed: int
     rank: int | None
     max_error: float | None
@@ -81,6 +91,8 @@ class MergeOptions:
     """Share of entries kept by methods that prune, in (0, 1]."""
     components: int | None = None
     """Largest number of singular directions of V that methods which decompose it use, at least 1."""
+    coefficients: LayerWeights | None = None
+    """Weights of every layer, in place of a choice and of weights for all; their method is ``learned``."""
     seed: int = 0
     """Seed of random draws."""
     rank: int | None = None
@@ -89,6 +101,8 @@ class MergeOptions:
     """Store at the smallest rank that keeps every layer's relative error (Frobenius norm) at or below it."""
 
     def __post_init__(self) -> None:
+        if self.coefficients is not None and self.method == methods.DEFAULT:
+            object.__setattr__(self, "method", LEARNED)
         if self.modules is not None:
             object.__setattr__(self, "modules", tuple(self.modules))  # equal and hashable, whatever came
         _check_choice("on_undefined", self.on_undefined, get_args(OnUndefined))
@@ -96,9 +110,19 @@ class MergeOptions:
             value = getattr(self, name)
             if value is not None and not math.isfinite(value):
                 raise ConfigError(f"{name}: expected a finite number, got {value}")
+        self._check_coefficients()
         self._check_selection()
         self._check_method()
         self._check_storage()
+
+    def _check_coefficients(self) -> None:
+        if self.coefficients is None:
+            return
+        if beside := [name for name in INSTEAD_OF_COEFFICIENTS if getattr(self, name) is not None]:
+            raise ConfigError(
+                f"coefficients: expected none of {', '.join(INSTEAD_OF_COEFFICIENTS)} beside them, as they "
+                f"weigh every layer, got {' and '.join(beside)}"
+            )
 
     def _check_selection(self) -> None:
         given = {name: value for name in SELECTIONS if (value := getattr(self, name)) is not None}
@@ -113,14 +137,16 @@ class MergeOptions:
             raise ConfigError("modules: expected at least one path or pattern, got none")
 
     def _check_method(self) -> None:
-        for name, what in (("density", "prune"), ("components", "decompose V")):
+        takers = {"density": "prune", "components": "decompose V", "coefficients": "weigh each layer"}
+        for name, what in takers.items():
             if (getattr(self, name) is not None) != _takes(self.method, name):
                 if getattr(self, name) is None:
                     raise ConfigError(f"{name}: expected with method {self.method}, got none")
-                takers = (other for other in methods.names() if _takes(other, name))
+                named = (other for other in methods.names() if _takes(other, name))
+                got = "them" if name == "coefficients" else getattr(self, name)
                 raise ConfigError(
-                    f"{name}: expected with methods that {what} alone ({', '.join(takers)}), "
-                    f"got {getattr(self, name)} with {self.method}"
+                    f"{name}: expected with methods that {what} alone ({', '.join(named)}), "
+                    f"got {got} with {self.method}"
                 )
         if self.density is not None and not 0 < self.density <= 1:
             raise ConfigError(f"density: expected a share in (0, 1], got {self.density}")
@@ -137,7 +163,9 @@ class MergeOptions:
 
     @property
     def weights(self) -> tuple[float, float]:
-        """(α, β)."""
+        """(α, β); the means over the layers where each has its own."""
+        if self.coefficients is not None:
+            return self.coefficients.mean
         task, safety = self.task_weight, self.safety_weight
         default_task, default_safety = methods.get(self.method).default_weights
         if default_task + default_safety != 1:  # two strengths of their own
@@ -149,7 +177,12 @@ class MergeOptions:
 
 def _takes(method: str, option: str) -> bool:
     chosen = methods.get(method)
-    return {"density": chosen.prunes, "components": chosen.decomposes}[option]
+    takes = {
+        "density": chosen.prunes,
+        "components": chosen.decomposes,
+        "coefficients": chosen.weighs_layers,
+    }
+    return takes[option]
 
 
 def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:

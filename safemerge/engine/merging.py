@@ -9,13 +9,14 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Unpack
+from typing import Any, Unpack, cast
 
 import safemerge
 from safemerge.config.models import MergeConfig
 from safemerge.core.merge import MergeResult, merge_scored
 from safemerge.core.options import MergeOptions, MergeSettings
 from safemerge.core.scoring import Progress
+from safemerge.engine.coefficient_files import read_coefficients
 from safemerge.engine.scores import ScoredAdapters, score_adapters
 from safemerge.errors import ConfigError
 from safemerge.records import LayerReport, MergeReport
@@ -155,13 +156,33 @@ def merge_report(
     )
 
 
+def merge_settings(config: MergeConfig) -> MergeSettings:
+    """The same choices as keyword arguments, with what a file of coefficients holds.
+
+    Raises:
+        DataError: the file of coefficients is missing or holds something else.
+    """
+    settings = cast(MergeSettings, config.model_dump(mode="json"))
+    if config.coefficients is not None:
+        settings["coefficients"] = read_coefficients(config.coefficients)
+    return settings
+
+
 def merge_options(config: MergeConfig) -> MergeOptions:
-    """The same choices, checked, for the core."""
-    return MergeOptions(**config.model_dump(mode="json"))
+    """The same choices, checked, for the core.
+
+    Raises:
+        ConfigError: they do not go together.
+        DataError: the file of coefficients is missing or holds something else.
+    """
+    return MergeOptions(**merge_settings(config))
 
 
 def option_settings(options: MergeOptions) -> dict[str, Any]:
     """Options as plain data, with the weights that are meant where none were given."""
-    task, safety = options.weights
-    settings = dataclasses.asdict(options) | {"task_weight": task, "safety_weight": safety}
+    settings = {field.name: getattr(options, field.name) for field in dataclasses.fields(options)}
+    settings |= dict(zip(("task_weight", "safety_weight"), options.weights, strict=True))
+    if options.coefficients is not None:
+        # Every layer has its own; those stand beside the layers.
+        settings |= {"task_weight": None, "safety_weight": None, "coefficients": options.coefficients.digest}
     return {name: list(value) if isinstance(value, tuple) else value for name, value in settings.items()}

@@ -80,6 +80,8 @@ def score_adapters(
     warnings += saved_warnings(task, safety)
     check_same_names(task.pairs, safety.pairs if safety else {})
     check_shapes(task.pairs, safety.pairs if safety else None)
+    made = {role.replace(" ", "_"): adapter_digest(adapter.folder) for role, adapter in adapters.items()}
+    _check_coefficients(merges, made)
     (scores,), model_digests = score_pairs(
         [task.pairs],
         aligned_model,
@@ -91,7 +93,6 @@ def score_adapters(
         progress=progress,
     )
     _refuse_equal_models(scores, merges)
-    made = {role.replace(" ", "_"): adapter_digest(adapter.folder) for role, adapter in adapters.items()}
     return ScoredAdapters(task, safety, scores, made | model_digests, warnings)
 
 
@@ -135,6 +136,18 @@ def score_pairs(
         return scores, {}
     models = (aligned.files_digest(), unaligned.files_digest()) if hash_files else weights_of.read_digests()
     return scores, dict(zip(("aligned_model", "unaligned_model"), models, strict=True))
+
+
+def _check_coefficients(merges: Sequence[MergeOptions], digests: Mapping[str, str]) -> None:
+    """Refuse coefficients that were learned for other adapters."""
+    for coefficients in (merge.coefficients for merge in merges if merge.coefficients is not None):
+        for role in ("task_adapter", "safety_adapter"):
+            expected = getattr(coefficients, role)
+            if expected is not None and expected != digests[role]:
+                raise MismatchError(
+                    f"coefficients: expected those of this {role.replace('_', ' ')} (sha256 "
+                    f"{digests[role][:12]}), got some learned for another ({expected[:12]})"
+                )
 
 
 def _refuse_equal_models(scores: Mapping[str, LayerScore], merges: Sequence[MergeOptions]) -> None:

@@ -15,6 +15,7 @@ from safemerge.core.lora import LoraPair
 from safemerge.core.merge import MergePlan, plan_merge, stored
 from safemerge.core.options import SELECTIONS, MergeOptions
 from safemerge.core.scoring import LayerScore, Progress
+from safemerge.engine.coefficient_files import read_coefficients
 from safemerge.engine.merging import option_settings, write_merge
 from safemerge.engine.scores import ScoredAdapters, score_adapters
 from safemerge.errors import ConfigError
@@ -33,11 +34,17 @@ def candidates(grid: SweepGrid) -> dict[str, MergeOptions]:
     choice of layers in theirs.
 
     Raises:
-        ConfigError: a value is out of bounds.
+        ConfigError: a value is out of bounds, or two files of coefficients have one λ, or there is none for
+            the method that wants one.
+        DataError: a file of coefficients is missing or holds something else.
     """
     found: dict[str, MergeOptions] = {}
     for name in grid.methods:
         method = methods.get(name)
+        if method.weighs_layers:
+            if not grid.coefficients:
+                raise ConfigError(f"grid: expected files of coefficients for method {name}, got none")
+            continue
         for density in grid.densities if method.prunes else (None,):
             for choice, weights in grid.points():
                 options = MergeOptions(
@@ -52,6 +59,17 @@ def candidates(grid: SweepGrid) -> dict[str, MergeOptions]:
                     **weights,  # type: ignore[arg-type]
                 )
                 found.setdefault(candidate_name(options), options)
+    return found | _learned(grid)
+
+
+def _learned(grid: SweepGrid) -> dict[str, MergeOptions]:
+    """A candidate for each file of coefficients."""
+    found: dict[str, MergeOptions] = {}
+    for file in grid.coefficients:
+        options = MergeOptions(coefficients=read_coefficients(file), rank=grid.rank, max_error=grid.max_error)
+        if (name := candidate_name(options)) in found:
+            raise ConfigError(f"coefficients: expected files of different λ, got {name} again in {file}")
+        found[name] = options
     return found
 
 
@@ -61,6 +79,8 @@ def candidate_name(options: MergeOptions) -> str:
     >>> candidate_name(MergeOptions(quantile=0.5, task_weight=0.7))
     'exact_q0.5_w0.7_0.3'
     """
+    if options.coefficients is not None:
+        return f"{options.method}_{options.coefficients.name}"
     parts = [options.method]
     chosen = {"t": options.threshold, "q": options.quantile, "n": options.count}
     parts += [f"{letter}{value:g}" for letter, value in chosen.items() if value is not None]

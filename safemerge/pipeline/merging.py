@@ -29,6 +29,7 @@ def arms_of(config: MergeConfig) -> dict[str, MergeConfig]:
         "safety_weight": None,
         "density": None,
         "components": None,
+        "coefficients": None,
     }
     if not methods.get(config.method).chooses:  # what it changes is every layer
         controls |= {"threshold": None, "quantile": None, "count": None, "modules": ("*",)}
@@ -59,25 +60,30 @@ def merge(context: StepContext, request: StepRequest) -> StepResult:
             figures={"note": "an adapter was given: nothing is merged"},
             reused=True,
         )
+    from safemerge.engine.merging import merge_arms, merge_options
+
     task, safety = request.input("task_adapter"), request.input("safety_adapter")
+    options = merge_options(run.config.merge)
+    settings = run.config.merge.model_dump(mode="json", exclude={"coefficients"})
+    if options.coefficients is not None:
+        settings["coefficients"] = options.coefficients.digest  # what the file holds, not where it lies
     digest = inputs_digest(
         "merge",
         ("torch",),
         task_adapter=task.digest,
         safety_adapter=safety.digest,
         models=run.plan.model_digests,
-        settings=run.config.merge.model_dump(mode="json"),
+        settings=settings,
     )
     if done := already_done(context, run, "merge", digest, "merge"):
         return done
 
-    from safemerge.engine.merging import merge_arms, merge_options
     from safemerge.storage.adapters import adapter_digest
 
     output = context.workspace.work("merge", digest) / "arms"
     shutil.rmtree(output, ignore_errors=True)  # a killed attempt may have written it, but not stored it
     with context.ledger.step_run(run, "merge", digest) as step_run:
-        task_weight, safety_weight = merge_options(run.config.merge).weights
+        task_weight, safety_weight = options.weights
         weights = {"task_weight": task_weight, "safety_weight": safety_weight}
         step_run.log_params(run.config.merge.model_dump(mode="json") | weights)
         reports = merge_arms(

@@ -27,6 +27,7 @@ DIGESTED_BY_CONTENT: dict[str, Any] = {
     "unaligned_model": True,
     "task_training": {"data": True},
     "safety_training": {"data": True},
+    "merge": {"coefficients": True},
     "evaluation": {"suites": {"__all__": {"path", "suite", "revision"}}, "utility": {"include_path": True}},
 }
 """Config keys that say where something lies; what lies there is digested instead."""
@@ -50,7 +51,7 @@ def open_run(context: StepContext, request: StepRequest) -> StepResult:
     if not options.get("config"):
         raise ConfigError("option config: expected the path of a pipeline's YAML file, got nothing")
     config = load_pipeline(Path(options["config"]), overrides=_with_partners(options.get("overrides") or {}))
-    check_merge(config)
+    coefficients = check_merge(config)
     model_digests = check_models(context, config)
     data = check_data(config)
     check_judges(config)
@@ -75,6 +76,7 @@ def open_run(context: StepContext, request: StepRequest) -> StepResult:
                 "fine_tuned_adapter": fine_tuned and fine_tuned.digest,
                 "promote": promote,
             }
+            | ({} if coefficients is None else {"coefficients": coefficients})
         ),
         model_digests=model_digests,
         data_digests=data,
@@ -94,11 +96,16 @@ def open_run(context: StepContext, request: StepRequest) -> StepResult:
     )
 
 
-def check_merge(config: PipelineConfig) -> None:
-    """Let a merge that could not be made fail here, not once both adapters are trained."""
+def check_merge(config: PipelineConfig) -> str | None:
+    """Let a merge that could not be made fail here, not once both adapters are trained.
+
+    Returns:
+        The digest of its coefficients; None where it has none.
+    """
     from safemerge.engine.merging import merge_options
 
-    merge_options(config.merge)
+    coefficients = merge_options(config.merge).coefficients
+    return None if coefficients is None else coefficients.digest
 
 
 def check_models(context: StepContext, config: PipelineConfig) -> dict[str, str]:

@@ -157,8 +157,11 @@ def _page(traces: Sequence[Json], layout: Json, plot_px: int, report: MergeRepor
     if report.quantile is not None:
         threshold += f" (quantile {report.quantile:g})"
     task, safety = report.weights
+    weights = f"weights {task:g} and {safety:g}"
+    if any(layer.weights is not None for layer in report.layers):
+        weights = f"weights of each layer, on average {task:.3g} and {safety:.3g}"
     return page(
         f"{merged} of {len(report.layers)} layers merged",
-        f"{what} · {threshold} · method {report.method} · weights {task:g} and {safety:g}",
+        f"{what} · {threshold} · method {report.method} · {weights}",
         [figure(traces, layout, plot_px)],
     )

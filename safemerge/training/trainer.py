@@ -17,12 +17,12 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from accelerate import PartialState
 from transformers import TrainerCallback
 from trl import SFTTrainer
 
 from safemerge.errors import NonFiniteError
+from safemerge.training.answers import IGNORED, answer_nll
 
 OnLog = Callable[[Mapping[str, float], int], None]
 """Receives metrics and their optimiser step: loss, learning_rate, grad_norm, seconds_per_step."""
@@ -46,16 +46,10 @@ class AnswerTrainer(SFTTrainer):
         """Mean negative log-likelihood of the answer tokens, in nats."""
         if self.args.device.type != "cpu" or return_outputs:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        # Position t predicts token t + 1.
-        labels = inputs["labels"][:, 1:]
-        answered = (labels != -100).any(dim=0).nonzero().squeeze(1)
-        rest = {key: value for key, value in inputs.items() if key != "labels"}
-        logits = model(**rest, use_cache=False, logits_to_keep=answered).logits
-        total = torch.nn.functional.cross_entropy(
-            logits.flatten(0, 1), labels[:, answered].flatten(), ignore_index=-100, reduction="sum"
-        )
+        labels = inputs["labels"]
+        total = answer_nll(model, {key: value for key, value in inputs.items() if key != "labels"}, labels)
         if num_items_in_batch is None:
-            return total / (labels != -100).sum()
+            return total / (labels[:, 1:] != IGNORED).sum()
         # The tokens of all processes, whose gradients are averaged in the end.
         return total * self.accelerator.num_processes / num_items_in_batch
 

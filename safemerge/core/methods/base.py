@@ -26,6 +26,8 @@ class Layer:
     """ΔW_safety; None where the safety adapter lacks the layer, or there is none."""
     term: LoraPair | None = None
     """What the method's ``alignment_term`` made of V in this layer."""
+    weights: tuple[float, float] | None = None
+    """(α, β) of this layer, where each has its own."""
 
 
 Update = LoraPair | Tensor
@@ -92,6 +94,8 @@ class MergeMethod:
     """Whether it draws or ranks entries to keep: it then takes ``density``."""
     decomposes: bool = False
     """Whether it uses leading singular directions of V: it then takes ``components``."""
+    weighs_layers: bool = False
+    """Whether each layer has weights of its own: it then takes ``coefficients``."""
     changes_kept: bool = False
     """Whether ``keep`` gives another update than ΔW_task."""
     alignment_term: AlignmentTerm | None = None

@@ -51,6 +51,18 @@ def test_the_dtypes_offered_are_those_of_the_function() -> None:
             ["--output", "o", "--adapter", "a", "--quantile", 0.5],
             "--adapter and --quantile do not go together",
         ),
+        (
+            ["--output", "o", "--adapter", "a", "--coefficients", "c.json"],
+            "--adapter and --coefficients do not go together",
+        ),
+        (
+            [
+                *("--output", "o", "--task-adapter", "a", "--aligned-model", "m", "--unaligned-model", "u"),
+                *("--coefficients", "c.json", "--quantile", 0.5, "--task-weight", 0.7),
+            ],
+            "--coefficients: expected alone, as they choose and weigh every layer, got beside --quantile and "
+            "--task-weight",
+        ),
         (["--output", "o", "--model", "m", "--adapter", "a", "--private"], "--private: expected with --push"),
         (["--model", "m", "--adapter", "a"], "Missing option '--output'"),
         (["--output", "o", "--method", "magic"], "expected one of "),

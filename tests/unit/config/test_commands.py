@@ -16,6 +16,7 @@ from safemerge.config.load import (
     sweep_settings,
 )
 from safemerge.config.schemas import json_schema
+from safemerge.core.options import with_partners_cleared
 from safemerge.engine.merging import merge_options
 from safemerge.engine.sweeping import candidates
 from safemerge.errors import ConfigError
@@ -73,6 +74,12 @@ def test_overrides_win_and_count_from_where_they_were_typed(folder: Path) -> Non
         ("", "output: expected a value, got nothing"),
         ("output: o\nmerge: {method: exat}\n", "merge.method: expected one of"),
         (
+            "output: o\nmerge: {coefficients: c.json, quantile: 0.5, task_weight: 0.7}\n",
+            "expected coefficients alone.*, got quantile and task_weight beside them",
+        ),
+        ("output: o\nmerge: {coefficients: 3}\n", "merge.coefficients: expected a valid string, got 3"),
+        ("output: o\ngrid: {coefficients: [3]}\n", "grid: unknown key"),
+        (
             "output: o\nmerge: {count: 1, quantile: 0.5}\n",
             "expected one of threshold, quantile, count, modules",
         ),
@@ -90,6 +97,24 @@ def test_a_sweep_is_read_with_its_grid(folder: Path) -> None:
     assert settings.grid.weightings() == [{"task_weight": 0.8}, {"task_weight": 0.5, "safety_weight": 0.4}]
     assert len(settings.grid.points()) == 6
     assert settings.output is None
+
+
+def test_files_of_coefficients_lie_beside_the_recipe_and_those_of_flags_where_they_were_typed(
+    folder: Path,
+) -> None:
+    sweep = _write(folder, "grid: {coefficients: [a.json, ../b.json]}\n")
+    assert load_sweep_settings(sweep).grid.coefficients == (f"{folder}/a.json", f"{folder.parent}/b.json")
+    assert load_sweep_settings(sweep, {"grid.coefficients": ["c.json"]}).grid.coefficients == ("c.json",)
+    merge = _write(folder, "output: o\nmerge: {coefficients: a.json, rank: 8}\n")
+    read = load_merge_settings(merge).merge
+    assert (read.coefficients, read.method) == (f"{folder}/a.json", "learned")
+    back = with_partners_cleared({"quantile": 0.5})
+    back_to = load_merge_settings(merge, {f"merge.{name}": value for name, value in back.items()}).merge
+    assert (back_to.coefficients, back_to.method, back_to.quantile) == (None, "exact", 0.5)
+    other = _write(folder, "output: o\nmerge: {method: ties, density: 0.5, count: 3}\n")
+    given = with_partners_cleared({"coefficients": "c.json"})
+    over = load_merge_settings(other, {f"merge.{name}": value for name, value in given.items()}).merge
+    assert (over.coefficients, over.method, over.count, over.density) == ("c.json", "learned", None, None)
 
 
 def test_a_sweep_of_flags_alone() -> None:

@@ -101,6 +101,12 @@ def test_paths_count_from_the_files_folder_and_hub_ids_stay(write, tmp_path, mon
     ]
 
 
+def test_a_file_of_coefficients_counts_from_the_files_folder(write, tmp_path):
+    merge = load_pipeline(write(PIPELINE), {"merge": {"coefficients": "learned/coefficients_3.json"}}).merge
+    assert merge.coefficients == f"{tmp_path}/learned/coefficients_3.json"
+    assert merge.method == "learned"
+
+
 def test_what_lies_beside_the_file_is_a_path_whatever_its_name(write, tmp_path):
     (tmp_path / "org" / "unaligned@v1").mkdir(parents=True)
     (tmp_path / "org" / "hub-data").write_text("{}")

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from safemerge import safemerge
 from safemerge.core import methods
+from safemerge.core.layer_weights import LayerWeights
 from safemerge.core.lora import LoraPair
 from safemerge.core.merge import MergeResult, alignment_terms, merge_scored
 from safemerge.core.options import MergeOptions
@@ -46,7 +47,10 @@ def inputs(seed: int, rank: int = 3, scale: float = 2.0, safety_rank: int = 3) -
 def needed(method: str) -> dict[str, Any]:
     """Options that a method cannot do without."""
     chosen = methods.get(method)
-    return ({"density": 0.5} if chosen.prunes else {}) | ({"components": 2} if chosen.decomposes else {})
+    own = {"coefficients": LayerWeights(dict.fromkeys(MODULES, (0.7, 0.3)))} if chosen.weighs_layers else {}
+    return (
+        own | ({"density": 0.5} if chosen.prunes else {}) | ({"components": 2} if chosen.decomposes else {})
+    )
 
 
 def cosines(result: MergeResult) -> list[float]:
@@ -120,7 +124,8 @@ def test_a_threshold_above_one_merges_all_in_any_order(method: str, seed: int, o
     held = [t for pair in (*task.values(), *safety.values()) for t in (pair.lora_a, pair.lora_b)]
     held += [weight for pair in weights.values() for weight in pair]
     before = [tensor.clone() for tensor in held]
-    options = {"method": method, "threshold": 1.0001} | needed(method)
+    choice = {} if methods.get(method).weighs_layers else {"threshold": 1.0001}
+    options = {"method": method} | choice | needed(method)
     result = safemerge(task, safety, weights, **options)
     assert merged_count(result) == len(MODULES)
     assert len({pair.rank for pair in result.layers.values()}) == 1

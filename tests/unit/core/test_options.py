@@ -6,8 +6,11 @@ from typing import Any
 
 import pytest
 
-from safemerge.core.options import MergeOptions, MergeSettings
+from safemerge.core.layer_weights import LayerWeights
+from safemerge.core.options import MergeOptions, MergeSettings, with_partners_cleared
 from safemerge.errors import ConfigError
+
+OF_ONE_LAYER = LayerWeights({"a": (0.7, 0.3)})
 
 
 @pytest.mark.parametrize(
@@ -56,12 +59,44 @@ def test_one_weight_given_makes_the_other_one_minus_it(given: dict[str, float], 
         ({"count": -1}, "count: expected a number of layers, got -1"),
         ({"modules": ()}, "modules: expected at least one path or pattern, got none"),
         ({"method": "peft_dare_linear", "density": 0.0}, r"density: expected a share in \(0, 1\], got 0.0"),
+        ({"method": "learned"}, "coefficients: expected with method learned, got none"),
+        (
+            {"method": "ties", "density": 0.5, "coefficients": OF_ONE_LAYER},
+            "coefficients: expected none of threshold, .* got density",
+        ),
+        (
+            {"method": "scale", "coefficients": OF_ONE_LAYER},
+            r"expected with methods that weigh each layer alone \(learned\), got them with scale",
+        ),
+        (
+            {"quantile": 0.5, "task_weight": 0.7, "coefficients": OF_ONE_LAYER},
+            "coefficients: expected none of threshold, .* got quantile and task_weight",
+        ),
         ({"method": "peft_dare_linear", "density": 1.5}, r"density: expected a share in \(0, 1\], got 1.5"),
     ],
 )
 def test_wrong_options_are_refused_by_name(given: dict[str, Any], message: str):
     with pytest.raises(ConfigError, match=message):
         MergeOptions(**given)
+
+
+def test_coefficients_bring_their_method_and_their_means() -> None:
+    options = MergeOptions(coefficients=LayerWeights({"a": (0.5, 0.25), "b": (1.0, 0.75)}))
+    assert (options.method, options.weights) == ("learned", (0.75, 0.5))
+    assert hash(options) == hash(MergeOptions(coefficients=options.coefficients))
+
+
+def test_coefficients_stand_for_all_else_that_a_file_says_of_a_merge_and_give_way_to_it() -> None:
+    cleared = with_partners_cleared({"coefficients": "file.json"})
+    assert cleared.pop("coefficients") == "file.json"
+    assert cleared.pop("method") == "learned"
+    assert set(cleared) == {
+        *("threshold", "quantile", "count", "modules", "task_weight", "safety_weight"),
+        *("density", "components"),
+    }
+    assert set(cleared.values()) == {None}
+    assert with_partners_cleared({"safety_weight": 0.3})["coefficients"] is None
+    assert with_partners_cleared({"rank": 8}) == {"rank": 8, "max_error": None}
 
 
 def test_settings_are_the_fields_of_the_options() -> None:

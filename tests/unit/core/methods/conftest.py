@@ -41,6 +41,7 @@ def merged() -> Callable[..., Update]:
         *,
         difference: torch.Tensor | None = None,
         kept: bool = False,
+        weights: tuple[float, float] | None = None,
         **given: Any,
     ) -> Update:
         options = MergeOptions(method=method, **given)
@@ -49,7 +50,7 @@ def merged() -> Callable[..., Update]:
         if chosen.alignment_term is not None:
             term = chosen.alignment_term(task, difference, options)
         make = chosen.keep if kept else chosen.merge
-        return make(Layer(task, safety, term), options, torch.Generator().manual_seed(options.seed))
+        return make(Layer(task, safety, term, weights), options, torch.Generator().manual_seed(options.seed))
 
     return merge
 

@@ -1,0 +1,32 @@
+"""Coefficients as merges take them, from the records of ``safemerge learn``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from safemerge.core.layer_weights import LayerWeights
+from safemerge.reports import Coefficients
+
+
+def read_coefficients(path: str | Path) -> LayerWeights:
+    """The weights in a file of ``safemerge learn``, for ``coefficients`` of a merge's settings.
+
+    Raises:
+        DataError: the file is missing or holds something else.
+    """
+    return layer_weights(Coefficients.read(Path(path)))
+
+
+def layer_weights(record: Coefficients) -> LayerWeights:
+    """The weights of a record, bound to the adapters that they were learned for."""
+    return LayerWeights(
+        {layer.module: (layer.task, layer.safety or 0.0) for layer in record.layers},
+        name=f"{record.harm_weight:g}",
+        task_adapter=record.digests.get("task_adapter"),
+        safety_adapter=record.digests.get("safety_adapter"),
+    )
+
+
+def coefficients_file(record: Coefficients) -> str:
+    """Name of a record's file."""
+    return f"coefficients_{record.harm_weight:g}.json"
