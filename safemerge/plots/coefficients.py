@@ -65,6 +65,7 @@ def _losses(records: Sequence[Coefficients]) -> Figure:
                     "x": names,
                     "y": found,
                     "line": {"color": colour, "dash": dash},
+                    "marker": {"size": 9, "symbol": "circle" if dash == "solid" else "circle-open"},
                     "hovertemplate": f"λ = %{{x}}<br>{what} loss {word} %{{y:.4f}}<extra></extra>",
                 }
             )
