@@ -29,6 +29,7 @@ class Champions:
         *,
         adapter_digest: str,
         pipeline_run_id: str,
+        opened_at_ms: int,
         source_run_id: str,
         experiment_id: str,
         summary: str,
@@ -44,6 +45,7 @@ class Champions:
             folder: the adapter's files.
             adapter_digest: sha256 of the adapter.
             pipeline_run_id: MLflow run of the pipeline.
+            opened_at_ms: when that was opened, in milliseconds since 1970.
             source_run_id: MLflow run of the promotion.
             experiment_id: their experiment.
             summary: the gate's verdict.
@@ -53,10 +55,10 @@ class Champions:
         """
         self._ensure_model(name)
         version = self._find(name, adapter_digest)
+        release = {tags.PIPELINE_RUN: pipeline_run_id, tags.OPENED: str(opened_at_ms)}
         if version is None:
-            labels = {
+            labels = release | {
                 tags.ADAPTER_DIGEST: adapter_digest,
-                tags.PIPELINE_RUN: pipeline_run_id,
                 tags.VERDICT: "pass",
                 tags.VERDICT_SUMMARY: summary[:5000],
             }
@@ -79,9 +81,28 @@ class Champions:
                 description=summary[:5000],
                 model_id=model.model_id,
             )
+        else:
+            for key, value in release.items():
+                self.client.set_model_version_tag(name, version.version, key, value)
         number = str(version.version)
-        self.client.set_registered_model_alias(name, ALIAS, number)
+        self.appoint(name, number)
         return number
+
+    def appoint(self, name: str, version: str) -> None:
+        """Move the alias to a version."""
+        self.client.set_registered_model_alias(name, ALIAS, version)
+
+    def released_after(self, name: str, opened_at_ms: int) -> ModelVersion | None:
+        """The version that the latest pipeline run released, where that was opened after the time given.
+
+        Whether it is still the champion does not matter: the alias may have been moved back since.
+        """
+        later = {
+            int(version.tags[tags.OPENED]): version
+            for version in self.client.search_model_versions(f"name = '{name}'")
+            if int(version.tags.get(tags.OPENED, 0)) > opened_at_ms
+        }
+        return later[max(later)] if later else None
 
     def current(self, name: str) -> ModelVersion | None:
         """The champion of a registered model; None where there is none yet."""
