@@ -31,6 +31,7 @@ from safemerge.cli import (
     gate,
     inspect,
     merge,
+    recipe,
     schema,
     score,
     step,
@@ -42,7 +43,7 @@ from safemerge.errors import EXIT_ERROR, SafemergeError
 EXIT_INTERRUPTED = 130
 """Exit code after Ctrl-C, as shells expect it (128 + SIGINT)."""
 
-_COMMANDS = (inspect, score, merge, sweep, export, diff, train, evaluate, gate, schema, step, demo)
+_COMMANDS = (inspect, score, merge, sweep, export, diff, train, evaluate, gate, recipe, schema, step, demo)
 """Modules whose ``register(app)`` adds commands, in the order of the help page."""
 
 

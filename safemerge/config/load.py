@@ -53,17 +53,22 @@ def load_pipeline(path: Path, overrides: Mapping[str, Any] | None = None) -> Pip
     return _load_pipeline(path, overrides).pipeline()
 
 
-def load_recipe(path: Path, overrides: Mapping[str, Any] | None = None) -> RecipeConfig:
+def load_recipe(path: Path, *, any_name: bool = False) -> RecipeConfig:
     """Read a recipe: a pipeline's file that also says when it is due, and whose it is.
 
-    Its name is that of the file, so that no two recipes of a folder are one DAG. The rest is as of
-    :func:`load_pipeline`.
+    Args:
+        path: the file.
+        any_name: whether the recipe may be called otherwise than its file. One that is a DAG may not, so
+            that no two recipes of a folder are one DAG.
+
+    Returns:
+        The recipe, with paths as of :func:`load_pipeline`.
 
     Raises:
         ConfigError: the file cannot be read or used; lists every problem.
     """
-    recipe = _load_pipeline(path, overrides)
-    if recipe.name != path.stem:
+    recipe = _load_pipeline(path, None)
+    if recipe.name != path.stem and not any_name:
         raise ConfigError(f"{path}: name: expected {path.stem!r}, as the file is called, got {recipe.name!r}")
     return recipe
 
