@@ -16,20 +16,23 @@ from safemerge.records import StepResult
 
 
 def champion_asset(recipe: RecipeConfig) -> Asset:
-    """What deployments follow: an event for every adapter that becomes the champion."""
+    """What deployments follow: an event for every adapter that becomes the champion.
+
+    A DAG of theirs has it as schedule: ``Asset(name="<registered model>@champion", uri="models:/…")``.
+    """
     model = f"{recipe.tracking.registered_model}@champion"
     return Asset(name=model, uri=f"models:/{model}", group="safemerge")
 
 
-def champion_event(result: StepResult) -> dict[str, Any]:
-    """What the event of a promotion carries."""
+def champion_event(result: StepResult, run_id: str | None) -> dict[str, Any]:
+    """What the event of a promotion carries; ``run_id`` is the pipeline run's in MLflow."""
     version = result.outputs["model_version"]
     return {
         "version": str(result.figures["version"]),
         "model": version.uri,
         "adapter_digest": version.digest,
         "verdict": str(result.figures["verdict"]),
-        "run_id": result.run_id,
+        "run_id": run_id,
     }
 
 

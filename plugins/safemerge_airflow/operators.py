@@ -308,7 +308,7 @@ class PromoteOperator(SafemergeStepOperator):
         """Promote, and let the champion's event say what was promoted."""
         result = self.run_step(context)
         if self.champion is not None:
-            context["outlet_events"][self.champion].extra = champion_event(result)
+            context["outlet_events"][self.champion].extra = champion_event(result, self.run_id)
         return self.xcoms(result)
 
 

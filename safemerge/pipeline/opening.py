@@ -86,7 +86,7 @@ def open_run(context: StepContext, request: StepRequest) -> StepResult:
         fine_tuned_adapter=fine_tuned,
     )
     if options.get("force", True) is False and promote and adapter is None:
-        unchanged = _nothing_new(context, config, plan)
+        unchanged = nothing_new(context, config, plan)
         if unchanged is not None:
             return unchanged
     run = context.ledger.open_pipeline_run(config, plan, run_key)
@@ -100,7 +100,7 @@ def open_run(context: StepContext, request: StepRequest) -> StepResult:
     )
 
 
-def _nothing_new(context: StepContext, config: PipelineConfig, plan: PipelinePlan) -> StepResult | None:
+def nothing_new(context: StepContext, config: PipelineConfig, plan: PipelinePlan) -> StepResult | None:
     """Why there is nothing to do: the champion came of the very same inputs. None where there is."""
     name = config.tracking.registered_model
     found = context.ledger.find_promotion(config.tracking.experiment, plan.inputs_digest)

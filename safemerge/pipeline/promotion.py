@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING
 
 from safemerge.errors import MismatchError
 from safemerge.pipeline.context import StepContext, inputs_digest, local_adapter, local_file
 from safemerge.pipeline.request import StepRequest
 from safemerge.records import ArtifactRef, GateDecision, StepResult, Verdict
 from safemerge.tracking import tags
+from safemerge.tracking.champions import Release
 from safemerge.tracking.ledger import PipelineRun
-
-if TYPE_CHECKING:
-    from mlflow.entities.model_registry import ModelVersion
 
 logger = logging.getLogger(__name__)
 
@@ -94,9 +91,9 @@ def _close(context: StepContext, run: PipelineRun, decision: GateDecision, decis
     )
 
 
-def _overtaken(name: str, later: ModelVersion) -> str:
+def _overtaken(name: str, later: Release) -> str:
     return (
-        f"MLflow run {later.tags[tags.PIPELINE_RUN]}, which was opened after this one, has released "
+        f"MLflow run {later.run_id}, which was opened after this one, has released "
         f"models:/{name}/{later.version}: nothing is promoted"
     )
 

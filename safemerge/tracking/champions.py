@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from safemerge.tracking import tags
 
@@ -14,6 +14,14 @@ if TYPE_CHECKING:
 
 ALIAS = "champion"
 """The alias that deployments follow."""
+
+
+class Release(NamedTuple):
+    """A model version, and the pipeline run that made it the champion last."""
+
+    version: str
+    run_id: str
+    opened_at_ms: int
 
 
 class Champions:
@@ -92,17 +100,20 @@ class Champions:
         """Move the alias to a version."""
         self.client.set_registered_model_alias(name, ALIAS, version)
 
-    def released_after(self, name: str, opened_at_ms: int) -> ModelVersion | None:
-        """The version that the latest pipeline run released, where that was opened after the time given.
+    def released_after(self, name: str, opened_at_ms: int) -> Release | None:
+        """What the latest of the pipeline runs released that were opened after the time given.
 
         Whether it is still the champion does not matter: the alias may have been moved back since.
         """
-        later = {
-            int(version.tags[tags.OPENED]): version
+        releases = (
+            Release(
+                str(version.version), version.tags[tags.PIPELINE_RUN], int(version.tags.get(tags.OPENED, 0))
+            )
             for version in self.client.search_model_versions(f"name = '{name}'")
-            if int(version.tags.get(tags.OPENED, 0)) > opened_at_ms
-        }
-        return later[max(later)] if later else None
+            if tags.PIPELINE_RUN in version.tags
+        )
+        later = (release for release in releases if release.opened_at_ms > opened_at_ms)
+        return max(later, key=lambda release: release.opened_at_ms, default=None)
 
     def current(self, name: str) -> ModelVersion | None:
         """The champion of a registered model; None where there is none yet."""
