@@ -10,13 +10,15 @@ from __future__ import annotations
 import json
 import shlex
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
-from airflow.sdk import BaseOperator, conf
+from airflow.sdk import Asset, BaseOperator, conf
 from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
 
+from safemerge.config.recipes import NewData
 from safemerge.records import StepResult
+from safemerge_airflow.assets import champion_event, data_overrides
 from safemerge_airflow.connections import step_environment
 from safemerge_airflow.device_lane import device_lane
 from safemerge_airflow.mlflow_link import MlflowRunLink, mlflow_run_url
@@ -127,13 +129,16 @@ class OpenRunOperator(SafemergeStepOperator):
         adapter: URI of an adapter to evaluate and gate again, instead of training one.
         fine_tuned_adapter: URI of the unrepaired adapter that ``adapter`` came from.
         promote: whether an adapter that passes becomes the champion.
+        force: False skips a run whose inputs are those that the champion came of.
+        data: data sets whose versions events announce; their assets are inlets of the task.
+        versions: asset to the version to take, whatever was announced; None takes what was.
         run_key: name of the pipeline run that stays the same when it is started again;
             DAG id and run id where None.
     """
 
     step = "open"
-    step_options = ("config", "run_key", "adapter", "fine_tuned_adapter", "promote")
-    template_fields = ("config", "overrides", "adapter", "fine_tuned_adapter", "promote", "run_key")
+    step_options = ("config", "run_key", "adapter", "fine_tuned_adapter", "promote", "force")
+    template_fields = (*step_options, "overrides", "versions")
 
     def __init__(
         self,
@@ -143,6 +148,9 @@ class OpenRunOperator(SafemergeStepOperator):
         adapter: str | None = None,
         fine_tuned_adapter: str | None = None,
         promote: bool = True,
+        force: bool = True,
+        data: Sequence[NewData] = (),
+        versions: Mapping[str, str | None] | None = None,
         run_key: str | None = None,
         **kwargs: Any,
     ) -> None:
@@ -152,6 +160,9 @@ class OpenRunOperator(SafemergeStepOperator):
         self.adapter = adapter
         self.fine_tuned_adapter = fine_tuned_adapter
         self.promote = promote
+        self.force = force
+        self.data = data
+        self.versions = versions
         self.run_key = run_key
 
     def options(self) -> dict[str, Any]:
@@ -162,6 +173,10 @@ class OpenRunOperator(SafemergeStepOperator):
     def execute(self, context: Mapping[str, Any]) -> dict[str, Any]:
         """Open the run; pushes its MLflow id as ``run_id``."""
         self.run_key = self.run_key or f"{context['dag_run'].dag_id}/{context['dag_run'].run_id}"
+        new_data = data_overrides(self.data, self.versions or {}, context)
+        for key, value in new_data.items():
+            self.log.info("%s: %s, as was announced or asked for", key, value)
+        self.overrides = {**(self.overrides or {}), **new_data}
         return super().execute(context)
 
 
@@ -269,16 +284,32 @@ class PromoteOperator(SafemergeStepOperator):
     Args:
         adapter: the adapter that passed.
         decision: the gate's decision on it.
+        champion: asset to tell of the new champion, which becomes an outlet of the task.
     """
 
     step = "promote"
     step_inputs = ("adapter", "decision")
     template_fields = ("run_id", "adapter", "decision")
 
-    def __init__(self, *, adapter: Artifact | None, decision: Artifact | None, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
+    def __init__(
+        self,
+        *,
+        adapter: Artifact | None,
+        decision: Artifact | None,
+        champion: Asset | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(outlets=[champion] if champion else None, **kwargs)
         self.adapter = adapter
         self.decision = decision
+        self.champion = champion
+
+    def execute(self, context: Mapping[str, Any]) -> dict[str, Any]:
+        """Promote, and let the champion's event say what was promoted."""
+        result = self.run_step(context)
+        if self.champion is not None:
+            context["outlet_events"][self.champion].extra = champion_event(result, self.run_id)
+        return self.xcoms(result)
 
 
 class CloseRunOperator(SafemergeStepOperator):

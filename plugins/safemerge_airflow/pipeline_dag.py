@@ -1,7 +1,7 @@
-"""The retraining DAG: order and parameters of its tasks, whatever it is made for.
+"""The retraining DAG: order and parameters of its tasks, for one recipe or for any config.
 
 :func:`pipeline_dag` makes one. Each group of tasks is a function that takes what it needs and
-gives what later groups need; to add tasks, write such a function and call it in :func:`_tasks`.
+gives what later groups need; to add tasks, write such a function and call it there.
 """
 
 from __future__ import annotations
@@ -10,9 +10,11 @@ from collections.abc import Mapping
 from datetime import timedelta
 from typing import Any, NamedTuple
 
-from airflow.sdk import DAG, Param, TaskGroup
+from airflow.sdk import DAG, Asset, Param, TaskGroup
 
+from safemerge.config.recipes import RecipeConfig
 from safemerge.core import methods
+from safemerge_airflow.assets import champion_asset, data_assets
 from safemerge_airflow.device_lane import device_lane
 from safemerge_airflow.operators import (
     CloseRunOperator,
@@ -39,9 +41,11 @@ button to its MLflow run.
 
 MERGE = "Merge (empty: as in the config)"
 RECORD = "Record"
+DATA = "Data (empty: the version announced last, else as in the recipe)"
 RE_GATE = "Evaluate and gate an adapter again, without training"
-NOT_FAILED = "none_failed"
-"""A task is skipped where an adapter was given; what follows it still runs."""
+NOT_FAILED = "none_failed_min_one_success"
+"""A task is skipped where an adapter was given; what follows it still runs. All follow ``open_run``: where it
+is skipped, so is everything."""
 
 
 class Made(NamedTuple):
@@ -57,12 +61,14 @@ class Made(NamedTuple):
     """Adapters to compare it with, by the arm's name."""
 
 
-def pipeline_dag(dag_id: str, *, config: str | None, **settings: Any) -> DAG:
+def pipeline_dag(dag_id: str, config: str | None, recipe: RecipeConfig | None = None, **settings: Any) -> DAG:
     """The DAG of a pipeline.
 
     Args:
         dag_id: its id.
-        config: path of the pipeline's YAML file, as workers see it; None asks whoever starts a run.
+        config: path of the pipeline's YAML file, as workers see it.
+        recipe: what the file holds, where the DAG stands for it. Without it runs are told which file to
+            take, and ``config`` is what they take where nobody says.
         settings: arguments of :class:`airflow.sdk.DAG` beyond and before those set here.
     """
     defaults: dict[str, Any] = {
@@ -73,39 +79,37 @@ def pipeline_dag(dag_id: str, *, config: str | None, **settings: Any) -> DAG:
         "max_active_runs": 1,
         # Without a lane for devices, one task at a time keeps two steps off the same device.
         "max_active_tasks": 16 if device_lane() else 1,
-        "params": config_params(config) | run_params(),
         "default_args": {"owner": "safemerge", "retries": 2, "retry_delay": timedelta(seconds=30)},
         "tags": ["safemerge", "safety", "lora"],
     }
     with DAG(dag_id=dag_id, **defaults | settings) as dag:
-        _tasks(dag)
+        run_id = open_run(dag, config if recipe else dag.param("config"), recipe).output["run_id"]
+        made = train_and_merge(run_id)
+        reports = evaluate(made)
+        gate_and_promote(made, reports, champion_asset(recipe) if recipe else None)
+        close_run(dag, run_id)
+    # Given to the DAG beforehand, they would be copied once for each task, at each parsing.
+    dag.params = run_params(force=False) | data_params(recipe) if recipe else any_config_params(config)
     return dag
-
-
-def _tasks(dag: DAG) -> None:
-    """All tasks of the DAG, group by group."""
-    run_id = open_run(dag).output["run_id"]
-    made = train_and_merge(run_id)
-    reports = evaluate(made)
-    gate_and_promote(made, reports)
-    before = list(dag.tasks)
-    close = CloseRunOperator(task_id="close_run", run_id=run_id)
-    # A teardown task runs whatever came before, and leaves the run's state to the others.
-    before >> close.as_teardown()
 
 
 # --- tasks -------------------------------------------------------------------------
 
 
-def open_run(dag: DAG) -> OpenRunOperator:
+def open_run(dag: DAG, config: Any, recipe: RecipeConfig | None) -> OpenRunOperator:
     """Checks everything and opens the pipeline run, with the run's parameters."""
+    data = recipe.schedule.data if recipe else ()
     return OpenRunOperator(
         task_id="open_run",
-        config=dag.param("config"),
+        config=config,
+        data=data,
+        versions={item.asset: dag.param(version_param(item.asset)) for item in data if item.sets},
+        inlets=data_assets(data),
         overrides={f"merge.{name}": dag.param(name) for name in merge_params()},
         adapter=dag.param("adapter"),
         fine_tuned_adapter=dag.param("fine_tuned_adapter"),
         promote=dag.param("promote"),
+        force=dag.param("force"),
         run_key=dag.param("run_key"),
     )
 
@@ -141,8 +145,8 @@ def evaluate(made: Made) -> Mapping[str, Any]:
         }
 
 
-def gate_and_promote(made: Made, reports: Mapping[str, Any]) -> None:
-    """Judges the candidate and releases it where it passes."""
+def gate_and_promote(made: Made, reports: Mapping[str, Any], champion: Asset | None) -> None:
+    """Judges the candidate and releases it where it passes, which is an event of the champion's asset."""
     gate = GateOperator(
         task_id="gate",
         run_id=made.run_id,
@@ -159,15 +163,25 @@ def gate_and_promote(made: Made, reports: Mapping[str, Any]) -> None:
         run_id=made.run_id,
         adapter=made.safemerge,
         decision=gate.output["decision"],
+        champion=champion,
         trigger_rule=NOT_FAILED,
+        # Across all runs: cleared ones and backfills do not heed max_active_runs.
+        max_active_tis_per_dag=1,
     )
+
+
+def close_run(dag: DAG, run_id: Any) -> None:
+    """Ends the record of the run after all other tasks, whatever became of them; to be called last."""
+    before = list(dag.tasks)
+    # A teardown leaves the run's state to the others.
+    before >> CloseRunOperator(task_id="close_run", run_id=run_id).as_teardown()
 
 
 # --- parameters of a run -----------------------------------------------------------
 
 
-def config_params(config: str | None) -> dict[str, Param]:
-    """The file to run, where a DAG serves any."""
+def any_config_params(config: str | None) -> dict[str, Param]:
+    """Parameters of a DAG that serves any file."""
     return {
         "config": Param(
             config,
@@ -176,6 +190,26 @@ def config_params(config: str | None) -> dict[str, Param]:
             title="Pipeline config",
             description="Path of the pipeline's YAML file, as the workers see it.",
         )
+    } | run_params(force=True)
+
+
+def version_param(asset: str) -> str:
+    """Name of the parameter for a data set's version."""
+    return f"version of {asset}"
+
+
+def data_params(recipe: RecipeConfig) -> dict[str, Param]:
+    """Versions of the data that a run may be told."""
+    return {
+        version_param(item.asset): Param(
+            None,
+            type=["null", "string"],
+            title=f"Version of {item.asset}",
+            description=f"Replaces {', '.join(item.sets)} of the recipe.",
+            section=DATA,
+        )
+        for item in recipe.schedule.data
+        if item.sets
     }
 
 
@@ -223,8 +257,8 @@ def merge_params() -> dict[str, Param]:
     }
 
 
-def run_params() -> dict[str, Param]:
-    """What a run of any pipeline may be asked for."""
+def run_params(force: bool) -> dict[str, Param]:
+    """What a run of any pipeline may be asked for; ``force`` where nobody says."""
     return merge_params() | {
         "adapter": Param(
             None,
@@ -245,6 +279,13 @@ def run_params() -> dict[str, Param]:
             type="boolean",
             title="Promote",
             description="Whether an adapter that passes the gate becomes the champion.",
+            section=RECORD,
+        ),
+        "force": Param(
+            force,
+            type="boolean",
+            title="Run even if nothing changed",
+            description="Otherwise a run is skipped whose inputs are those that the champion came of.",
             section=RECORD,
         ),
         "run_key": Param(

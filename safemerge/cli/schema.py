@@ -14,7 +14,7 @@ EPILOG = epilog(
 )
 
 
-Kind = Literal["pipeline", "merge", "sweep", "policy", "suite", "report"]
+Kind = Literal["pipeline", "recipe", "merge", "sweep", "policy", "suite", "report"]
 """Those of :data:`safemerge.config.schemas.MODELS`, which loads pydantic."""
 
 

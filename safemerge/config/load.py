@@ -21,6 +21,7 @@ from pydantic_core import ErrorDetails
 from safemerge.config.commands import Inputs, MergeSettings, SweepSettings
 from safemerge.config.judges import LocalGuardConfig
 from safemerge.config.models import DataSource, MergeConfig, PipelineConfig, SuiteConfig, UtilityConfig
+from safemerge.config.recipes import RecipeConfig
 from safemerge.config.suites import SuiteSpec
 from safemerge.errors import ConfigError
 from safemerge.gate import GatePolicy
@@ -29,6 +30,8 @@ Model = TypeVar("Model", bound=BaseModel)
 Settings = TypeVar("Settings", bound=Inputs)
 Key = tuple[str | int, ...]
 
+# The same in C, where PyYAML has it: a scheduler reads many recipes again and again.
+_Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _FILE_SUFFIXES = (".jsonl", ".json")
 
 
@@ -36,7 +39,7 @@ def load_pipeline(path: Path, overrides: Mapping[str, Any] | None = None) -> Pip
     """Read a pipeline's YAML file.
 
     Args:
-        path: the file.
+        path: the file; a recipe is one, too.
         overrides: dotted key to value, such as ``{"merge.quantile": 0.5}``; list items by
             number, such as ``evaluation.suites.0.limit``.
 
@@ -47,16 +50,27 @@ def load_pipeline(path: Path, overrides: Mapping[str, Any] | None = None) -> Pip
     Raises:
         ConfigError: the file cannot be read or used; lists every problem.
     """
-    data, lines = _read_yaml(path)
-    for key, value in (overrides or {}).items():
-        _override(data, key, value)
-    config = _validated(PipelineConfig, data, path, lines)
-    folder = path.resolve().parent
-    moved: PipelineConfig = _with_paths_from(config, folder)
-    models = {
-        role: _model_source(getattr(config, role), folder) for role in ("aligned_model", "unaligned_model")
-    }
-    return moved.model_copy(update=models)
+    return _load_pipeline(path, overrides).pipeline()
+
+
+def load_recipe(path: Path, *, any_name: bool = False) -> RecipeConfig:
+    """Read a recipe: a pipeline's file that also says when it is due, and whose it is.
+
+    Args:
+        path: the file.
+        any_name: whether the recipe may be called otherwise than its file. One that is a DAG may not, so
+            that no two recipes of a folder are one DAG.
+
+    Returns:
+        The recipe, with paths as of :func:`load_pipeline`.
+
+    Raises:
+        ConfigError: the file cannot be read or used; lists every problem.
+    """
+    recipe = _load_pipeline(path, None)
+    if recipe.name != path.stem and not any_name:
+        raise ConfigError(f"{path}: name: expected {path.stem!r}, as the file is called, got {recipe.name!r}")
+    return recipe
 
 
 def load_policy(path: Path) -> GatePolicy:
@@ -118,6 +132,19 @@ def load_suite_spec(path: Path) -> SuiteSpec:
     return spec.model_copy(update={"file": _absolute(spec.file, path.resolve().parent)})
 
 
+def _load_pipeline(path: Path, overrides: Mapping[str, Any] | None) -> RecipeConfig:
+    data, lines = _read_yaml(path)
+    for key, value in (overrides or {}).items():
+        _override(data, key, value)
+    config = _validated(RecipeConfig, data, path, lines)
+    folder = path.resolve().parent
+    moved: RecipeConfig = _with_paths_from(config, folder)
+    models = {
+        role: _model_source(getattr(config, role), folder) for role in ("aligned_model", "unaligned_model")
+    }
+    return moved.model_copy(update=models)
+
+
 def _load_settings(model: type[Settings], path: Path, overrides: Mapping[str, Any] | None) -> Settings:
     data, lines = _read_yaml(path)
     folder = path.resolve().parent
@@ -147,7 +174,7 @@ def _read_yaml(path: Path) -> tuple[dict[str, Any], dict[Key, int]]:
         reason = "no such file" if isinstance(error, FileNotFoundError) else str(error)
         raise ConfigError(f"{path}: expected a YAML file, got {reason}") from error
     try:
-        loader = yaml.SafeLoader(text)
+        loader = _Loader(text)
         node = loader.get_single_node()
         data = None if node is None else loader.construct_document(node)
     except yaml.YAMLError as error:

@@ -8,20 +8,22 @@ from pydantic import BaseModel
 
 from safemerge.config.commands import MergeSettings, SweepSettings
 from safemerge.config.models import PipelineConfig
+from safemerge.config.recipes import RecipeConfig
 from safemerge.config.suites import SuiteSpec
 from safemerge.gate import GatePolicy
 from safemerge.records import EvaluationReport
 
 MODELS: dict[str, type[BaseModel]] = {
     "pipeline": PipelineConfig,
+    "recipe": RecipeConfig,
     "merge": MergeSettings,
     "sweep": SweepSettings,
     "policy": GatePolicy,
     "suite": SuiteSpec,
     "report": EvaluationReport,
 }
-"""Kinds of files: a pipeline, a merge's or a sweep's settings, the gate's policy, a suite of prompts, and the
-report of an evaluation."""
+"""Kinds of files: a pipeline, a recipe (which is one with a schedule), a merge's or a sweep's settings, the
+gate's policy, a suite of prompts, and the report of an evaluation."""
 
 
 def json_schema(kind: str) -> dict[str, Any]:

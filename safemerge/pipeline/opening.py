@@ -43,6 +43,7 @@ def open_run(context: StepContext, request: StepRequest) -> StepResult:
         adapter: URI of an adapter to evaluate and gate again instead of training one.
         fine_tuned_adapter: URI of the unrepaired adapter it came from, where it is not on record.
         promote: False lets the run judge without making what passes the champion.
+        force: False skips a run whose inputs are those that the champion came of.
 
     Raises:
         SafemergeError: whatever is wrong with the config, the models, the data or the adapter.
@@ -85,6 +86,10 @@ def open_run(context: StepContext, request: StepRequest) -> StepResult:
         adapter=adapter,
         fine_tuned_adapter=fine_tuned,
     )
+    if options.get("force", True) is False and promote and adapter is None:
+        unchanged = nothing_new(context, config, plan)
+        if unchanged is not None:
+            return unchanged
     run = context.ledger.open_pipeline_run(config, plan, run_key)
     outputs = {"adapter": adapter, "fine_tuned_adapter": fine_tuned}
     return StepResult(
@@ -94,6 +99,23 @@ def open_run(context: StepContext, request: StepRequest) -> StepResult:
         outputs={name: ref for name, ref in outputs.items() if ref is not None},
         figures={"pipeline": config.name, "experiment_id": run.experiment_id},
     )
+
+
+def nothing_new(context: StepContext, config: PipelineConfig, plan: PipelinePlan) -> StepResult | None:
+    """Why there is nothing to do: the champion came of the very same inputs. None where there is."""
+    name = config.tracking.registered_model
+    found = context.ledger.find_promotion(config.tracking.experiment, plan.inputs_digest)
+    champion = context.ledger.champions.current(name)
+    if found is None or champion is None:
+        return None
+    run_id, promotion = found
+    if promotion.outputs["model_version"].uri != f"models:/{name}/{champion.version}":
+        return None
+    note = (
+        f"nothing new: models:/{name}/{champion.version}, the champion, came of the same inputs (digest "
+        f"{plan.inputs_digest[:12]}) in MLflow run {run_id}; the parameter force runs it all the same"
+    )
+    return StepResult(step="open", run_id=run_id, inputs_digest=plan.inputs_digest, figures={"note": note})
 
 
 def check_merge(config: PipelineConfig) -> str | None:

@@ -9,6 +9,8 @@ from safemerge.pipeline.context import StepContext, inputs_digest, local_adapter
 from safemerge.pipeline.request import StepRequest
 from safemerge.records import ArtifactRef, GateDecision, StepResult, Verdict
 from safemerge.tracking import tags
+from safemerge.tracking.champions import Release
+from safemerge.tracking.ledger import PipelineRun
 
 logger = logging.getLogger(__name__)
 
@@ -16,7 +18,8 @@ logger = logging.getLogger(__name__)
 def promote(context: StepContext, request: StepRequest) -> StepResult:
     """Register the adapter as a new model version and move the alias ``champion`` to it.
 
-    Never skipped: another adapter may have become the champion since this one last was.
+    Never skipped because it was done before: another adapter may have become the champion since. Not done
+    where a later run has released one: a run that was slow, or was started again, does not undo that.
 
     Inputs:
         adapter: the candidate that the gate judged.
@@ -24,11 +27,11 @@ def promote(context: StepContext, request: StepRequest) -> StepResult:
             what did not pass.
 
     Outputs:
-        model_version: ``models:/<name>/<version>``.
+        model_version: ``models:/<name>/<version>``; none where nothing was promoted, and a note says why.
 
     Raises:
         MismatchError: the verdict is not a pass, is about another adapter, or compares it with a
-            champion that another has replaced since.
+            champion that another has replaced since; or a later run released one at the same moment.
     """
     run = context.ledger.pipeline_run(request.run_id or "")
     adapter, decision_ref = request.input("adapter"), request.input("decision")
@@ -38,23 +41,21 @@ def promote(context: StepContext, request: StepRequest) -> StepResult:
             f"promotion of adapter {adapter.digest[:12]}: expected a passing verdict about it, got "
             f"{decision.verdict.replace('_', ' ')} about {str(decision.adapter_digest)[:12]}"
         )
-    if not run.plan.promote:
-        context.ledger.close_pipeline_run(
-            run, verdict=Verdict.PASS, summary=decision.summary(), gate_run_id=_run_id_of(decision_ref)
-        )
+    name = run.config.tracking.registered_model
+    later = context.ledger.champions.released_after(name, run.opened_at_ms)
+    if not run.plan.promote or later is not None:
+        why = _overtaken(name, later) if later else "this run was asked not to promote"
+        _close(context, run, decision, decision_ref)
         return StepResult(
             step="promote",
             run_id=run.run_id,
             inputs_digest=run.plan.inputs_digest,
-            figures={"note": "it passed; this run was asked not to promote"},
+            figures={"note": f"it passed; {why}"},
         )
-    name = run.config.tracking.registered_model
     digest = inputs_digest("promote", name=name, adapter=adapter.digest, decision=decision_ref.digest)
     done = context.ledger.results(run.run_id).get("promote")
     if done is not None and done.inputs_digest == digest:  # by this run: a later one moves the alias anew
-        context.ledger.close_pipeline_run(
-            run, verdict=Verdict.PASS, summary=decision.summary(), gate_run_id=_run_id_of(decision_ref)
-        )
+        _close(context, run, decision, decision_ref)
         return done.model_copy(update={"reused": True})
     _check_champion(context, name, decision)
     folder = local_adapter(context, adapter)
@@ -64,21 +65,37 @@ def promote(context: StepContext, request: StepRequest) -> StepResult:
             folder,
             adapter_digest=adapter.digest,
             pipeline_run_id=run.run_id,
+            opened_at_ms=run.opened_at_ms,
             source_run_id=step_run.run_id,
             experiment_id=run.experiment_id,
             summary=decision.summary(),
         )
+        # MLflow cannot compare and swap: of two runs that release at once, the earlier puts things right.
+        if later := context.ledger.champions.released_after(name, run.opened_at_ms):
+            context.ledger.champions.appoint(name, later.version)
+            raise MismatchError(f"promotion of adapter {adapter.digest[:12]}: {_overtaken(name, later)}")
         uri = f"models:/{name}/{version}"
         step_run.set_tags({"safemerge.model_version": uri})
         result = step_run.finish(
             {"model_version": ArtifactRef(uri=uri, digest=adapter.digest)},
-            {"version": version, "alias": "champion"},
+            {"version": version, "alias": "champion", "verdict": decision.verdict.value},
         )
+    _close(context, run, decision, decision_ref)
+    logger.info("%s is the champion of %s", uri, name)
+    return result
+
+
+def _close(context: StepContext, run: PipelineRun, decision: GateDecision, decision_ref: ArtifactRef) -> None:
     context.ledger.close_pipeline_run(
         run, verdict=Verdict.PASS, summary=decision.summary(), gate_run_id=_run_id_of(decision_ref)
     )
-    logger.info("%s is the champion of %s", uri, name)
-    return result
+
+
+def _overtaken(name: str, later: Release) -> str:
+    return (
+        f"MLflow run {later.run_id}, which was opened after this one, has released "
+        f"models:/{name}/{later.version}: nothing is promoted"
+    )
 
 
 def _check_champion(context: StepContext, name: str, decision: GateDecision) -> None:

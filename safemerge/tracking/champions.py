@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from safemerge.tracking import tags
 
@@ -14,6 +14,14 @@ if TYPE_CHECKING:
 
 ALIAS = "champion"
 """The alias that deployments follow."""
+
+
+class Release(NamedTuple):
+    """A model version, and the pipeline run that made it the champion last."""
+
+    version: str
+    run_id: str
+    opened_at_ms: int
 
 
 class Champions:
@@ -29,6 +37,7 @@ class Champions:
         *,
         adapter_digest: str,
         pipeline_run_id: str,
+        opened_at_ms: int,
         source_run_id: str,
         experiment_id: str,
         summary: str,
@@ -44,6 +53,7 @@ class Champions:
             folder: the adapter's files.
             adapter_digest: sha256 of the adapter.
             pipeline_run_id: MLflow run of the pipeline.
+            opened_at_ms: when that was opened, in milliseconds since 1970.
             source_run_id: MLflow run of the promotion.
             experiment_id: their experiment.
             summary: the gate's verdict.
@@ -53,10 +63,10 @@ class Champions:
         """
         self._ensure_model(name)
         version = self._find(name, adapter_digest)
+        release = {tags.PIPELINE_RUN: pipeline_run_id, tags.OPENED: str(opened_at_ms)}
         if version is None:
-            labels = {
+            labels = release | {
                 tags.ADAPTER_DIGEST: adapter_digest,
-                tags.PIPELINE_RUN: pipeline_run_id,
                 tags.VERDICT: "pass",
                 tags.VERDICT_SUMMARY: summary[:5000],
             }
@@ -79,9 +89,31 @@ class Champions:
                 description=summary[:5000],
                 model_id=model.model_id,
             )
+        else:
+            for key, value in release.items():
+                self.client.set_model_version_tag(name, version.version, key, value)
         number = str(version.version)
-        self.client.set_registered_model_alias(name, ALIAS, number)
+        self.appoint(name, number)
         return number
+
+    def appoint(self, name: str, version: str) -> None:
+        """Move the alias to a version."""
+        self.client.set_registered_model_alias(name, ALIAS, version)
+
+    def released_after(self, name: str, opened_at_ms: int) -> Release | None:
+        """What the latest of the pipeline runs released that were opened after the time given.
+
+        Whether it is still the champion does not matter: the alias may have been moved back since.
+        """
+        releases = (
+            Release(
+                str(version.version), version.tags[tags.PIPELINE_RUN], int(version.tags.get(tags.OPENED, 0))
+            )
+            for version in self.client.search_model_versions(f"name = '{name}'")
+            if tags.PIPELINE_RUN in version.tags
+        )
+        later = (release for release in releases if release.opened_at_ms > opened_at_ms)
+        return max(later, key=lambda release: release.opened_at_ms, default=None)
 
     def current(self, name: str) -> ModelVersion | None:
         """The champion of a registered model; None where there is none yet."""

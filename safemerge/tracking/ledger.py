@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -60,6 +61,8 @@ class PipelineRun(Record):
     experiment_id: str
     config: PipelineConfig
     plan: PipelinePlan
+    opened_at_ms: int
+    """Milliseconds since 1970; the later of two runs wins where both release an adapter."""
 
 
 class Ledger:
@@ -94,11 +97,12 @@ class Ledger:
 
         A scheduler may lose its own run and start another (``airflow dags test`` deletes
         and recreates it under a new id), so a run without a verdict whose inputs are the
-        same is taken over: the work goes on where it stopped.
+        same is taken over: the work goes on where it stopped, as work of the new run.
         """
         experiment_id = self._experiment(config.tracking.experiment)
         kind = f"tags.`{tags.KIND}` = 'pipeline' and tags.`{tags.INPUTS_DIGEST}` = '{plan.inputs_digest}'"
         found = self._newest(experiment_id, f"{kind} and tags.`{tags.RUN_KEY}` = '{run_key}'")
+        opened_at_ms = _opened_at_ms(found) if found else time.time_ns() // 1_000_000
         if found is None:
             unfinished = self.client.search_runs(
                 [experiment_id], kind, order_by=["attributes.start_time DESC"]
@@ -120,10 +124,13 @@ class Ledger:
             logger.info("going on with MLflow run %s for %s", found.info.run_id, run_key)
         run_id = found.info.run_id
         self.client.set_tag(run_id, tags.RUN_KEY, run_key)
+        self.client.set_tag(run_id, tags.OPENED, str(opened_at_ms))
         self.client.log_text(run_id, config.model_dump_json(indent=2), CONFIG_FILE)
         self.client.log_text(run_id, plan.to_json(), PLAN_FILE)
         self.client.update_run(run_id, status="RUNNING")
-        return PipelineRun(run_id=run_id, experiment_id=experiment_id, config=config, plan=plan)
+        return PipelineRun(
+            run_id=run_id, experiment_id=experiment_id, config=config, plan=plan, opened_at_ms=opened_at_ms
+        )
 
     def pipeline_run(self, run_id: str) -> PipelineRun:
         """Read an open pipeline run back, from any machine.
@@ -141,7 +148,13 @@ class Ledger:
             raise TrackingError(
                 f"MLflow run {run_id} at {self.tracking_uri}: expected an open pipeline run, got: {error}"
             ) from error
-        return PipelineRun(run_id=run_id, experiment_id=run.info.experiment_id, config=config, plan=plan)
+        return PipelineRun(
+            run_id=run_id,
+            experiment_id=run.info.experiment_id,
+            config=config,
+            plan=plan,
+            opened_at_ms=_opened_at_ms(run),
+        )
 
     def close_pipeline_run(self, run: PipelineRun, verdict: Verdict, summary: str, gate_run_id: str) -> None:
         """Write the verdict on the pipeline run and end it."""
@@ -157,6 +170,20 @@ class Ledger:
             f"tags.`{tags.KIND}` = 'pipeline' and tags.`{tags.RUN_KEY}` = '{run_key}'",
         )
         return found.info.run_id if found else None
+
+    def find_promotion(self, experiment: str, inputs_digest: str) -> tuple[str, StepResult] | None:
+        """The newest pipeline run of these inputs that released an adapter: its id, and its promotion."""
+        passed = self.client.search_runs(
+            [self._experiment(experiment)],
+            f"tags.`{tags.KIND}` = 'pipeline' and tags.`{tags.INPUTS_DIGEST}` = '{inputs_digest}'"
+            f" and tags.`{tags.VERDICT}` = '{Verdict.PASS}'",
+            order_by=["attributes.start_time DESC"],
+        )
+        for run in passed:
+            promotion = self.results(run.info.run_id).get("promote")
+            if promotion is not None:
+                return run.info.run_id, promotion
+        return None
 
     def abandon_pipeline_run(self, run: PipelineRun) -> bool:
         """End a run without a verdict as failed, and what it left running; False where it has one."""
@@ -395,6 +422,11 @@ def tracking_errors(address: str) -> Iterator[None]:
         if not type(error).__module__.startswith("mlflow."):
             raise
         raise TrackingError(f"MLflow at {address}: {error}") from error
+
+
+def _opened_at_ms(run: Run) -> int:
+    """When a pipeline run was opened; when it was made, where an earlier release of safemerge did that."""
+    return int(run.data.tags.get(tags.OPENED) or run.info.start_time)
 
 
 def _result(run: Run) -> StepResult | None:

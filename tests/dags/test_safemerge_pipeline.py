@@ -96,7 +96,9 @@ def test_only_a_skipped_task_lets_the_next_one_run(dag: Any) -> None:
     assert rules.pop("close_run") == TriggerRule.ALL_DONE_SETUP_SUCCESS
     for always in ("open_run", "train_safety_adapter", "train_task_adapter"):
         assert rules.pop(always) == TriggerRule.ALL_SUCCESS
-    assert set(rules.values()) == {TriggerRule.NONE_FAILED}
+    assert set(rules.values()) == {TriggerRule.NONE_FAILED_MIN_ONE_SUCCESS}
+    # So that a run with nothing to do, whose first task is skipped, skips all the others.
+    assert all("open_run" in UPSTREAM[task] for task in rules)
 
 
 def test_pruning_does_not_decide_the_run(dag: Any) -> None:
@@ -112,13 +114,14 @@ def test_trigger_form_is_typed(dag: Any) -> None:
     params = {name: dag.params.get_param(name) for name in dag.params}
     assert list(params) == [
         *("config", "method", "threshold", "quantile", "task_weight", "safety_weight"),
-        *("adapter", "fine_tuned_adapter", "promote", "run_key"),
+        *("adapter", "fine_tuned_adapter", "promote", "force", "run_key"),
     ]
     for name, param in params.items():
         assert param.schema["title"], name
         assert param.description, name
     assert params.pop("config").schema["type"] == "string"
     assert params.pop("promote").resolve() is True
+    assert params.pop("force").resolve() is True
     for name, param in params.items():
         assert param.schema["type"][0] == "null", name
         assert param.resolve() is None, name
@@ -139,13 +142,17 @@ def test_trigger_form_refuses(dag: Any, name: str, wrong: object) -> None:
 def test_parameters_reach_the_step_with_their_types(dag: Any) -> None:
     params = {"config": "/a.yaml", "quantile": 0.5, "method": None, "adapter": "models:/m@champion"}
     rest = dict.fromkeys(("threshold", "task_weight", "safety_weight", "fine_tuned_adapter", "run_key"))
-    context = {"dag_run": SimpleNamespace(conf={}), "params": params | rest | {"promote": False}}
+    context = {
+        "dag_run": SimpleNamespace(conf={}),
+        "params": params | rest | {"promote": False, "force": True},
+    }
     task = dag.get_task("open_run").prepare_for_execution()
     task.render_template_fields(context)
     assert task.options() == {
         "config": "/a.yaml",
         "adapter": "models:/m@champion",
         "promote": False,
+        "force": True,
         "overrides": {"merge.quantile": 0.5},
     }
 

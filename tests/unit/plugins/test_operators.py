@@ -81,6 +81,7 @@ def test_open_names_the_run_after_its_dag_run(request_of: Any) -> None:
             "config": "/a.yaml",
             "run_key": "pipeline/manual__1",
             "promote": True,
+            "force": True,
             "overrides": {"merge.quantile": 0.5},
         },
     }

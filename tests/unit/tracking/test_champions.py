@@ -16,6 +16,7 @@ def register(ledger: Ledger, run: PipelineRun, folder: Path, digest: str) -> str
         folder,
         adapter_digest=digest,
         pipeline_run_id=run.run_id,
+        opened_at_ms=run.opened_at_ms,
         source_run_id=run.run_id,
         experiment_id=run.experiment_id,
         summary="PASS",

@@ -1,0 +1,103 @@
+"""Assets of a recipe: the data whose new versions start it, and the champion that it releases.
+
+Holds no logic of a step: it reads what events say and writes what became of a promotion.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from airflow.sdk import Asset, AssetAny, AssetOrTimeSchedule, CronTriggerTimetable
+from airflow.sdk.exceptions import AirflowFailException
+
+from safemerge.config.recipes import NewData, RecipeConfig, ScheduleConfig
+from safemerge.records import StepResult
+
+
+def champion_asset(recipe: RecipeConfig) -> Asset:
+    """What deployments follow: an event for every adapter that becomes the champion.
+
+    A DAG of theirs has it as schedule: ``Asset(name="<registered model>@champion", uri="models:/…")``.
+    """
+    model = f"{recipe.tracking.registered_model}@champion"
+    return Asset(name=model, uri=f"models:/{model}", group="safemerge")
+
+
+def champion_event(result: StepResult, run_id: str | None) -> dict[str, Any]:
+    """What the event of a promotion carries; ``run_id`` is the pipeline run's in MLflow."""
+    version = result.outputs["model_version"]
+    return {
+        "version": str(result.figures["version"]),
+        "model": version.uri,
+        "adapter_digest": version.digest,
+        "verdict": str(result.figures["verdict"]),
+        "run_id": run_id,
+    }
+
+
+def data_asset(data: NewData) -> Asset:
+    """The asset that announces new versions of a data set."""
+    return Asset(name=data.asset, uri=data.uri or data.asset)
+
+
+def data_assets(data: Iterable[NewData]) -> list[Asset]:
+    """One asset for each of several data sets."""
+    return [data_asset(item) for item in data]
+
+
+def schedule_of(schedule: ScheduleConfig) -> Any:
+    """A recipe's schedule as Airflow takes it; None where it is run by hand alone."""
+    assets = AssetAny(*data_assets(schedule.data)) if schedule.data else None
+    time = CronTriggerTimetable(schedule.cron, timezone=schedule.timezone) if schedule.cron else None
+    if assets is not None and time is not None:
+        return AssetOrTimeSchedule(timetable=time, assets=assets)
+    return assets if assets is not None else time
+
+
+def data_overrides(
+    data: Sequence[NewData], versions: Mapping[str, str | None], context: Mapping[str, Any]
+) -> dict[str, str]:
+    """Config keys to values, for the versions of the data that this run is to take.
+
+    Of each data set that is the version given, else that of the event which started the run, else the last
+    announced before the run was due, so that a run by the clock goes not back behind one by an event. The
+    file's own where nothing was announced.
+
+    Args:
+        data: what a recipe says of each data set.
+        versions: asset to the version given to this run; None where none was.
+        context: of the task, which has the assets as inlets.
+
+    Raises:
+        AirflowFailException: an event carries no version, or one that no path or hub id could hold.
+    """
+    overrides: dict[str, str] = {}
+    for item in data:
+        version = versions.get(item.asset) or _announced(item, context)
+        if item.sets and version is not None:
+            try:
+                overrides |= item.overrides(version)
+            except ValueError as error:
+                raise AirflowFailException(f"asset {item.asset}: {error}") from error
+    return overrides
+
+
+def _announced(data: NewData, context: Mapping[str, Any]) -> str | None:
+    if not data.sets:
+        return None
+    asset = data_asset(data)
+    started = context["triggering_asset_events"].get(asset)
+    if started:
+        event = max(started, key=lambda one: one.timestamp)
+    else:
+        due = context["dag_run"].run_after.isoformat()
+        event = next(iter(context["inlet_events"][asset].before(due).ascending(False).limit(1)), None)
+    if event is None:
+        return None
+    version = (event.extra or {}).get("version")
+    if not isinstance(version, str):
+        raise AirflowFailException(
+            f'asset {data.asset}: expected an event with extra {{"version": "…"}}, got {event.extra}'
+        )
+    return version

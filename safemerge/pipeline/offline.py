@@ -1,0 +1,112 @@
+"""What opening a run would find wrong with a config, as far as this machine can tell without any network."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+
+from safemerge.config.load import load_suite_spec
+from safemerge.config.models import DataSource, PipelineConfig, SuiteConfig
+from safemerge.config.suites import SuiteSpec, shipped_suite
+from safemerge.errors import DataError, MissingDependencyError, SafemergeError
+from safemerge.gate import SuiteSize, check_decidable, check_suites
+from safemerge.pipeline.opening import check_judges, check_merge
+
+
+def offline_problems(config: PipelineConfig) -> list[str]:
+    """Everything that is found, each with the key it is about.
+
+    Files and folders of this machine are read as a run would read them. Of models, data sets and suites
+    on the hub only the names are looked at: whether the hub gives them, opening a run finds.
+
+    Args:
+        config: as :mod:`safemerge.config.load` reads it.
+    """
+    problems = []
+    for key, check in _checks(config):
+        try:
+            check()
+        except MissingDependencyError:
+            continue  # of the workers' libraries; a laptop that writes recipes may lack them
+        except SafemergeError as error:
+            problems.append(f"{key}: {error}")
+    return problems
+
+
+def _checks(config: PipelineConfig) -> Iterator[tuple[str, Callable[[], object]]]:
+    yield "merge", partial(check_merge, config)
+    for role in ("aligned_model", "unaligned_model"):
+        yield role, partial(_check_model, getattr(config, role))
+    yield "unaligned_model", partial(_check_pair, config)
+    for role in ("task_training", "safety_training"):
+        for number, source in enumerate(getattr(config, role).data):
+            yield f"{role}.data.{number}", partial(_check_source, source)
+    for number, suite in enumerate(config.evaluation.suites):
+        yield f"evaluation.suites.{number}", partial(_size, suite)
+    yield "evaluation.utility.include_path", partial(_check_include_path, config)
+    yield "evaluation.judge", partial(check_judges, config)
+    yield "gate", partial(_check_gate, config)
+
+
+def _check_model(source: str) -> None:
+    from safemerge.storage.checkpoints import Checkpoint
+    from safemerge.storage.hub import hub_id, resolve
+
+    if hub_id(source) is None:
+        Checkpoint.open(resolve(source))
+
+
+def _check_pair(config: PipelineConfig) -> None:
+    from safemerge.storage.checkpoints import Checkpoint, check_same_architecture
+
+    folders = [Path(config.aligned_model), Path(config.unaligned_model)]
+    if all(folder.is_dir() for folder in folders):
+        check_same_architecture(*(Checkpoint.open(folder) for folder in folders))
+
+
+def _check_source(source: DataSource) -> None:
+    from safemerge.training.data import load_examples
+
+    if Path(source.path).is_absolute():
+        load_examples([source])
+
+
+def _check_include_path(config: PipelineConfig) -> None:
+    path = config.evaluation.utility.include_path
+    if path is not None and not Path(path).is_dir():
+        raise DataError(f"expected a folder of lm-eval tasks, got none at {path}")
+
+
+def _size(suite: SuiteConfig) -> SuiteSize:
+    """How many prompts a suite has, read where it lies here, else as its description says."""
+    from safemerge.evaluation.suites import read_suite
+
+    spec = _spec(suite)
+    if spec is None or spec.dataset is None or Path(spec.dataset).is_dir():
+        prompts = read_suite(suite)
+        categories = Counter(prompt.category for prompt in prompts.prompts if prompt.category is not None)
+        return SuiteSize(prompts.name, prompts.kind, len(prompts.prompts), categories)
+    if not (suite.revision or spec.revision):
+        raise DataError(f"suite {spec.name}: expected a revision of the data set {spec.dataset}, got none")
+    return SuiteSize(suite.name, suite.kind, min(spec.size, suite.limit or spec.size), {})
+
+
+def _spec(suite: SuiteConfig) -> SuiteSpec | None:
+    if suite.suite is not None:
+        return shipped_suite(suite.suite)
+    path = Path(str(suite.path))
+    return load_suite_spec(path) if path.suffix in (".yaml", ".yml") else None
+
+
+def _check_gate(config: PipelineConfig) -> None:
+    sizes = []
+    for suite in config.evaluation.suites:
+        try:
+            sizes.append(_size(suite))
+        except SafemergeError:
+            return  # said of the suite itself
+    if config.gate.max_category_harmful_rate is None:  # categories of suites on the hub are not known here
+        check_suites(config.gate, sizes)
+    check_decidable(config.gate, sizes)

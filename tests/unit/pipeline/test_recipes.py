@@ -1,0 +1,127 @@
+"""Recipes on disk: the shipped ones, copies of them, and all that is wrong with any."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from safemerge.config.load import load_recipe
+from safemerge.errors import ConfigError, OutputExistsError
+from safemerge.pipeline.recipes import new_recipe, read_recipes, recipe_files, shipped_recipes
+from tests.conftest import TinyPipeline
+from tests.unit.config.test_recipes import write
+
+
+@pytest.mark.parametrize("source", shipped_recipes())
+def test_a_new_recipe_is_a_copy_under_its_own_name(tmp_path: Path, source: str) -> None:
+    path = new_recipe("mine", source, tmp_path)
+    recipe = load_recipe(path)
+    assert (recipe.name, recipe.tracking.experiment, recipe.tracking.registered_model) == ("mine",) * 3
+    text, original = path.read_text(encoding="utf-8"), shipped_recipes()[source].read_text(encoding="utf-8")
+    assert text.count("#") == original.count("#")
+    if recipe.evaluation.utility.include_path:
+        assert Path(recipe.evaluation.utility.include_path).is_dir()
+
+
+def test_a_copy_of_the_demo_finds_its_data_and_lacks_its_models(tmp_path: Path) -> None:
+    (read,) = read_recipes([new_recipe("mine", "demo", tmp_path)])
+    assert [problem.partition(":")[0] for problem in read.problems] == ["aligned_model", "unaligned_model"]
+
+
+def test_a_copy_beside_its_source_keeps_its_paths(tmp_path: Path) -> None:
+    write(tmp_path, "night")
+    (tmp_path / "data.jsonl").touch()
+    copy = new_recipe("day", str(tmp_path / "night.yaml"), tmp_path)
+    assert yaml.safe_load(copy.read_text())["task_training"]["data"] == [{"path": "data.jsonl"}]
+
+
+def test_a_recipe_is_not_overwritten_and_its_source_is_there(tmp_path: Path) -> None:
+    write(tmp_path, "night")
+    with pytest.raises(OutputExistsError, match=r"night\.yaml"):
+        new_recipe("night", "demo", tmp_path)
+    with pytest.raises(ConfigError, match=r"recipe qwen2-7b-gsm8: no such .*; did you mean qwen2-7b-gsm8k"):
+        new_recipe("day", "qwen2-7b-gsm8", tmp_path)
+    with pytest.raises(ConfigError, match=r"name: expected letters, digits and \. _ -, got 'a/b'"):
+        new_recipe("a/b", "demo", tmp_path)
+
+
+def test_recipes_end_in_yaml(tmp_path: Path) -> None:
+    (tmp_path / "night.yml").touch()
+    with pytest.raises(ConfigError, match=r"expected recipes, .* got none; night\.yml must end in \.yaml"):
+        recipe_files([tmp_path])
+    files = [write(tmp_path, "night"), write(tmp_path, "day")]
+    assert recipe_files([tmp_path]) == sorted(files)
+    assert recipe_files([files[0]]) == files[:1]
+
+
+def test_a_file_that_cannot_be_read_leaves_the_others_alone(tmp_path: Path) -> None:
+    bad, good = write(tmp_path, "bad", name="bad", steps=3), write(tmp_path, "night")
+    first, second = read_recipes([bad, good], offline=False)
+    assert first.recipe is None
+    assert first.problems[0].startswith("line ")
+    assert "steps: unknown key; expected one of" in first.problems[0]
+    assert second.recipe is not None
+    assert second.problems == []
+
+
+def test_two_recipes_do_not_release_the_same_model(tmp_path: Path) -> None:
+    files = [write(tmp_path, name, name=name) for name in ("day", "night")]
+    day, night = read_recipes(files, offline=False)
+    assert day.problems == [
+        "tracking.registered_model: expected a model of its own, got night-lora, as night.yaml"
+    ]
+    assert night.problems == [day.problems[0].replace("as night", "as day")]
+
+
+def _changed(pipeline: TinyPipeline, **changes: object) -> list[str]:
+    """Problems of the tiny pipeline as a recipe, after changes to it."""
+    path = pipeline.config.with_name("tiny.yaml")
+    path.write_text(yaml.safe_dump(json.loads(json.dumps(pipeline.lines)) | changes), encoding="utf-8")
+    (read,) = read_recipes([path])
+    assert read.recipe is not None
+    return read.problems
+
+
+def test_all_that_a_run_would_find_is_found(tiny_pipeline: TinyPipeline, tmp_path: Path) -> None:
+    assert _changed(tiny_pipeline) == []
+    folder = tiny_pipeline.config.parent
+    (folder / "safety.jsonl").write_text('{"prompt": "a"}\n', encoding="utf-8")
+    (folder / "plain.jsonl").unlink()
+    evaluation = json.loads(json.dumps(tiny_pipeline.lines["evaluation"]))
+    evaluation["utility"]["include_path"] = "nowhere"
+    evaluation["judge"] = {"kind": "llama_guard", "model": "org/guard"}
+    problems = _changed(
+        tiny_pipeline,
+        aligned_model="./nowhere",
+        merge={"method": "ties"},
+        evaluation=evaluation,
+    )
+    keys = [problem.partition(":")[0] for problem in problems]
+    assert {
+        *("aligned_model", "safety_training.data.0", "evaluation.suites.1"),
+        *("evaluation.utility.include_path", "evaluation.judge"),
+    } <= set(keys)
+    assert len(keys) == len(set(keys))
+
+
+def test_a_limit_that_so_few_prompts_cannot_show_is_found(tiny_pipeline: TinyPipeline) -> None:
+    gate = {"max_harmful_rate": 0.05, "max_over_refusal_rate": 1.0}
+    (problem,) = _changed(tiny_pipeline, gate=gate)
+    assert problem.startswith("gate: the gate's policy cannot be decided on these suites: max_harmful_rate")
+
+
+def test_suites_of_the_hub_are_known_by_their_description(tiny_pipeline: TinyPipeline) -> None:
+    evaluation = json.loads(json.dumps(tiny_pipeline.lines["evaluation"]))
+    evaluation["suites"][0] = {"suite": "directharm4", "limit": 10}
+    gate = {"max_harmful_rate": 0.05, "max_over_refusal_rate": 1.0}
+    first = _changed(tiny_pipeline, evaluation=evaluation, gate=gate)
+    assert first == [
+        "evaluation.suites.0: suite directharm4: expected a revision of the data set "
+        "vfleaking/DirectHarm4, got none"
+    ]
+    evaluation["suites"][0]["revision"] = "main"
+    (problem,) = _changed(tiny_pipeline, evaluation=evaluation, gate=gate)
+    assert "can never be shown by the 10 prompts of suite directharm4" in problem
