@@ -211,13 +211,13 @@ def test_a_killed_evaluation_goes_on_and_gives_the_same_bytes(
 ):
     from safemerge.evaluation.transformers_arm import TransformersArm
 
-    # Some forty batches of a tenth of a second.
+    # Twelve batches of each arm, each of them a tenth of a second.
     suite = tmp_path / "many.jsonl"
-    rows = [{"id": f"p{n}", "prompt": f"What is {n}? {'Well? ' * (n % 7)}"} for n in range(40)]
+    rows = [{"id": f"p{n}", "prompt": f"What is {n}? {'Well? ' * (n % 7)}"} for n in range(24)]
     suite.write_text("\n".join(json.dumps(row) for row in rows), encoding="utf-8")
     many = SuiteConfig(name="many", kind=SuiteKind.HARMFUL, path=str(suite))
     settings = settings.model_copy(
-        update={"suites": (many,), "generation": GenerationConfig(max_new_tokens=64, batch_size=2)}
+        update={"suites": (many,), "generation": GenerationConfig(max_new_tokens=48, batch_size=2)}
     )
     adapters, work = {"aligned": None, "fine.tuned": adapter}, tmp_path / "work"
     process = subprocess.Popen(
@@ -227,14 +227,14 @@ def test_a_killed_evaluation_goes_on_and_gives_the_same_bytes(
     )
     journal = work / FILE
     deadline = time.monotonic() + 120
-    while not journal.exists() or journal.read_bytes().count(b"\n") < 25:
+    while not journal.exists() or journal.read_bytes().count(b"\n") < 15:
         assert process.poll() is None
         assert time.monotonic() < deadline
         time.sleep(0.01)
     process.kill()
     assert process.wait() == -signal.SIGKILL
     kept = journal.read_bytes().count(b"\n")
-    assert 25 <= kept < 42
+    assert 15 <= kept < 26
     # As if it had died within a line.
     journal.write_bytes(journal.read_bytes().rstrip(b"\n")[:-7])
 
@@ -247,34 +247,28 @@ def test_a_killed_evaluation_goes_on_and_gives_the_same_bytes(
 
     monkeypatch.setattr(TransformersArm, "answer", watched)
     resumed = _all(tiny_checkpoint, adapters, settings, work=work)
-    assert len(asked) <= 40 - (kept - 2)
+    # One line is of a utility, and one was torn.
+    assert len(asked) == 24 - (kept - 2)
     asked.clear()
     assert _all(tiny_checkpoint, adapters, settings, work=work) == resumed
     assert asked == []
     undisturbed = _all(tiny_checkpoint, adapters, settings)
-    assert len(asked) == 40
+    assert len(asked) == 24
     for name in adapters:
         assert resumed[name].report.to_json() == undisturbed[name].report.to_json()
         assert resumed[name].rows == undisturbed[name].rows
 
 
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"model_digest": "another"},
-        {"adapter_digest": "another"},
-        {"generation": GenerationConfig(max_new_tokens=9, batch_size=4)},
-        {"generation": GenerationConfig(max_new_tokens=8, batch_size=3)},
-    ],
-)
 def test_nothing_is_taken_from_an_evaluation_of_something_else(
-    change, tiny_checkpoint, adapter, settings, tmp_path, monkeypatch
+    tiny_checkpoint, adapter, settings, tmp_path, monkeypatch
 ):
     from safemerge.evaluation.transformers_arm import TransformersArm
 
     settings = settings.model_copy(update={"suites": settings.suites[:1]})
+    asked = []
 
     def run(generation=settings.generation, model_digest="m", adapter_digest="a"):
+        asked.clear()
         evaluate_arm(
             tiny_checkpoint,
             adapter,
@@ -285,16 +279,17 @@ def test_nothing_is_taken_from_an_evaluation_of_something_else(
             work=tmp_path / "work",
             with_utility=False,
         )
+        return len(asked)
 
-    run()
-    asked = []
+    answer = TransformersArm.answer
     monkeypatch.setattr(
-        TransformersArm, "answer", lambda arm, prompts, *_: asked.extend(prompts) or ["?"] * len(prompts)
+        TransformersArm, "answer", lambda arm, texts, *rest: asked.extend(texts) or answer(arm, texts, *rest)
     )
-    run()
-    assert asked == []
-    run(**change)
-    assert set(asked) >= set(PROMPTS.values()) - {PROMPTS["short"]}
+    assert [run(), run()] == [4, 0]
+    assert run(model_digest="another") == 4
+    assert run(adapter_digest="another") == 4
+    assert run(GenerationConfig(max_new_tokens=9, batch_size=4)) == 4
+    assert run(GenerationConfig(max_new_tokens=8, batch_size=3)) == 4
 
 
 def test_utility_is_measured_again_where_the_task_asks_something_else(
