@@ -32,6 +32,7 @@ from safemerge.cli import (
     inspect,
     learn,
     merge,
+    report,
     schema,
     score,
     step,
@@ -43,7 +44,7 @@ from safemerge.errors import EXIT_ERROR, SafemergeError
 EXIT_INTERRUPTED = 130
 """Exit code after Ctrl-C, as shells expect it (128 + SIGINT)."""
 
-_COMMANDS = (inspect, score, merge, sweep, learn, export, diff, train, evaluate, gate, schema, step, demo)
+_COMMANDS = (inspect, score, merge, sweep, learn, export, diff, train, evaluate, gate, report, schema, step, demo)
 """Modules whose ``register(app)`` adds commands, in the order of the help page."""
 
 

@@ -6,6 +6,7 @@ import logging
 
 from safemerge.errors import MismatchError
 from safemerge.pipeline.context import StepContext, inputs_digest, local_adapter, local_file
+from safemerge.pipeline.reporting import model_card
 from safemerge.pipeline.request import StepRequest
 from safemerge.records import ArtifactRef, GateDecision, StepResult, Verdict
 from safemerge.tracking import tags
@@ -58,6 +59,7 @@ def promote(context: StepContext, request: StepRequest) -> StepResult:
         return done.model_copy(update={"reused": True})
     _check_champion(context, name, decision)
     folder = local_adapter(context, adapter)
+    card = model_card(context, decision_ref)
     with context.ledger.step_run(run, "promote", digest) as step_run:
         version = context.ledger.champions.register(
             name,
@@ -67,6 +69,7 @@ def promote(context: StepContext, request: StepRequest) -> StepResult:
             source_run_id=step_run.run_id,
             experiment_id=run.experiment_id,
             summary=decision.summary(),
+            card=card,
         )
         uri = f"models:/{name}/{version}"
         step_run.set_tags({"safemerge.model_version": uri})

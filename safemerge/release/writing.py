@@ -51,7 +51,9 @@ def write_card(report: ReleaseReport, adapter: Path) -> Path:
         )
     path = adapter / CARD_FILE
     if path.exists() and MARK not in path.read_text(encoding="utf-8", errors="replace"):
-        raise OutputExistsError(f"{path}: expected none or a card made by safemerge, got another; move it away")
+        raise OutputExistsError(
+            f"{path}: expected none or a card made by safemerge, got another; move it away"
+        )
     with atomic_file(path, replace=True) as partial:
         partial.write_text(card(report), encoding="utf-8", newline="\n")
     return path
@@ -68,5 +70,3 @@ def read_evaluation(path: Path) -> tuple[EvaluationReport, Rows]:
     answers = file.with_name("responses.jsonl")
     # A lone file may lie among those of other arms, whose answers these would not be.
     return report, read_rows(answers) if file.name == "report.json" and answers.exists() else ()
-
-

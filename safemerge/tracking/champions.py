@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -32,10 +33,11 @@ class Champions:
         source_run_id: str,
         experiment_id: str,
         summary: str,
+        card: str | None = None,
     ) -> str:
         """Make the adapter a version of the registered model and the champion.
 
-        The version holds the adapter's own files and nothing else, so that it loads back
+        The version holds the adapter's own files and its model card, so that it loads back
         bit for bit beside any copy of its base model. An adapter that is a version already,
         from an attempt that crashed or an earlier run, only gets the alias.
 
@@ -47,6 +49,7 @@ class Champions:
             source_run_id: MLflow run of the promotion.
             experiment_id: their experiment.
             summary: the gate's verdict.
+            card: the model card, README.md in the version, in place of one among the adapter's files.
 
         Returns:
             The version's number.
@@ -70,6 +73,8 @@ class Champions:
                     model_type="peft-adapter",
                 )
                 self.client.log_model_artifacts(model.model_id, str(folder))
+                if card is not None:
+                    self._log_card(model.model_id, card)
                 self.client.finalize_logged_model(model.model_id, "READY")
             version = self.client.create_model_version(
                 name,
@@ -82,6 +87,12 @@ class Champions:
         number = str(version.version)
         self.client.set_registered_model_alias(name, ALIAS, number)
         return number
+
+    def _log_card(self, model_id: str, card: str) -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "README.md"
+            path.write_text(card, encoding="utf-8")
+            self.client.log_model_artifact(model_id, str(path))
 
     def current(self, name: str) -> ModelVersion | None:
         """The champion of a registered model; None where there is none yet."""
