@@ -44,7 +44,22 @@ from safemerge.errors import EXIT_ERROR, SafemergeError
 EXIT_INTERRUPTED = 130
 """Exit code after Ctrl-C, as shells expect it (128 + SIGINT)."""
 
-_COMMANDS = (inspect, score, merge, sweep, learn, export, diff, train, evaluate, gate, report, schema, step, demo)
+_COMMANDS = (
+    inspect,
+    score,
+    merge,
+    sweep,
+    learn,
+    export,
+    diff,
+    train,
+    evaluate,
+    gate,
+    report,
+    schema,
+    step,
+    demo,
+)
 """Modules whose ``register(app)`` adds commands, in the order of the help page."""
 
 
@@ -68,7 +83,9 @@ class CleanErrors(TyperGroup):
             if ctx.params.get("debug"):
                 traceback.print_exception(error)
             else:
-                typer.echo(f"error: {' '.join(str(error).split())}", err=True)
+                from safemerge.records import printable
+
+                typer.echo(f"error: {printable(str(error))}", err=True)
             raise typer.Exit(EXIT_ERROR) from error
 
 
