@@ -6,6 +6,7 @@ import pytest
 
 from safemerge.gate import GatePolicy
 from safemerge.plots.pareto import Span
+from safemerge.records import LayerReport
 from safemerge.release import drawing
 from safemerge.release.drawing import category_bars, heats, layer_rows, paretos, ticks
 from tests.unit.release.samples import evaluation, merge, release, reports
@@ -78,6 +79,25 @@ def test_experts_share_a_cell_and_odd_scales_are_drawn() -> None:
     ]
     assert heat.threshold is None
     assert [row[1:3] for row in layer_rows(made)] == [["5", "3"], ["5", "3"]]
+
+
+class WeightedLayer(LayerReport):
+    """A layer that a method gave weights of its own."""
+
+    weights: tuple[float, float] | None = None
+
+
+def test_weights_of_layers_are_drawn_where_each_has_its_own() -> None:
+    made = merge()
+    layers = tuple(
+        WeightedLayer(**layer.model_dump() | {"weights": (1 - number / 10, number / 10)})
+        for number, layer in enumerate(made.layers)
+    )
+    _, task, safety = heats(made.model_copy(update={"layers": layers}))
+    assert (task.title, safety.title) == ("Weight of the task adapter", "Weight of the safety adapter")
+    assert [cell.text for cell in task.rows[0][1]] == ["1.0", ".80", ".60", ".40", ".20"]
+    assert [cell.text for cell in safety.rows[1][1]] == [".10", ".30", ".50", ".70", ".90"]
+    assert not any(cell.outlined for cell in task.rows[0][1])
 
 
 def test_categories_stand_arm_beside_arm() -> None:
