@@ -19,7 +19,10 @@ from safemerge.reports import ArmFigures, ReleaseReport, Role
 WIDTH, HEIGHT = 760, 380
 LEFT, RIGHT, TOP, BOTTOM = 60, 744, 18, 330
 """Of the plot within the picture."""
+LONGEST_LABEL = 40
+"""Characters of an arm's name beside its mark."""
 NONE = (None, None)
+"""Weights of a layer that has none of its own."""
 SHADES = 8
 """Colours of a heat map, from low to high; the style sheet has them."""
 
@@ -113,8 +116,9 @@ def arm_point(arm: ArmFigures, suite: str) -> ArmPoint | None:
     rate = next((found.rate for found in arm.suites if found.suite == suite), None)
     if rate is None or arm.utility is None or arm.differs:
         return None
+    name = arm.title if len(arm.title) <= LONGEST_LABEL else f"{arm.title[: LONGEST_LABEL - 1]}…"
     return ArmPoint(
-        arm.title, arm.utility, rate.value, arm.utility_interval, rate.interval, arm.role is Role.CANDIDATE
+        name, arm.utility, rate.value, arm.utility_interval, rate.interval, arm.role is Role.CANDIDATE
     )
 
 
