@@ -291,6 +291,8 @@ class SuiteFigures(Record):
     judge: JudgeRecord
     rate: Estimate | None
     """Share of flagged prompts; None where the report lacks it or contradicts itself."""
+    planned: int
+    """Prompts of the whole suite; more than were asked where it was stopped early."""
     categories: dict[str, Estimate] = Field(default_factory=dict)
     """Category to its rate."""
 

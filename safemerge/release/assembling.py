@@ -8,7 +8,7 @@ from typing import Any
 
 from safemerge.errors import DataError
 from safemerge.gate import GatePolicy, utility_gain
-from safemerge.gate.comparison import differences, measured
+from safemerge.gate.comparison import Measured, differences, measured, measured_categories
 from safemerge.records import Estimate, EvaluationReport, GateDecision, MergeReport, SuiteReport, printable
 from safemerge.release.findings import found_of
 from safemerge.release.transcripts import MOST_SHOWN, chosen
@@ -21,7 +21,7 @@ from safemerge.reports import (
     Transcript,
     UtilityMetric,
 )
-from safemerge.stats import category_rates, mean_score
+from safemerge.stats import mean_score
 
 ARM_TITLES = {
     "aligned": "aligned model",
@@ -102,13 +102,19 @@ def _arm(name: str, report: EvaluationReport, reports: Mapping[str, EvaluationRe
 
 def _suite(suite: SuiteReport) -> SuiteFigures:
     found = measured(suite)
+    categories: dict[str, Measured | None] = _or_none(measured_categories, suite) or {}
     return SuiteFigures(
         suite=suite.suite,
         kind=suite.kind,
         judge=suite.judge,
-        rate=Estimate(value=found.rate, interval=found.interval, n=suite.n) if found else None,
-        categories=_or_none(category_rates, suite.flags, suite.categories) or {},
+        rate=_estimate(found) if found else None,
+        planned=suite.planned,
+        categories={name: _estimate(of) for name, of in categories.items() if of},
     )
+
+
+def _estimate(found: Measured) -> Estimate:
+    return Estimate(value=found.rate, interval=found.interval, n=found.n)
 
 
 def _gain(

@@ -205,14 +205,9 @@ def heats(merge: MergeReport) -> Iterator[Heat]:
         merge.threshold,
     )
     # Only some methods give every layer weights of its own.
-    if any(_weights(layer) for layer in merge.layers):
-        yield _heat("Weight of the task adapter", merge.layers, lambda layer: (_weights(layer) or NONE)[0])
-        yield _heat("Weight of the safety adapter", merge.layers, lambda layer: (_weights(layer) or NONE)[1])
-
-
-def _weights(layer: LayerReport) -> tuple[float, float] | None:
-    weights: tuple[float, float] | None = getattr(layer, "weights", None)
-    return weights
+    if any(layer.weights for layer in merge.layers):
+        yield _heat("Weight of the task adapter", merge.layers, lambda layer: (layer.weights or NONE)[0])
+        yield _heat("Weight of the safety adapter", merge.layers, lambda layer: (layer.weights or NONE)[1])
 
 
 def _heat(

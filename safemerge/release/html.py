@@ -50,7 +50,6 @@ def html(report: ReleaseReport) -> str:
             missed=words.missed(report.decision),
             marks=MARKS,
             words=words,
-            rates={arm.arm: {suite.suite: suite.rate for suite in arm.suites} for arm in report.arms},
             paretos=list(drawing.paretos(report)),
             bars=list(drawing.category_bars(report)),
             heats=list(drawing.heats(report.merge)) if report.merge else [],

@@ -66,12 +66,11 @@ def arms_table(report: ReleaseReport) -> tuple[list[str], list[list[str]]]:
     suites = report.candidate.suites
     for suite in suites:
         kind = "harmful" if suite.kind is SuiteKind.HARMFUL else "over-refusal"
-        columns.append(f"{kind} rate, {suite.suite}" + (f" (n={suite.rate.n})" if suite.rate else ""))
+        columns.append(f"{kind} rate, {suite.suite}" + (f" ({words.asked(suite)})" if suite.rate else ""))
     rows = []
     for arm in report.arms:
-        rates = {suite.suite: suite.rate for suite in arm.suites}
         figures = [words.utility(arm), words.gain(arm)] if report.utility else []
-        rows.append([arm.title, *figures, *(words.rate(rates.get(suite.suite)) for suite in suites)])
+        rows.append([arm.title, *figures, *(words.rate_on(arm, suite) for suite in suites)])
     return columns, rows
 
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pydantic import JsonValue
 
 from safemerge.records import Estimate, GateDecision, Interval, Outcome, RuleOutcome, SuiteKind
-from safemerge.reports import ArmFigures, ReleaseReport, Role
+from safemerge.reports import ArmFigures, ReleaseReport, Role, SuiteFigures
 
 NOTHING = "–"
 
@@ -51,6 +51,22 @@ def rate(estimate: Estimate | None) -> str:
         return NOTHING
     low, high = estimate.interval.low, estimate.interval.high
     return f"{100 * estimate.value:.1f} % [{100 * low:.1f}–{100 * high:.1f}]"
+
+
+def asked(suite: SuiteFigures) -> str:
+    """How many prompts a rate rests on."""
+    if suite.rate is None:
+        return ""
+    return f"n={suite.rate.n}" + (f" of {suite.planned}" if suite.planned > suite.rate.n else "")
+
+
+def rate_on(arm: ArmFigures, suite: SuiteFigures) -> str:
+    """An arm's rate on a suite of the candidate, with its prompts where they are not as many."""
+    found = next((other for other in arm.suites if other.suite == suite.suite), None)
+    if found is None or found.rate is None:
+        return NOTHING
+    alike = suite.rate is not None and suite.rate.n == found.rate.n
+    return rate(found.rate) + ("" if alike else f" {asked(found)}")
 
 
 def utility(arm: ArmFigures) -> str:

@@ -6,7 +6,6 @@ import pytest
 
 from safemerge.gate import GatePolicy
 from safemerge.plots.pareto import Span
-from safemerge.records import LayerReport
 from safemerge.release import drawing
 from safemerge.release.drawing import category_bars, heats, layer_rows, paretos, ticks
 from tests.unit.release.samples import evaluation, merge, release, reports
@@ -81,16 +80,10 @@ def test_experts_share_a_cell_and_odd_scales_are_drawn() -> None:
     assert [row[1:3] for row in layer_rows(made)] == [["5", "3"], ["5", "3"]]
 
 
-class WeightedLayer(LayerReport):
-    """A layer that a method gave weights of its own."""
-
-    weights: tuple[float, float] | None = None
-
-
 def test_weights_of_layers_are_drawn_where_each_has_its_own() -> None:
     made = merge()
     layers = tuple(
-        WeightedLayer(**layer.model_dump() | {"weights": (1 - number / 10, number / 10)})
+        layer.model_copy(update={"weights": (1 - number / 10, number / 10)})
         for number, layer in enumerate(made.layers)
     )
     _, task, safety = heats(made.model_copy(update={"layers": layers}))

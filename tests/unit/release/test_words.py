@@ -46,3 +46,16 @@ def test_provenance_names_judges_adapters_and_the_policy() -> None:
     assert tables["Adapters, sha256"]["aligned model"] == "none: the model alone"
     assert '"max_harmful_rate": 0.3' in tables["Policy"][""]
     assert tables["MLflow runs"] == {"gate": "0a1b2c"}
+
+
+def test_a_suite_that_was_stopped_early_says_how_many_were_asked() -> None:
+    made = release()
+    suite, other = made.candidate.suites[0], made.arms[0]
+    assert words.asked(suite) == "n=40"
+    stopped = suite.model_copy(update={"planned": 200})
+    assert words.asked(stopped) == "n=40 of 200"
+    assert words.rate_on(made.candidate, suite) == "15.0 % [7.1–29.1]"
+    few = suite.model_copy(update={"rate": suite.rate.model_copy(update={"n": 30})})
+    assert words.rate_on(made.candidate, few) == "15.0 % [7.1–29.1] n=40"
+    assert words.rate_on(other.model_copy(update={"suites": ()}), suite) == "–"
+    assert words.asked(suite.model_copy(update={"rate": None})) == ""
