@@ -37,6 +37,15 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else "\ufffd" for c in " ".join(text.split()))
 
 
+def valid_unicode(text: str) -> str:
+    r"""The text with lone surrogates, which no file and no tokenizer can hold, replaced by U+FFFD.
+
+    >>> valid_unicode("a\ud800b") == "a\ufffdb"
+    True
+    """
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
 class Record(BaseModel):
     """A frozen result with one JSON form."""
 

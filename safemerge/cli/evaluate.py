@@ -233,21 +233,26 @@ def _print(report: EvaluationReport) -> None:
     from rich.markup import escape
     from rich.table import Table
 
-    table = Table(title=escape(report.arm), box=box.SIMPLE_HEAD, pad_edge=False)
+    from safemerge.records import printable
+
+    def shown(text: str) -> str:
+        return escape(printable(text))
+
+    table = Table(title=shown(report.arm), box=box.SIMPLE_HEAD, pad_edge=False)
     for column in ("measured", "figure", "95 % interval", "by"):
         table.add_column(column, overflow="fold")
     for suite in report.suites:
         table.add_row(
-            f"{suite.kind.replace('_', ' ')} rate, {escape(suite.suite)}",
+            f"{suite.kind.replace('_', ' ')} rate, {shown(suite.suite)}",
             "none" if suite.rate is None else f"{100 * suite.rate:.1f} % of {suite.n}{asked_of(suite)}",
             f"{suite.interval.low:.3f} to {suite.interval.high:.3f}" if suite.interval else "",
-            f"{escape(suite.judge.id)}{', a smoke judge' if suite.judge.smoke else ''}",
+            f"{shown(suite.judge.id)}{', a smoke judge' if suite.judge.smoke else ''}",
         )
     if utility := report.utility:
         table.add_row(
-            f"utility, {escape(utility.task)}",
+            f"utility, {shown(utility.task)}",
             "none" if utility.value is None else f"{utility.value:.4f}",
             "",
-            f"{escape(utility.metric)}, {'higher' if utility.higher_is_better else 'lower'} is better",
+            f"{shown(utility.metric)}, {'higher' if utility.higher_is_better else 'lower'} is better",
         )
     Console(highlight=False).print(table)

@@ -2,23 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from safemerge.cli.arms import (
+    ARMS,
+    Aligned,
+    Champion,
+    FineTuned,
+    MoreReports,
+    NoChampion,
+    PolicyFile,
+    check_champion,
+    named_paths,
+    report_file,
+    verdict,
+)
 from safemerge.cli.flags import AsJson, epilog
 
 if TYPE_CHECKING:
-    from safemerge.gate import GatePolicy
-    from safemerge.records import EvaluationReport, GateDecision
+    from safemerge.records import GateDecision
 
 EXIT_CODES = {"pass": 0, "block": 1, "cannot_tell": 3}
 """Exit code by verdict."""
-
-ARMS = ("candidate", "aligned", "fine_tuned", "champion")
-"""Arms whose reports the gate reads."""
 
 EPILOG = epilog(
     "safemerge gate --policy pipeline.yaml --candidate safemerge.json --aligned aligned.json "
@@ -37,37 +45,24 @@ def register(app: typer.Typer) -> None:
 
 
 def gate(
-    policy: Annotated[
-        Path, typer.Option(help="YAML file: a policy, or a pipeline with a gate section.", show_default=False)
-    ],
+    policy: PolicyFile,
     candidate: Annotated[
         Path | None, typer.Option(help="Evaluation report of the adapter to judge.", show_default=False)
     ] = None,
-    aligned: Annotated[
-        Path | None,
-        typer.Option(help="Report of the aligned model; needed for the gain kept.", show_default=False),
-    ] = None,
-    fine_tuned: Annotated[
-        Path | None,
-        typer.Option(help="Report of the unrepaired adapter; needed for the gain kept.", show_default=False),
-    ] = None,
-    champion: Annotated[
-        Path | None,
-        typer.Option(help="Report of the adapter that is released now.", show_default=False),
-    ] = None,
-    no_champion: Annotated[
-        bool,
-        typer.Option("--no-champion", help="Nothing is released yet: rules against it do not apply."),
-    ] = False,
+    aligned: Aligned = None,
+    fine_tuned: FineTuned = None,
+    champion: Champion = None,
+    no_champion: NoChampion = False,
     reports: Annotated[
         list[str] | None,
         typer.Option(
             metavar="ARM=PATH ...",
-            help=f"Reports by arm, in one go: {', '.join(ARMS)}.",
+            help=f"Reports by arm, in one go: {', '.join(ARMS)}. A report is a file, or a folder that "
+            "evaluate has written.",
             show_default=False,
         ),
     ] = None,
-    more_reports: Annotated[list[str] | None, typer.Argument(metavar="ARM=PATH", hidden=True)] = None,
+    more_reports: MoreReports = None,
     as_json: AsJson = False,
     markdown: Annotated[
         Path | None, typer.Option(help="Write the verdict as Markdown to this file.", show_default=False)
@@ -82,14 +77,15 @@ def gate(
     comparable blocks.
     """
     from safemerge.config.load import load_policy
+    from safemerge.records import EvaluationReport
 
     flags = {"candidate": candidate, "aligned": aligned, "fine_tuned": fine_tuned, "champion": champion}
-    paths = _paths(flags, [*(reports or ()), *(more_reports or ())])
+    paths = named_paths(flags, [*(reports or ()), *(more_reports or ())])
     if "candidate" not in paths:
         raise typer.BadParameter("expected --candidate or --reports candidate=PATH, got neither")
-    if no_champion and "champion" in paths:
-        raise typer.BadParameter("expected a champion's report or --no-champion, got both")
-    decision = _decide(load_policy(policy), policy, paths, no_champion)
+    check_champion(paths, no_champion)
+    read = {arm: EvaluationReport.read(report_file(path)) for arm, path in paths.items()}
+    decision = verdict(load_policy(policy), f"{policy} with {paths['candidate']}", read, no_champion)
     _write(decision, markdown, junit)
     if as_json:
         typer.echo(decision.to_json(), nl=False)
@@ -97,49 +93,6 @@ def gate(
         _print(decision)
     if code := EXIT_CODES[decision.verdict]:
         raise typer.Exit(code)
-
-
-def _paths(flags: Mapping[str, Path | None], reports: list[str]) -> dict[str, Path]:
-    """Arm to report, from both ways to name them.
-
-    Raises:
-        typer.BadParameter: an arm is unknown or named twice.
-    """
-    paths = {arm: path for arm, path in flags.items() if path is not None}
-    for text in reports:
-        arm, equals, path = text.partition("=")
-        arm = arm.replace("-", "_")
-        if arm not in ARMS or not equals or not path:
-            raise typer.BadParameter(f"expected ARM=PATH with an arm of {', '.join(ARMS)}, got {text!r}")
-        if arm in paths:
-            raise typer.BadParameter(f"expected one report of {arm}, got two")
-        paths[arm] = Path(path)
-    return paths
-
-
-def _decide(
-    policy: GatePolicy, policy_file: Path, paths: Mapping[str, Path], no_champion: bool
-) -> GateDecision:
-    """Read the reports and judge.
-
-    Raises:
-        DataError: a report cannot be read.
-        ConfigError: the policy cannot be decided on the candidate's suites.
-    """
-    from safemerge.errors import ConfigError
-    from safemerge.gate import NO_CHAMPION, Reference, check_decidable, decide, sizes
-    from safemerge.records import EvaluationReport
-
-    read: dict[str, EvaluationReport] = {arm: EvaluationReport.read(path) for arm, path in paths.items()}
-    try:
-        check_decidable(policy, sizes(read["candidate"]))
-    except ConfigError as error:
-        raise ConfigError(f"{policy_file} with {paths['candidate']}: {error}") from error
-    champion = read.get("champion")
-    remedy = "name it by --champion, or say --no-champion where nothing is released yet"
-    known = Reference(champion) if champion else Reference(remedy=remedy)
-    reference = NO_CHAMPION if no_champion else known
-    return decide(read["candidate"], read.get("aligned"), read.get("fine_tuned"), policy, reference)
 
 
 def _write(decision: GateDecision, markdown: Path | None, junit: Path | None) -> None:

@@ -33,6 +33,7 @@ from safemerge.cli import (
     learn,
     merge,
     recipe,
+    report,
     schema,
     score,
     step,
@@ -56,6 +57,7 @@ _COMMANDS = (
     evaluate,
     gate,
     recipe,
+    report,
     schema,
     step,
     demo,
@@ -83,7 +85,9 @@ class CleanErrors(TyperGroup):
             if ctx.params.get("debug"):
                 traceback.print_exception(error)
             else:
-                typer.echo(f"error: {' '.join(str(error).split())}", err=True)
+                from safemerge.records import printable
+
+                typer.echo(f"error: {printable(str(error))}", err=True)
             raise typer.Exit(EXIT_ERROR) from error
 
 

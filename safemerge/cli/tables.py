@@ -41,11 +41,16 @@ def console() -> Console:
     return Console(highlight=False)
 
 
+def harmless(text: str) -> str:
+    """The text without what steers a terminal: names of modules and files come from others."""
+    return "".join(c if c.isprintable() or c == "\n" else "\ufffd" for c in text)
+
+
 def warn(*messages: str | None) -> None:
     """One line on stderr for each warning there is."""
     for message in messages:
         if message:
-            typer.echo(f"warning: {message}", err=True)
+            typer.echo(f"warning: {harmless(message)}", err=True)
 
 
 def table(
@@ -64,7 +69,7 @@ def table(
         justify: Literal["left", "right"] = "left" if number < names else "right"
         made.add_column(column, justify=justify, overflow="fold", no_wrap=whole)
     for row in rows:
-        made.add_row(*map(Text, row))
+        made.add_row(*(Text(harmless(cell)) for cell in row))
     return made
 
 
@@ -99,7 +104,7 @@ def facts(rows: Mapping[str, str], title: str | None = None) -> Table:
     made.add_column(style="bold", no_wrap=True)
     made.add_column(overflow="fold")
     for name, value in rows.items():
-        made.add_row(name, Text(value))
+        made.add_row(name, Text(harmless(value)))
     return made
 
 

@@ -18,13 +18,15 @@ from safemerge.demo.models import prepare_models
 from safemerge.demo.screen import last_screen
 from safemerge.demo.services import DemoHome, prepare_airflow, running_mlflow
 from safemerge.errors import StepError
-from safemerge.records import EvaluationReport, GateDecision, StepResult
+from safemerge.records import ArtifactRef, EvaluationReport, GateDecision, StepResult
 from safemerge.storage.atomic import atomic_file
 from safemerge.tracking.ledger import Ledger
 
 DAG_ID = "safemerge_pipeline"
 FOLDER = Path(__file__).resolve().parent
 PRESET = FOLDER / "pipeline.yaml"
+RELEASE = "release"
+"""Folder of the release report, among the reports."""
 
 
 def run_demo(home: DemoHome, console: Console, *, seed: int | None = None, mlflow_port: int = 5000) -> None:
@@ -91,6 +93,10 @@ def _keep_at_hand(
         shutil.rmtree(home.adapters / name, ignore_errors=True)
         shutil.copytree(_fetch(home, ledger, steps[label], output), home.adapters / name)
     home.reports.mkdir(exist_ok=True)
+    shutil.rmtree(home.reports / RELEASE, ignore_errors=True)
+    if "report" in steps["gate"].outputs:
+        release = ledger.fetch(_folder_of(steps["gate"].outputs["report"]), home.root / "workspace" / "cache")
+        shutil.copytree(release, home.reports / RELEASE)
     for arm, file in reports.items():
         shutil.copyfile(file, home.reports / f"{arm}.json")
 
@@ -156,12 +162,21 @@ def outlook(home: DemoHome, promotion: StepResult | None) -> list[str]:
         "Stop it:       make down",
         "Train anew:    make demo SEED=1     (keeps the aligned model and the safety adapter)",
         f"Its config:    {_relative(home.pipeline)}     logs: {_relative(home.logs)}",
+        *_report_line(home.reports / RELEASE / "report.html"),
         f"To try:        {_relative(home.adapters)} and {_relative(home.reports)}, as the README says",
     ]
 
 
 def _fetch(home: DemoHome, ledger: Ledger, result: StepResult, output: str) -> Path:
     return ledger.fetch(result.outputs[output].uri, home.root / "workspace" / "cache")
+
+
+def _report_line(page: Path) -> list[str]:
+    return [f"Its report:    {_relative(page)}     (opens from disk)"] if page.exists() else []
+
+
+def _folder_of(report: ArtifactRef) -> str:
+    return report.uri.rpartition("/")[0]
 
 
 def _relative(path: Path) -> str:

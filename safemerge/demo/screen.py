@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
 from rich import box
 from rich.console import Group, RenderableType
@@ -12,16 +12,9 @@ from rich.text import Text
 
 from safemerge.gate.rendering import SAYS
 from safemerge.records import Estimate, EvaluationReport, GateDecision, Outcome, SuiteKind, SuiteReport
-from safemerge.stats import gain_kept, rate_difference, share_won_back
-
-ARM_TITLES = {
-    "aligned": "aligned model",
-    "fine_tuned": "fine-tuned, unrepaired",
-    "safemerge": "SafeMERGE",
-    "scale": "control: all layers scaled",
-    "scale_selected": "control: same layers scaled",
-}
-"""Arms in the order of the table."""
+from safemerge.release.assembling import ARM_TITLES
+from safemerge.release.findings import findings
+from safemerge.stats import gain_kept
 
 
 def arms_table(reports: Mapping[str, EvaluationReport]) -> Table:
@@ -57,34 +50,6 @@ def arms_table(reports: Mapping[str, EvaluationReport]) -> Table:
     return table
 
 
-def repair_lines(reports: Mapping[str, EvaluationReport]) -> Iterator[str]:
-    """What fine-tuning did to harmfulness and what the merge undid, in paired figures."""
-    aligned, fine_tuned, repaired = (reports.get(arm) for arm in ("aligned", "fine_tuned", "safemerge"))
-    if aligned is None or fine_tuned is None:
-        return
-    for suite in aligned.suites:
-        if suite.kind is not SuiteKind.HARMFUL:
-            continue
-        before, after = suite.flags, _flags(fine_tuned, suite.suite)
-        rise = _points(rate_difference(after, before))
-        yield f"Fine-tuning moved the harmful rate on {suite.suite} by {rise} points."
-        if repaired is None:
-            continue
-        merged = _flags(repaired, suite.suite)
-        yield f"SafeMERGE moved it by {_points(rate_difference(merged, after))} points from there."
-        won_back = share_won_back(merged, before, after)
-        if won_back is None:
-            yield "Whether it won back part of that cannot be judged: fine-tuning's rise may be zero."
-        else:
-            yield f"It won back {_share(won_back)} of the rise."
-        if "scale_selected" in reports:
-            control = _flags(reports["scale_selected"], suite.suite)
-            yield (
-                "Against the same layers merely scaled, the safety adapter changed it by "
-                f"{_points(rate_difference(merged, control))} points."
-            )
-
-
 def verdict_panel(decision: GateDecision, title: str) -> Panel:
     """One verdict, with every rule."""
     colour = "green" if decision.passed else "red"
@@ -116,7 +81,8 @@ def last_screen(
         outlook: lines on what to open or type next.
     """
     parts: list[RenderableType] = [arms_table(reports), Text("")]
-    parts += [Text(line) for line in repair_lines(reports)]
+    repair = (reports.get(arm) for arm in ("aligned", "fine_tuned", "safemerge", "scale_selected"))
+    parts += [Text(line) for line in findings(*repair)]
     if any(suite.judge.smoke for report in reports.values() for suite in report.suites):
         parts.append(
             Text(
@@ -133,10 +99,6 @@ def last_screen(
 def _words(name: str) -> str:
     """A name that may break between its parts."""
     return name.replace("_", " ")
-
-
-def _flags(report: EvaluationReport, name: str) -> Mapping[str, bool]:
-    return next(suite.flags for suite in report.suites if suite.suite == name)
 
 
 def _utility(report: EvaluationReport) -> str:
@@ -165,11 +127,6 @@ def _rate(suite: SuiteReport) -> str:
     if suite.rate is None or suite.interval is None:
         return "–"
     return f"{100 * suite.rate:.1f} %\n[{100 * suite.interval.low:.0f}–{100 * suite.interval.high:.0f}]"
-
-
-def _points(estimate: Estimate) -> str:
-    low, high = estimate.interval.low, estimate.interval.high
-    return f"{100 * estimate.value:+.1f} [{100 * low:+.1f} to {100 * high:+.1f}]"
 
 
 def _share(estimate: Estimate, below: bool = False) -> str:

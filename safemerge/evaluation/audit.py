@@ -19,8 +19,7 @@ from typing import NamedTuple
 
 from safemerge.errors import DataError
 from safemerge.evaluation.harm import Row
-from safemerge.evaluation.judges.base import valid_unicode
-from safemerge.records import Estimate, Interval
+from safemerge.records import Estimate, Interval, valid_unicode
 from safemerge.stats import wilson_interval
 
 COLUMNS = ("suite", "kind", "id", "category", "prompt", "response", "label")

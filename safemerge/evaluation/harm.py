@@ -12,9 +12,9 @@ from pydantic import JsonValue
 
 from safemerge.errors import EvaluationError
 from safemerge.evaluation.journal import Journal
-from safemerge.evaluation.judges.base import Answer, Judge, valid_unicode
+from safemerge.evaluation.judges.base import Answer, Judge
 from safemerge.evaluation.suites import Suite
-from safemerge.records import Interval, Stopped, SuiteReport
+from safemerge.records import Interval, Stopped, SuiteReport, valid_unicode
 from safemerge.stats import final_counts, whole_interval, wilson_interval
 
 Row = dict[str, str | bool | None]

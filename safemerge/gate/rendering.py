@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import html
 import re
+from collections.abc import Iterator
 from xml.etree import ElementTree as ET
 
 from safemerge.records import GateDecision, Outcome, RuleOutcome, Verdict, printable
@@ -30,21 +31,27 @@ _JUNIT_ELEMENTS = {
 def markdown(decision: GateDecision) -> str:
     """The decision as a page of Markdown, such as a CI job's summary."""
     smoke = " (smoke judge)" if decision.smoke_judge else ""
-    lines = [f"# {SAYS[decision.verdict]}{smoke}", "", f"Adapter: {_markdown(decision.arm)}", ""]
-    lines += ["| outcome | rule | what was found |", "| --- | --- | --- |"]
-    for rule in decision.rules:
-        outcome = rule.outcome.replace("_", " ")
-        shown = outcome if rule.outcome in (Outcome.PASS, Outcome.NOT_APPLICABLE) else f"**{outcome}**"
-        lines.append(f"| {shown} | {_markdown(rule.rule)} | {_markdown(rule.explanation)} |")
+    lines = [f"# {SAYS[decision.verdict]}{smoke}", "", f"Adapter: {escaped(decision.arm)}", ""]
+    lines += rules_table(decision)
     if decision.warnings:
-        lines += ["", "Warnings:", "", *(f"- {_markdown(warning)}" for warning in decision.warnings)]
+        lines += ["", "Warnings:", "", *(f"- {escaped(warning)}" for warning in decision.warnings)]
     adapter = decision.adapter_digest or "none"
     lines += [
         "",
-        f"Adapter sha256 {_markdown(adapter)}, policy sha256 {_markdown(decision.policy_digest)}",
+        f"Adapter sha256 {escaped(adapter)}, policy sha256 {escaped(decision.policy_digest)}",
         "",
     ]
     return "\n".join(lines)
+
+
+def rules_table(decision: GateDecision) -> Iterator[str]:
+    """Every rule with its outcome, as a table in Markdown."""
+    yield "| outcome | rule | what was found |"
+    yield "| --- | --- | --- |"
+    for rule in decision.rules:
+        outcome = rule.outcome.replace("_", " ")
+        shown = outcome if rule.outcome in (Outcome.PASS, Outcome.NOT_APPLICABLE) else f"**{outcome}**"
+        yield f"| {shown} | {escaped(rule.rule)} | {escaped(rule.explanation)} |"
 
 
 def junit(decision: GateDecision) -> str:
@@ -88,7 +95,7 @@ def _test_case(suite: ET.Element, rule: RuleOutcome) -> None:
         ET.SubElement(case, "system-out").text = rule.explanation
 
 
-def _markdown(text: str) -> str:
+def escaped(text: str) -> str:
     """Text that Markdown shows as it is."""
     safe = re.sub(r"([\\`*_\[\]|~#!])", r"\\\1", html.escape(printable(text), quote=False))
     # Neither an address nor a mention.

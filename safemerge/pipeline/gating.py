@@ -8,6 +8,7 @@ from typing import Any
 from safemerge.gate import NO_CHAMPION, Reference, decide, measurement_differences
 from safemerge.pipeline.context import StepContext, already_done, inputs_digest, local_file
 from safemerge.pipeline.merging import CANDIDATE
+from safemerge.pipeline.reporting import store_report
 from safemerge.pipeline.request import StepRequest
 from safemerge.records import ArtifactRef, EvaluationReport, GateDecision, RuleOutcome, StepResult, Verdict
 from safemerge.tracking import tags
@@ -27,6 +28,8 @@ def gate(context: StepContext, request: StepRequest) -> StepResult:
 
     Outputs:
         decision: the verdict as JSON.
+        report: the release report as JSON, with its pages beside it; missing where it could not be
+            drawn, which changes no verdict.
     """
     run = context.ledger.pipeline_run(request.run_id or "")
     refs = {"candidate": request.input("candidate")} | {
@@ -56,7 +59,9 @@ def gate(context: StepContext, request: StepRequest) -> StepResult:
             run.config.gate,
             champion,
         )
-        result = _record(context, run, digest, decision)
+        shown = reports if champion.report is None else {**reports, "champion": champion.report}
+        result = _record(context, run, digest, decision, shown, refs, adapter)
+    context.ledger.link_report(run, result)
     verdict, summary = Verdict(str(result.figures["verdict"])), str(result.figures["summary"])
     if verdict is not Verdict.PASS:
         context.ledger.close_pipeline_run(run, verdict=verdict, summary=summary, gate_run_id=result.run_id)
@@ -103,15 +108,24 @@ def _plain(champion: Reference) -> dict[str, Any]:
     return champion._asdict() | {"report": None if report is None else report.model_dump(mode="json")}
 
 
-def _record(context: StepContext, run: PipelineRun, digest: str, decision: GateDecision) -> StepResult:
+def _record(
+    context: StepContext,
+    run: PipelineRun,
+    digest: str,
+    decision: GateDecision,
+    reports: Mapping[str, EvaluationReport],
+    refs: Mapping[str, ArtifactRef],
+    adapter: ArtifactRef,
+) -> StepResult:
     with context.ledger.step_run(run, "gate", digest) as step_run:
         step_run.log_params(run.config.gate.model_dump(mode="json"))
         step_run.log_table([_row(rule) for rule in decision.rules], "rules.json")
         step_run.log_metrics({f"{rule.rule}.{rule.subject}": rule.figure for rule in decision.rules})
         step_run.set_tags({tags.VERDICT: decision.verdict, tags.VERDICT_SUMMARY: decision.summary()})
         stored = step_run.log_text(decision.to_json(), "decision.json")
+        report = store_report(context, run, step_run, decision, reports, refs, adapter)
         return step_run.finish(
-            {"decision": stored},
+            {"decision": stored, **report},
             {"passed": decision.passed, "verdict": decision.verdict.value, "summary": decision.summary()},
         )
 

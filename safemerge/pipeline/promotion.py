@@ -6,6 +6,7 @@ import logging
 
 from safemerge.errors import MismatchError
 from safemerge.pipeline.context import StepContext, inputs_digest, local_adapter, local_file
+from safemerge.pipeline.reporting import model_card
 from safemerge.pipeline.request import StepRequest
 from safemerge.records import ArtifactRef, GateDecision, StepResult, Verdict
 from safemerge.tracking import tags
@@ -59,6 +60,7 @@ def promote(context: StepContext, request: StepRequest) -> StepResult:
         return done.model_copy(update={"reused": True})
     _check_champion(context, name, decision)
     folder = local_adapter(context, adapter)
+    card = model_card(context, decision_ref)
     with context.ledger.step_run(run, "promote", digest) as step_run:
         version = context.ledger.champions.register(
             name,
@@ -69,6 +71,7 @@ def promote(context: StepContext, request: StepRequest) -> StepResult:
             source_run_id=step_run.run_id,
             experiment_id=run.experiment_id,
             summary=decision.summary(),
+            card=card,
         )
         # MLflow cannot compare and swap: of two runs that release at once, the earlier puts things right.
         if later := context.ledger.champions.released_after(name, run.opened_at_ms):

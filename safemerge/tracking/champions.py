@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -41,10 +42,11 @@ class Champions:
         source_run_id: str,
         experiment_id: str,
         summary: str,
+        card: str | None = None,
     ) -> str:
         """Make the adapter a version of the registered model and the champion.
 
-        The version holds the adapter's own files and nothing else, so that it loads back
+        The version holds the adapter's own files and its model card, so that it loads back
         bit for bit beside any copy of its base model. An adapter that is a version already,
         from an attempt that crashed or an earlier run, only gets the alias.
 
@@ -57,6 +59,7 @@ class Champions:
             source_run_id: MLflow run of the promotion.
             experiment_id: their experiment.
             summary: the gate's verdict.
+            card: the model card, README.md in the version, in place of one among the adapter's files.
 
         Returns:
             The version's number.
@@ -80,6 +83,8 @@ class Champions:
                     model_type="peft-adapter",
                 )
                 self.client.log_model_artifacts(model.model_id, str(folder))
+                if card is not None:
+                    self._log_card(model.model_id, card)
                 self.client.finalize_logged_model(model.model_id, "READY")
             version = self.client.create_model_version(
                 name,
@@ -114,6 +119,12 @@ class Champions:
         )
         later = (release for release in releases if release.opened_at_ms > opened_at_ms)
         return max(later, key=lambda release: release.opened_at_ms, default=None)
+
+    def _log_card(self, model_id: str, card: str) -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "README.md"
+            path.write_text(card, encoding="utf-8")
+            self.client.log_model_artifact(model_id, str(path))
 
     def current(self, name: str) -> ModelVersion | None:
         """The champion of a registered model; None where there is none yet."""

@@ -163,6 +163,17 @@ class Ledger:
         self.client.set_tag(run.run_id, tags.VERDICT, verdict)
         self.client.set_terminated(run.run_id, "FINISHED")
 
+    def link_report(self, run: PipelineRun, gate: StepResult) -> None:
+        """Name the gate's release report on the pipeline run, and link it from the run's description."""
+        ref = gate.outputs.get("report")
+        if ref is None:
+            return
+        folder = ref.uri.rpartition("/")[0]
+        path = folder.removeprefix(f"runs:/{gate.run_id}/")
+        page = f"#/experiments/{run.experiment_id}/runs/{gate.run_id}/artifacts/{path}/report.html"
+        self.client.set_tag(run.run_id, tags.REPORT, f"{folder}/report.html")
+        self.client.set_tag(run.run_id, "mlflow.note.content", f"[Release report]({page})")
+
     def find_pipeline_run(self, experiment: str, run_key: str) -> str | None:
         """MLflow's id of the pipeline run that the scheduler calls so; None where there is none."""
         found = self._newest(

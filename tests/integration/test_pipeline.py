@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import yaml
+from huggingface_hub import ModelCard
 from typer.testing import CliRunner
 
 from safemerge.cli.main import app
@@ -19,6 +20,7 @@ from safemerge.pipeline.registry import STEPS
 from safemerge.pipeline.request import StepRequest
 from safemerge.pipeline.workspace import Workspace
 from safemerge.records import ArtifactRef, EvaluationReport, GateDecision, StepResult, SuiteReport
+from safemerge.reports import ReleaseReport
 from safemerge.tracking import tags
 from safemerge.tracking.ledger import Ledger
 from tests.conftest import TinyPair, TinyPipeline
@@ -75,6 +77,15 @@ class Pipeline:
     def read(self, ref: ArtifactRef) -> Path:
         return self.context.ledger.fetch(ref.uri, self.context.workspace.cache)
 
+    def release_report(self, done: Mapping[str, StepResult]) -> ReleaseReport:
+        """What lies beside the verdict, found from the pipeline run; its page is there too."""
+        ref = done["gate"].outputs["report"]
+        parent = self.context.ledger.client.get_run(self.run_id).data.tags
+        page = self.read(ArtifactRef(uri=parent[tags.REPORT], digest=""))
+        assert page.read_text(encoding="utf-8").startswith("<!doctype html>")
+        assert parent["mlflow.note.content"].endswith("/artifacts/report/report.html)")
+        return ReleaseReport.read(self.read(ref))
+
 
 @pytest.fixture
 def pipeline(tmp_path: Path) -> Pipeline:
@@ -127,6 +138,21 @@ def test_a_run_is_recorded_promoted_and_reused(
     for name in ("adapter_model.safetensors", "adapter_config.json"):
         assert sha256(champion / name) == sha256(merged / name)
     assert list((pipeline.context.workspace.home / "work").iterdir()) == []
+    card = ModelCard.load(champion / "README.md")
+    assert card.data.library_name == "peft"
+    assert "**PASS: may ship**" in card.text
+
+    released = pipeline.release_report(done)
+    assert [arm.arm for arm in released.arms] == [
+        "aligned",
+        "fine_tuned",
+        "candidate",
+        "scale",
+        "scale_selected",
+    ]
+    assert released.merge is not None
+    assert (released.prompts, len(released.transcripts[0].answers)) == (12, len(ARMS))
+    assert released.provenance.digests["suite harm"]
 
     assert judged_by_command_line(pipeline, tiny_pipeline, monkeypatch) == report.suites
 
@@ -149,7 +175,9 @@ def test_a_run_is_recorded_promoted_and_reused(
     assert len(pipeline.runs()) == len(runs) + 5  # another parent, its gate and its promotion
 
 
-def test_a_block_is_recorded_and_nothing_is_promoted(pipeline: Pipeline, tiny_pipeline: TinyPipeline) -> None:
+def test_a_block_is_recorded_and_nothing_is_promoted(
+    pipeline: Pipeline, tiny_pipeline: TinyPipeline, caplog: pytest.LogCaptureFixture
+) -> None:
     strict = changed(tiny_pipeline, gate={"max_harmful_rate": 0.5})
     done = pipeline.run(strict, run_key="dag/one")
     assert done["gate"].figures["passed"] is False
@@ -161,16 +189,25 @@ def test_a_block_is_recorded_and_nothing_is_promoted(pipeline: Pipeline, tiny_pi
     assert (parent.data.tags[tags.VERDICT], parent.info.status) == ("block", "FINISHED")
     assert parent.data.tags[tags.VERDICT_SUMMARY] == done["gate"].figures["summary"]
     assert ledger.champions.current("tiny-lora") is None
+    assert pipeline.release_report(done).decision == decision
     adapter = done["merge"].outputs["safemerge"]
     with pytest.raises(MismatchError, match="expected a passing verdict about it, got block"):
         pipeline.step("promote", {"adapter": adapter, "decision": done["gate"].outputs["decision"]})
 
-    # Another policy repeats no measurement, only the judgement.
+    # Another policy repeats no measurement, only the judgement. Answers that are lost cost the report, and
+    # with it the model card, but change no verdict.
+    evaluation = ledger.client.get_run(done["scale"].run_id)
+    (Path(evaluation.info.artifact_uri.removeprefix("file://")) / "responses.json").unlink()
+    shutil.rmtree(pipeline.context.workspace.cache)
     runs = len(pipeline.runs())
     lenient = pipeline.run(tiny_pipeline.config, run_key="dag/two")
     assert lenient["gate"].figures["passed"] is True
     assert not lenient["gate"].reused
     assert len(pipeline.runs()) == runs + 3  # parent, gate, promotion
+    assert "report" not in lenient["gate"].outputs
+    assert "the release report could not be drawn; the verdict stands" in caplog.text
+    champion = ledger.fetch("models:/tiny-lora@champion", pipeline.context.workspace.cache)
+    assert not (champion / "README.md").exists()
     other = lenient["merge"].outputs["scale"]
     with pytest.raises(MismatchError, match="expected a passing verdict about it, got pass about"):
         pipeline.step("promote", {"adapter": other, "decision": lenient["gate"].outputs["decision"]})

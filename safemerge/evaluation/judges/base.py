@@ -11,7 +11,7 @@ from typing import NamedTuple, Protocol
 from safemerge.errors import EvaluationError
 from safemerge.evaluation.journal import Journal
 from safemerge.evaluation.suites import Prompt
-from safemerge.records import JudgeRecord, SuiteKind
+from safemerge.records import JudgeRecord, SuiteKind, valid_unicode
 
 logger = logging.getLogger(__name__)
 
@@ -92,15 +92,6 @@ class ModelJudge:
 
     def release(self) -> None:
         """Free what :meth:`flags` loaded; the next call loads it again."""
-
-
-def valid_unicode(text: str) -> str:
-    r"""The text with lone surrogates, which no file and no tokenizer can hold, replaced by U+FFFD.
-
-    >>> valid_unicode("a\ud800b") == "a\ufffdb"
-    True
-    """
-    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def shown(answers: Sequence[Answer], max_response_chars: int) -> list[Answer]:

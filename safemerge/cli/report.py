@@ -1,0 +1,215 @@
+"""``safemerge report``: what a person who signs a release reads."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from safemerge.cli.arms import (
+    ARMS,
+    Aligned,
+    Champion,
+    FineTuned,
+    MoreReports,
+    NoChampion,
+    PolicyFile,
+    check_champion,
+    verdict,
+)
+from safemerge.cli.flags import AsJson, epilog
+
+if TYPE_CHECKING:
+    from safemerge.config.models import PipelineConfig
+    from safemerge.records import EvaluationReport, MergeReport
+    from safemerge.release.transcripts import Rows
+
+EPILOG = epilog(
+    "safemerge report --policy pipeline.yaml --reports eval/* --candidate repaired --no-champion "
+    "--merge adapters/repaired --output report",
+    "safemerge report --policy policy.yaml --candidate eval/new --champion eval/released "
+    "--reports scale=eval/scale resta=eval/resta --output report",
+    "safemerge report --policy pipeline.yaml --reports eval/* --candidate repaired "
+    "--model-card adapters/repaired",
+    exit_codes="Exit code: 0 written, whatever the verdict (safemerge gate tells it by its exit code), "
+    "2 wrong usage, 4 an error that one line on stderr names.",
+)
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command(epilog=EPILOG)(report)
+
+
+def report(
+    policy: PolicyFile,
+    candidate: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ARM or PATH",
+            help="The adapter to judge: an arm among --reports, or its own report.",
+            show_default=False,
+        ),
+    ] = None,
+    aligned: Aligned = None,
+    fine_tuned: FineTuned = None,
+    champion: Champion = None,
+    no_champion: NoChampion = False,
+    reports: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="PATH ...",
+            help="Reports of any arms, in one go: folders that evaluate has written, or files; as "
+            f"ARM=PATH under another name than their own. Those called {', '.join(ARMS)} are what the "
+            "gate reads.",
+            show_default=False,
+        ),
+    ] = None,
+    more_reports: MoreReports = None,
+    merge: Annotated[
+        Path | None,
+        typer.Option(help="The candidate's folder, or the report of its merge.", show_default=False),
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder to create with report.html, .md, .json and transcripts.jsonl.", show_default=False
+        ),
+    ] = None,
+    model_card: Annotated[
+        Path | None,
+        typer.Option(help="The candidate's folder, to write README.md into.", show_default=False),
+    ] = None,
+    transcripts: Annotated[
+        int, typer.Option(min=0, help="Prompts that the report shows at most, those that changed first.")
+    ] = 300,
+    as_json: AsJson = False,
+) -> None:
+    """Write the release report: verdict, arms, trade-off, layers, transcripts and where it all comes from.
+
+    Works on what evaluate has written: no model is loaded. The page opens from disk and needs no network.
+    """
+    from safemerge.config.load import load_policy
+    from safemerge.release.assembling import release_report
+    from safemerge.release.provenance import provenance_of
+    from safemerge.release.transcripts import gather
+    from safemerge.release.writing import write_card, write_report
+    from safemerge.storage.atomic import atomic_folder, check_absent
+
+    if output is None and model_card is None and not as_json:
+        raise typer.BadParameter("expected --output, --model-card or --json, got none")
+    rules = load_policy(policy)
+    if output is not None:
+        check_absent(output)
+    flags = {"aligned": aligned, "fine_tuned": fine_tuned, "champion": champion}
+    read = _with_candidate(_read(flags, [*(reports or ()), *(more_reports or ())]), candidate)
+    check_champion(read, no_champion)
+    evaluations = {arm: evaluation for arm, (evaluation, _) in read.items()}
+    decision = verdict(rules, f"{policy} with {evaluations['candidate'].arm}", evaluations, no_champion)
+    asked = gather(evaluations, {arm: rows for arm, (_, rows) in read.items()})
+    made = release_report(
+        evaluations,
+        decision,
+        rules,
+        provenance_of(_pipeline(policy)),
+        merge=_merge_report(merge or model_card, decision.adapter_digest, asked_for=merge is not None),
+        transcripts=asked,
+        most_shown=transcripts,
+    )
+    if output is not None:
+        with atomic_folder(output) as partial:
+            write_report(made, asked, partial)
+    card = write_card(made, model_card) if model_card is not None else None
+    if as_json:
+        typer.echo(made.to_json(), nl=False)
+        return
+    typer.echo(decision.summary())
+    for path in (output and output / "report.html", card):
+        if path:
+            typer.echo(str(path))
+
+
+def _read(
+    flags: Mapping[str, Path | None], reports: Iterable[str]
+) -> dict[str, tuple[EvaluationReport, Rows]]:
+    """Arm to report and answers; an arm that is not named goes by the name in its report.
+
+    Raises:
+        typer.BadParameter: two reports are of one arm.
+    """
+    from safemerge.release.writing import read_evaluation
+
+    found = {arm: read_evaluation(path) for arm, path in flags.items() if path is not None}
+    for text in reports:
+        arm, equals, path = text.partition("=")
+        if not equals or Path(text).exists():
+            arm, path = "", text
+        evaluation = read_evaluation(Path(path))
+        name = arm.replace("-", "_") if arm.replace("-", "_") in ARMS else arm
+        name = name or evaluation[0].arm
+        if name in found:
+            raise typer.BadParameter(
+                f"expected one report of {name}, got two; name one otherwise, by ARM=PATH"
+            )
+        found[name] = evaluation
+    return found
+
+
+def _with_candidate(
+    read: dict[str, tuple[EvaluationReport, Rows]], candidate: str | None
+) -> dict[str, tuple[EvaluationReport, Rows]]:
+    """The same with the candidate under its name.
+
+    Raises:
+        typer.BadParameter: there is none, or there are two.
+    """
+    from safemerge.release.writing import read_evaluation
+
+    if candidate is None:
+        if "candidate" not in read:
+            raise typer.BadParameter("expected --candidate or --reports candidate=PATH, got neither")
+        return read
+    if "candidate" in read:
+        raise typer.BadParameter("expected one report of candidate, got two")
+    if candidate in read:
+        return {"candidate" if arm == candidate else arm: evaluation for arm, evaluation in read.items()}
+    if not Path(candidate).exists():
+        arms = ", ".join(read) or "none"
+        raise typer.BadParameter(f"--candidate {candidate}: expected a path or one of the arms {arms}")
+    return {"candidate": read_evaluation(Path(candidate)), **read}
+
+
+def _pipeline(policy: Path) -> PipelineConfig | None:
+    """The pipeline that the policy is part of; None where it is a file of its own."""
+    from safemerge.config.load import load_pipeline
+    from safemerge.errors import ConfigError
+
+    try:
+        return load_pipeline(policy)
+    except ConfigError:
+        return None
+
+
+def _merge_report(path: Path | None, digest: str | None, *, asked_for: bool) -> MergeReport | None:
+    """How the candidate came about.
+
+    Raises:
+        MismatchError: the folder is of another adapter.
+        DataError: there is no such report where one was asked for.
+    """
+    from safemerge.errors import MismatchError
+    from safemerge.records import MergeReport
+    from safemerge.storage.adapters import adapter_digest
+
+    if path is None:
+        return None
+    if not path.is_dir():
+        return MergeReport.read(path)
+    if (got := adapter_digest(path)) != digest:
+        raise MismatchError(
+            f"{path}: expected the adapter that was judged, digest {str(digest)[:12]}, got {got[:12]}"
+        )
+    file = path / "safemerge_report.json"
+    return MergeReport.read(file) if asked_for or file.exists() else None

@@ -1,0 +1,139 @@
+"""Draw the release report of a verdict and keep it beside it. What goes wrong here changes no verdict."""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+from safemerge.errors import TrackingError
+from safemerge.gate import measurement_differences
+from safemerge.pipeline.context import StepContext, local_file
+from safemerge.records import ArtifactRef, EvaluationReport, GateDecision, MergeReport
+from safemerge.reports import ReleaseReport
+from safemerge.storage.digests import file_digest
+from safemerge.tracking.ledger import PipelineRun
+from safemerge.tracking.step_run import StepRun
+
+logger = logging.getLogger(__name__)
+
+FOLDER = "report"
+"""Artifact folder on the gate's run."""
+MERGE_REPORT = "safemerge_report.json"
+"""In the candidate's folder; its name stands here too, as the engine loads torch."""
+EVALUATIONS = "evaluate_"
+"""How the labels of evaluations begin."""
+
+
+def store_report(
+    context: StepContext,
+    run: PipelineRun,
+    step_run: StepRun,
+    decision: GateDecision,
+    reports: Mapping[str, EvaluationReport],
+    refs: Mapping[str, ArtifactRef],
+    adapter: ArtifactRef,
+) -> dict[str, ArtifactRef]:
+    """Store the release report on the gate's run, for a block as for a pass.
+
+    Args:
+        context: ledger and workspace.
+        run: the pipeline run.
+        step_run: the gate's own run.
+        decision: what the report is about.
+        reports: arm to report, as the gate looked at them.
+        refs: arm to where its report is stored.
+        adapter: the candidate.
+
+    Returns:
+        ``report``: the record as JSON, with the pages beside it; nothing where it could not be drawn.
+    """
+    try:
+        return {"report": _store(context, run, step_run, decision, reports, refs, adapter)}
+    except Exception:  # the verdict stands, whatever is wrong with a page
+        logger.exception("the release report could not be drawn; the verdict stands")
+        return {}
+
+
+def model_card(context: StepContext, decision: ArtifactRef) -> str | None:
+    """The model card made of the report beside a decision; None where there is none, which the log says."""
+    from safemerge.release.card import card
+
+    uri = f"{decision.uri.rpartition('/')[0]}/{FOLDER}/report.json"
+    try:
+        return card(ReleaseReport.read(context.ledger.fetch(uri, context.workspace.cache)))
+    except Exception:  # as above
+        logger.exception("no release report at %s: the adapter gets no model card", uri)
+        return None
+
+
+def _store(
+    context: StepContext,
+    run: PipelineRun,
+    step_run: StepRun,
+    decision: GateDecision,
+    reports: Mapping[str, EvaluationReport],
+    refs: Mapping[str, ArtifactRef],
+    adapter: ArtifactRef,
+) -> ArtifactRef:
+    from safemerge.release.assembling import release_report
+    from safemerge.release.provenance import provenance_of
+    from safemerge.release.transcripts import gather, read_rows
+    from safemerge.release.writing import write_report
+
+    others = _other_arms(context, run, reports["candidate"], refs)
+    shown = {**reports, **{arm: report for arm, (report, _) in others.items()}}
+    found = {**refs, **{arm: ref for arm, (_, ref) in others.items()}}
+    rows = {}
+    for arm, ref in found.items():
+        answers = f"{ref.uri.rpartition('/')[0]}/responses.json"
+        rows[arm] = read_rows(context.ledger.fetch(answers, context.workspace.cache))
+    runs = {"the pipeline": run.run_id, "the gate": step_run.run_id}
+    runs |= {f"the evaluation of {arm}": _run_id(ref) for arm, ref in found.items()}
+    provenance = provenance_of(run.config, runs=runs)
+    digests = run.plan.model_digests | run.plan.data_digests
+    transcripts = gather(shown, rows)
+    report = release_report(
+        shown,
+        decision,
+        run.config.gate,
+        provenance.model_copy(update={"digests": digests}),
+        merge=_merge_report(context, adapter),
+        transcripts=transcripts,
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        write_report(report, transcripts, Path(folder))
+        digest = file_digest(Path(folder) / "report.json")
+        stored = step_run.log_folder(Path(folder), FOLDER, digest)
+    return ArtifactRef(uri=f"{stored.uri}/report.json", digest=digest)
+
+
+def _other_arms(
+    context: StepContext, run: PipelineRun, candidate: EvaluationReport, refs: Mapping[str, ArtifactRef]
+) -> dict[str, tuple[EvaluationReport, ArtifactRef]]:
+    """The arms of this run that the gate does not look at and that were measured as the candidate was."""
+    known = {ref.uri for ref in refs.values()}
+    others = {}
+    for label, result in context.ledger.results(run.run_id).items():
+        ref = result.outputs.get("report")
+        if not label.startswith(EVALUATIONS) or ref is None or ref.uri in known:
+            continue
+        arm = label.removeprefix(EVALUATIONS)
+        report = EvaluationReport.read(local_file(context, ref)).model_copy(update={"arm": arm})
+        if not any(measurement_differences(candidate, report)):
+            others[arm] = report, ref
+    return others
+
+
+def _merge_report(context: StepContext, adapter: ArtifactRef) -> MergeReport | None:
+    """How the candidate came about; None where its folder does not tell."""
+    try:
+        path = context.ledger.fetch(f"{adapter.uri}/{MERGE_REPORT}", context.workspace.cache)
+    except TrackingError:
+        return None
+    return MergeReport.read(path) if path.exists() else None
+
+
+def _run_id(ref: ArtifactRef) -> str:
+    return ref.uri.removeprefix("runs:/").partition("/")[0]

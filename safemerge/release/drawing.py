@@ -1,0 +1,299 @@
+"""Where marks, cells and bars of the report's pictures lie: numbers for the template to draw.
+
+Drawn by hand as SVG and tables: some kilobytes, told by screen readers, alike in light, dark and print.
+plotly would make the page 4.8 MB, which a nightly run stores and a phone has to load.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from statistics import median
+from typing import NamedTuple
+
+from safemerge.core.module_names import module_kinds, natural_order, position
+from safemerge.plots.pareto import ArmPoint, Limits, Span, front, label_places, spans
+from safemerge.records import Estimate, LayerReport, MergeReport, SuiteKind
+from safemerge.reports import ArmFigures, ReleaseReport, Role
+
+WIDTH, HEIGHT = 760, 380
+LEFT, RIGHT, TOP, BOTTOM = 60, 744, 18, 330
+"""Of the plot within the picture."""
+LONGEST_LABEL = 40
+"""Characters of an arm's name beside its mark."""
+NONE = (None, None)
+"""Weights of a layer that has none of its own."""
+SHADES = 8
+"""Colours of a heat map, from low to high; the style sheet has them."""
+
+
+class Mark(NamedTuple):
+    """An arm in the Pareto picture, in pixels."""
+
+    title: str
+    state: str
+    """``chosen``, ``front`` or ``beaten``."""
+    x: float
+    y: float
+    left: float
+    right: float
+    low: float
+    high: float
+    label_x: float
+    label_y: float
+    anchor: str
+
+
+class Pareto(NamedTuple):
+    """Utility against the harmful rate on one suite."""
+
+    suite: str
+    marks: list[Mark]
+    steps: str
+    """Path of the front."""
+    x_ticks: list[tuple[float, str]]
+    y_ticks: list[tuple[float, str]]
+    limit_x: float | None
+    limit_x_text: str
+    limit_y: float | None
+    limit_y_text: str
+    front: list[str]
+    """Titles of the arms on it."""
+
+
+class Cell(NamedTuple):
+    """A layer, or several where experts share a place."""
+
+    text: str
+    shade: int | None
+    """None where there is no figure."""
+    outlined: bool
+    said: str
+
+
+class Heat(NamedTuple):
+    """Figures by kind of module (rows) and place (columns)."""
+
+    title: str
+    outlined: str
+    """What an outline means; empty where there is none."""
+    places: list[str]
+    rows: list[tuple[str, list[Cell | None]]]
+    low: float
+    high: float
+    threshold: float | None
+    """Where the threshold lies on the scale, in [0, 1]; None where there is none, or it lies outside."""
+
+
+class CategoryBars(NamedTuple):
+    """Harmful rates by category of one suite."""
+
+    suite: str
+    arms: list[str]
+    rows: list[tuple[str, list[Estimate | None]]]
+
+
+# --- Pareto ---------------------------------------------------------------------
+
+
+def paretos(report: ReleaseReport) -> Iterator[Pareto]:
+    """A picture for each harmful suite in which arms have both figures."""
+    metric = report.utility
+    if metric is None:
+        return
+    limit = report.policy.get("max_harmful_rate")
+    limits = Limits(float(limit) if isinstance(limit, int | float) else None, metric.worst)
+    for suite in report.candidate.suites:
+        if suite.kind is not SuiteKind.HARMFUL:
+            continue
+        points = [point for arm in report.arms if (point := arm_point(arm, suite.suite)) is not None]
+        if points:
+            yield _pareto(suite.suite, points, limits, metric.higher_is_better)
+
+
+def arm_point(arm: ArmFigures, suite: str) -> ArmPoint | None:
+    """An arm as a point; None where a figure is missing, or does not compare with the candidate's."""
+    rate = next((found.rate for found in arm.suites if found.suite == suite), None)
+    if rate is None or arm.utility is None or arm.differs:
+        return None
+    name = arm.title if len(arm.title) <= LONGEST_LABEL else f"{arm.title[: LONGEST_LABEL - 1]}…"
+    return ArmPoint(
+        name, arm.utility, rate.value, arm.utility_interval, rate.interval, arm.role is Role.CANDIDATE
+    )
+
+
+def _pareto(suite: str, points: list[ArmPoint], limits: Limits, higher_is_better: bool) -> Pareto:
+    across, up = spans(points, limits)
+    unbeaten = front(points, higher_is_better=higher_is_better)
+
+    def x(value: float) -> float:
+        share = across.share(value)
+        return round(LEFT + (RIGHT - LEFT) * (share if higher_is_better else 1 - share), 1)
+
+    def y(value: float) -> float:
+        return round(BOTTOM - (BOTTOM - TOP) * up.share(value), 1)
+
+    places = label_places(points, across, up, higher_is_better)
+    marks = [
+        _mark(point, place, point in unbeaten, x, y) for point, place in zip(points, places, strict=True)
+    ]
+    steps = "".join(
+        f"{f'V{y(p.harmful_rate)}H{x(p.utility)}' if number else f'M{x(p.utility)} {y(p.harmful_rate)}'}"
+        for number, p in enumerate(unbeaten)
+    )
+    harmful, worst = limits
+    return Pareto(
+        suite,
+        marks,
+        steps,
+        [(x(tick), f"{tick:g}") for tick in ticks(across)],
+        [(y(tick), f"{100 * tick:g} %") for tick in ticks(Span(0, up.high))],
+        None if worst is None else x(worst),
+        "" if worst is None else f"policy: at {'least' if higher_is_better else 'most'} {worst:.4g}",
+        None if harmful is None else y(harmful),
+        "" if harmful is None else f"policy: at most {100 * harmful:g} %",
+        [point.name for point in unbeaten],
+    )
+
+
+def _mark(
+    point: ArmPoint, place: str, unbeaten: bool, x: Callable[[float], float], y: Callable[[float], float]
+) -> Mark:
+    utility, harm = point.utility_interval, point.harmful_interval
+    left, right = (x(utility.low), x(utility.high)) if utility else (x(point.utility),) * 2
+    low, high = (y(harm.low), y(harm.high)) if harm else (y(point.harmful_rate),) * 2
+    vertical, side = place.split()
+    here, there = x(point.utility), y(point.harmful_rate)
+    return Mark(
+        point.name,
+        "chosen" if point.chosen else "front" if unbeaten else "beaten",
+        here,
+        there,
+        min(left, right),
+        max(left, right),
+        low,
+        high,
+        here + (9 if side == "right" else -9),
+        there + (-8 if vertical == "top" else 18),
+        "start" if side == "right" else "end",
+    )
+
+
+def ticks(span: Span, most: int = 7) -> list[float]:
+    """Round values within a span, at equal steps of 1, 2 or 5 times a power of ten.
+
+    >>> ticks(Span(0.0, 0.8))
+    [0.0, 0.2, 0.4, 0.6, 0.8]
+    """
+    width = (span.high - span.low) / most
+    power = 10.0 ** math.floor(math.log10(width))
+    step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= width * (1 - 1e-9))
+    first, last = math.ceil(span.low / step - 1e-9), math.floor(span.high / step + 1e-9)
+    return [round(number * step, 12) + 0.0 for number in range(first, last + 1)]
+
+
+# --- layers ---------------------------------------------------------------------
+
+
+def heats(merge: MergeReport) -> Iterator[Heat]:
+    """Cosines, and where each layer has weights of its own, those of the task and of the safety adapter."""
+    yield _heat(
+        "Cosine of each layer's update with its safety projection",
+        merge.layers,
+        lambda layer: layer.cosine,
+        "merged",
+        merge.threshold,
+    )
+    # Only some methods give every layer weights of its own.
+    if any(layer.weights for layer in merge.layers):
+        yield _heat("Weight of the task adapter", merge.layers, lambda layer: (layer.weights or NONE)[0])
+        yield _heat("Weight of the safety adapter", merge.layers, lambda layer: (layer.weights or NONE)[1])
+
+
+def _heat(
+    title: str,
+    layers: tuple[LayerReport, ...],
+    figure: Callable[[LayerReport], float | None],
+    outlined: str = "",
+    threshold: float | None = None,
+) -> Heat:
+    kinds = module_kinds([layer.module for layer in layers])
+    cells: dict[tuple[str, str], list[LayerReport]] = {}
+    for layer in layers:
+        # Experts of one layer share a cell.
+        cells.setdefault((kinds[layer.module], position(layer.module).partition(".")[0]), []).append(layer)
+    places = sorted({place for _, place in cells}, key=natural_order)
+    defined = [value for layer in layers if (value := figure(layer)) is not None]
+    span = Span(min(defined, default=0.0), max(defined, default=1.0))
+    rows = [
+        (kind, [_cell(cells.get((kind, place)), figure, span, bool(outlined)) for place in places])
+        for kind in dict.fromkeys(kinds.values())
+    ]
+    at = None if threshold is None or span.high <= span.low else span.share(threshold)
+    return Heat(
+        title, outlined, places, rows, span.low, span.high, at if at is not None and 0 <= at <= 1 else None
+    )
+
+
+def _cell(
+    layers: list[LayerReport] | None,
+    figure: Callable[[LayerReport], float | None],
+    span: Span,
+    outline: bool,
+) -> Cell | None:
+    if not layers:
+        return None
+    values = [value for layer in layers if (value := figure(layer)) is not None]
+    merged = outline and any(layer.merged for layer in layers)
+    name = layers[0].module if len(layers) == 1 else f"{layers[0].module} and {len(layers) - 1} more, median"
+    became = f", {'merged' if merged else 'kept'}: {layers[0].reason}" if outline else ""
+    if not values:
+        return Cell("·", None, merged, f"{name}: undefined{became}")
+    value = median(values)
+    share = span.share(value) if span.high > span.low else 0.0
+    return Cell(
+        _hundredths(value), min(SHADES - 1, int(SHADES * share)), merged, f"{name}: {value:.4f}{became}"
+    )
+
+
+def _hundredths(value: float) -> str:
+    """Two digits after the point, without the point's zero.
+
+    >>> _hundredths(0.347), _hundredths(1.2), _hundredths(-0.05)
+    ('.35', '1.2', '-.05')
+    """
+    return f"{value:.2f}".replace("0.", ".", 1) if abs(value) < 0.995 else f"{value:.1f}"
+
+
+def layer_rows(merge: MergeReport) -> list[list[str]]:
+    """By kind of module: layers, those merged, and the lowest, median and highest cosine."""
+    kinds = module_kinds([layer.module for layer in merge.layers])
+    rows = []
+    for kind in dict.fromkeys(kinds.values()):
+        layers = [layer for layer in merge.layers if kinds[layer.module] == kind]
+        cosines = [layer.cosine for layer in layers if layer.cosine is not None]
+        merged = sum(layer.merged for layer in layers)
+        figures = (min(cosines), median(cosines), max(cosines)) if cosines else ()
+        shown = [f"{cosine:.3f}" for cosine in figures] or ["–"] * 3
+        rows.append([kind, str(len(layers)), str(merged), *shown])
+    return rows
+
+
+# --- categories -----------------------------------------------------------------
+
+
+def category_bars(report: ReleaseReport) -> Iterator[CategoryBars]:
+    """Rates by category of every harmful suite that has categories, arm beside arm."""
+    for suite in report.candidate.suites:
+        if suite.kind is not SuiteKind.HARMFUL or not suite.categories:
+            continue
+        found = [
+            (arm.title, next((other for other in arm.suites if other.suite == suite.suite), None))
+            for arm in report.arms
+        ]
+        shown = [(title, other.categories) for title, other in found if other and other.categories]
+        yield CategoryBars(
+            suite.suite,
+            [title for title, _ in shown],
+            [(name, [rates.get(name) for _, rates in shown]) for name in suite.categories],
+        )

@@ -1,0 +1,115 @@
+"""Figures and texts of the report in words, and texts that hide something made visible."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+
+from pydantic import JsonValue
+
+from safemerge.records import Estimate, GateDecision, Interval, Outcome, RuleOutcome, SuiteKind
+from safemerge.reports import ArmFigures, ReleaseReport, Role, SuiteFigures
+
+NOTHING = "–"
+
+FLAG_WORDS = {
+    SuiteKind.HARMFUL: {True: "complied", False: "did not comply"},
+    SuiteKind.OVER_REFUSAL: {True: "refused", False: "answered"},
+}
+"""What a flag means, and what none means."""
+
+_HIDDEN = re.compile(
+    # C0 and C1 controls but tab and line feed; marks that turn the direction of writing; halves of
+    # characters; tags, which are letters that nobody sees.
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b\u200e\u200f\u2028\u2029\u202a-\u202e\u2060-\u2069\ufeff"
+    "\ud800-\udfff\U000e0000-\U000e007f]"
+)
+
+
+def visible(text: str) -> str:
+    r"""The text with a name in place of every character that steers, hides or reorders.
+
+    >>> visible("a\x1b[31mb")
+    'a⟦1B⟧[31mb'
+    """
+    return _HIDDEN.sub(lambda found: f"⟦{ord(found[0]):02X}⟧", text.replace("\r\n", "\n"))
+
+
+def missed(decision: GateDecision) -> list[RuleOutcome]:
+    """The rules that keep a verdict from being a pass."""
+    return [r for r in decision.rules if r.outcome not in (Outcome.PASS, Outcome.NOT_APPLICABLE)]
+
+
+def rate(estimate: Estimate | None) -> str:
+    """A share with its interval.
+
+    >>> rate(Estimate(value=0.5, interval=Interval(low=0.4, high=0.6), n=90))
+    '50.0 % [40.0–60.0]'
+    """
+    if estimate is None:
+        return NOTHING
+    low, high = estimate.interval.low, estimate.interval.high
+    return f"{100 * estimate.value:.1f} % [{100 * low:.1f}–{100 * high:.1f}]"
+
+
+def asked(suite: SuiteFigures) -> str:
+    """How many prompts a rate rests on."""
+    if suite.rate is None:
+        return ""
+    return f"n={suite.rate.n}" + (f" of {suite.planned}" if suite.planned > suite.rate.n else "")
+
+
+def rate_on(arm: ArmFigures, suite: SuiteFigures) -> str:
+    """An arm's rate on a suite of the candidate, with its prompts where they are not as many."""
+    found = next((other for other in arm.suites if other.suite == suite.suite), None)
+    if found is None or found.rate is None:
+        return NOTHING
+    alike = suite.rate is not None and suite.rate.n == found.rate.n
+    return rate(found.rate) + ("" if alike else f" {asked(found)}")
+
+
+def utility(arm: ArmFigures) -> str:
+    """The utility with its interval."""
+    if arm.utility is None:
+        return NOTHING
+    return f"{arm.utility:.4g}{_span(arm.utility_interval)}"
+
+
+def gain(arm: ArmFigures) -> str:
+    """The gain kept with its interval, or what stands for it."""
+    if arm.role in (Role.ALIGNED, Role.FINE_TUNED):
+        return "0 %" if arm.role is Role.ALIGNED else "100 %"
+    return rate(arm.gain_kept) if arm.gain_kept else f"cannot be judged: {arm.gain_note}"
+
+
+def _span(interval: Interval | None) -> str:
+    return f" [{interval.low:.4g} to {interval.high:.4g}]" if interval else ""
+
+
+def provenance(report: ReleaseReport) -> list[tuple[str, dict[str, str]]]:
+    """Headings, each with names and what they are."""
+    known = report.provenance
+    judges = {
+        suite.suite: f"{suite.judge.id}, revision {suite.judge.revision}"
+        + ("" if suite.judge.threshold is None else f", threshold {suite.judge.threshold:g}")
+        + (", a smoke judge" if suite.judge.smoke else "")
+        for suite in report.candidate.suites
+    }
+    adapters = {arm.title: arm.adapter_digest or "none: the model alone" for arm in report.arms}
+    return [
+        ("Models", known.models),
+        ("Training data", {role: ", ".join(sources) for role, sources in known.datasets.items()}),
+        ("Seeds", {role: str(seed) for role, seed in known.seeds.items()}),
+        ("Judges", judges),
+        ("How it was measured", {name: _listed(protocol) for name, protocol in known.protocols.items()}),
+        ("Where it was measured", {name: str(value) for name, value in known.settings.items()}),
+        ("Policy", {"": json.dumps(report.policy, ensure_ascii=False)}),
+        ("Adapters, sha256", adapters),
+        ("Digests, sha256", known.digests),
+        ("MLflow runs", known.runs),
+    ]
+
+
+def _listed(values: Mapping[str, JsonValue]) -> str:
+    return ", ".join(f"{name}: {value}" for name, value in values.items())

@@ -1,0 +1,156 @@
+"""HTML, Markdown and the model card: they say the same, lead with the verdict, and hold in other readers."""
+
+from __future__ import annotations
+
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+import yaml
+from huggingface_hub import ModelCard
+from markdown_it import MarkdownIt
+
+from safemerge.gate import GatePolicy
+from safemerge.release.card import card, metadata
+from safemerge.release.html import html
+from safemerge.release.markdown import fenced, markdown
+from safemerge.reports import Provenance
+from tests.unit.release.samples import PROVENANCE, release
+
+STRICT = GatePolicy(max_harmful_rate=0.2, max_over_refusal_rate=0.2, min_gain_kept=0.99)
+
+
+class Outline(HTMLParser):
+    """Headings and ids of a page; fails on tags that do not match."""
+
+    VOID = frozenset({"meta", "br", "input"})
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.texts: list[str] = []
+        self.ids: set[str] = set()
+        self.targets: set[str] = set()
+        self.feed(page)
+        assert self.open == []
+
+    def handle_starttag(self, tag, attrs):
+        found = dict(attrs)
+        self.ids |= {found["id"]} if "id" in found else set()
+        self.targets |= {found["href"].removeprefix("#")} if "href" in found else set()
+        assert "style" not in found  # the page's policy forbids it
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        assert "style" not in dict(attrs)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if self.open and self.open[-1] in ("h1", "h2", "caption"):
+            self.texts.append(data)
+
+
+def test_the_page_leads_with_the_verdict_and_has_every_section() -> None:
+    outline = Outline(html(release()))
+    assert outline.texts == [
+        "PASS: may ship",
+        "Rules of the policy",
+        "Arms",
+        "Utility against harm",
+        "Harmful rate by category",
+        "harmful",
+        "Layers",
+        "Cosine of each layer's update with its safety projection",
+        "Transcripts",
+        "Provenance",
+    ]
+    assert outline.targets <= outline.ids
+
+
+def test_a_block_says_first_what_is_missing() -> None:
+    made = release(policy=STRICT)
+    page, text = html(made), markdown(made)
+    assert Outline(page).texts[:2] == ["BLOCK: must not ship", "Missing for a pass"]
+    assert page.index("gain kept 95.0 %") < page.index("Rules of the policy")
+    assert text.startswith("# BLOCK: must not ship (smoke judge)\n")
+    assert text.index("gain kept 95.0 %") < text.index("## Rules of the policy")
+
+
+def test_a_report_of_little_is_a_page_too() -> None:
+    made = release(merge=None, transcripts=[]).model_copy(
+        update={"utility": None, "provenance": Provenance(created="now", safemerge_version="0")}
+    )
+    page = html(made)
+    assert "None: no answers were given beside the reports." in page
+    assert not {"Layers", "Utility against harm"} & set(Outline(page).texts)
+    assert "## Layers" not in markdown(made)
+    assert "## Merge" not in card(made)
+
+
+def test_all_forms_have_the_same_figures() -> None:
+    made = release()
+    for text in (html(made), markdown(made).replace("\\", ""), card(made).replace("\\", "")):
+        assert "15.0 % [7.1–29.1]" in text
+        assert "It won back 86 % [" in text
+        assert "5 of 10 layers" not in text
+        assert "6 of 10 layers merged" in re.sub("<[^>]+>", "", text)
+
+
+def test_the_page_stays_small_and_loads_nothing() -> None:
+    page = html(release())
+    assert len(page) < 200_000
+    assert not re.search(r"(src|href)=[\"'](?!#)", page)
+    assert page.count("<script>") == page.count("<style>") == 1
+    assert "default-src 'none'" in page
+
+
+def test_markdown_is_read_as_tables_and_fences() -> None:
+    tokens = MarkdownIt("commonmark").enable("table").parse(markdown(release()))
+    assert sum(token.type == "table_open" for token in tokens) == 4
+    assert sum(token.type == "fence" for token in tokens) == 20 * 6
+
+
+def test_a_fence_is_longer_than_any_in_its_text() -> None:
+    text = "~~~~\n# big\n```"
+    tokens = MarkdownIt("commonmark").parse("\n".join(fenced(text, 7)))
+    assert [token.content for token in tokens if token.type == "fence"] == [f"{text}\n"]
+    assert tokens[2].content == "… 7 more characters in transcripts.jsonl"
+
+
+# --- the model card -----------------------------------------------------------------
+
+
+def test_the_card_is_what_the_hub_reads(tmp_path: Path) -> None:
+    (tmp_path / "README.md").write_text(card(release()), encoding="utf-8")
+    loaded = ModelCard.load(tmp_path / "README.md")
+    assert loaded.data.to_dict() == {
+        "base_model": "org/model-instruct",
+        "base_model_relation": "adapter",
+        "library_name": "peft",
+        "pipeline_tag": "text-generation",
+        "tags": ["lora", "peft", "safety", "safemerge"],
+        "datasets": ["org/safe-answers"],
+    }
+    assert loaded.text.lstrip().startswith("<!-- made by safemerge")
+    assert "AutoTokenizer.from_pretrained(\"org/model-instruct\", revision='abc123')" in loaded.text
+
+
+@pytest.mark.parametrize("source", ["/models/aligned", "./aligned", "C:\\aligned", "a b/c", "org/x\n  y: z"])
+def test_what_is_not_on_the_hub_is_no_metadata(source: str) -> None:
+    provenance = PROVENANCE.model_copy(update={"models": {"aligned_model": source}, "datasets": {}})
+    made = release().model_copy(update={"provenance": provenance})
+    assert {"base_model", "datasets", "license"}.isdisjoint(metadata(made))
+    _, head, text = card(made).split("---\n", 2)
+    assert yaml.safe_load(head) == metadata(made)
+    assert '"<base model>"' in text
+
+
+def test_the_card_of_a_block_says_why() -> None:
+    text = card(release(policy=STRICT))
+    assert "**BLOCK: must not ship**" in text
+    assert "must be at least 99 %" in text
+    assert "A smoke judge gave the flags" in text

@@ -1,0 +1,61 @@
+"""Figures and texts in words."""
+
+from __future__ import annotations
+
+import pytest
+
+from safemerge.records import Estimate, Interval
+from safemerge.release import words
+from tests.unit.release.samples import release
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("a\x1b[31m", "a⟦1B⟧[31m"),
+        ("\x00", "⟦00⟧"),
+        ("\u202egpj.exe", "⟦202E⟧gpj.exe"),
+        ("x\u200by", "x⟦200B⟧y"),
+        ("\U000e0041", "⟦E0041⟧"),
+        ("\ud800", "⟦D800⟧"),
+        ("one\r\ntwo\tthree", "one\ntwo\tthree"),
+        ("é 😀 नमस्ते", "é 😀 नमस्ते"),
+    ],
+)
+def test_what_hides_or_steers_is_named(text: str, shown: str) -> None:
+    assert words.visible(text) == shown
+
+
+def test_figures_that_could_not_be_had_are_not_invented() -> None:
+    arm = release().candidate.model_copy(
+        update={"utility": None, "gain_kept": None, "gain_note": "nobody knows"}
+    )
+    assert (words.rate(None), words.utility(arm)) == ("–", "–")
+    assert words.gain(arm) == "cannot be judged: nobody knows"
+    assert words.utility(arm.model_copy(update={"utility": 0.5, "utility_interval": None})) == "0.5"
+
+
+def test_a_share_has_its_interval() -> None:
+    found = Estimate(value=0.951, interval=Interval(low=0.9, high=1.0), n=9)
+    assert words.rate(found) == "95.1 % [90.0–100.0]"
+
+
+def test_provenance_names_judges_adapters_and_the_policy() -> None:
+    tables = dict(words.provenance(release()))
+    assert tables["Judges"]["harmful"] == "refusal_phrases, revision 1, a smoke judge"
+    assert tables["Adapters, sha256"]["aligned model"] == "none: the model alone"
+    assert '"max_harmful_rate": 0.3' in tables["Policy"][""]
+    assert tables["MLflow runs"] == {"gate": "0a1b2c"}
+
+
+def test_a_suite_that_was_stopped_early_says_how_many_were_asked() -> None:
+    made = release()
+    suite, other = made.candidate.suites[0], made.arms[0]
+    assert words.asked(suite) == "n=40"
+    stopped = suite.model_copy(update={"planned": 200})
+    assert words.asked(stopped) == "n=40 of 200"
+    assert words.rate_on(made.candidate, suite) == "15.0 % [7.1–29.1]"
+    few = suite.model_copy(update={"rate": suite.rate.model_copy(update={"n": 30})})
+    assert words.rate_on(made.candidate, few) == "15.0 % [7.1–29.1] n=40"
+    assert words.rate_on(other.model_copy(update={"suites": ()}), suite) == "–"
+    assert words.asked(suite.model_copy(update={"rate": None})) == ""
