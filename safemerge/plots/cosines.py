@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from safemerge.core.module_names import module_kinds, natural_order, position
 from safemerge.errors import MissingDependencyError
-from safemerge.plots.page import Figure, Json, axis, figure, page
+from safemerge.plots.page import Figure, Json, axis, figure, page, plain
 from safemerge.reports import AdapterCosines, CosineReport
 
 if TYPE_CHECKING:
@@ -98,7 +98,7 @@ def _heat_figure(adapter: AdapterCosines) -> Figure:
         "hoverongaps": False,
     }
     layout: Json = {
-        "title": {"text": _plain(adapter.name), "font": {"size": 14}},
+        "title": {"text": plain(adapter.name), "font": {"size": 14}},
         "xaxis": axis(title={"text": "layer"}, type="category", showgrid=False),
         "yaxis": axis(autorange="reversed", automargin=True, showgrid=False),
     }
@@ -110,7 +110,7 @@ def _histogram_figure(report: CosineReport) -> Figure:
         {
             "type": "histogram",
             "x": adapter.cosines,
-            "name": _plain(adapter.name),
+            "name": plain(adapter.name),
             "opacity": 0.7,
             "xbins": {"size": 0.02},
         }
@@ -122,8 +122,3 @@ def _histogram_figure(report: CosineReport) -> Figure:
         "barmode": "overlay",
     }
     return figure(traces, layout, HISTOGRAM_PX)
-
-
-def _plain(text: str) -> str:
-    """Text that plotly does not take for its own kind of HTML."""
-    return text.replace("&", "&amp;").replace("<", "&lt;")

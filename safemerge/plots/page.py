@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from html import escape
 from typing import Any, NamedTuple
 
+from safemerge.records import printable
+
 Json = dict[str, Any]
 """A part of a figure in plotly's JSON form. Built by hand: plotly's own figure classes take
 longer to load than a merge of a small model takes."""
@@ -87,6 +89,11 @@ def page(headline: str, details: str, figures: Sequence[Figure], table: str = ""
         library=get_plotlyjs(),
         calls="\n".join(calls),
     )
+
+
+def plain(text: str) -> str:
+    """Text that plotly does not take for its own kind of HTML."""
+    return printable(text).replace("&", "&amp;").replace("<", "&lt;")
 
 
 def html_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

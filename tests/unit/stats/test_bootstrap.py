@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from safemerge.errors import DataError
-from safemerge.stats import bootstrap, gain_kept, mean_difference, share_won_back
+from safemerge.stats import bootstrap, gain_kept, mean_difference, mean_score, share_won_back
 
 
 def scores(values):
@@ -233,3 +233,23 @@ def test_no_documents_and_one_document_are_refused():
 def test_scores_must_be_finite(bad):
     with pytest.raises(DataError, match=r"got others for d1$"):
         gain(scores([1, 2, 3]), scores([1, bad, 3]))
+
+
+def test_the_mean_score_of_one_arm_has_an_interval() -> None:
+    arm = scores(i % 7 for i in range(400))
+    found = mean_score(arm)
+    assert found.value == pytest.approx(sum(arm.values()) / 400)
+    # 1.96 standard errors, to the Monte Carlo error of 10,000 draws and the bootstrap's own of order 1/n.
+    half = 1.96 * (sum((x - found.value) ** 2 for x in arm.values()) / 400) ** 0.5 / 20
+    assert (found.interval.low, found.interval.high) == pytest.approx(
+        (found.value - half, found.value + half), abs=0.03
+    )
+
+
+def test_an_arm_that_is_always_right_may_have_been_lucky() -> None:
+    assert mean_score(dict.fromkeys("abcdef", 1.0)).interval.low < 0.95
+
+
+def test_one_score_has_no_interval() -> None:
+    with pytest.raises(DataError, match="at least two documents"):
+        mean_score({"a": 1.0})
