@@ -9,7 +9,7 @@ from enum import StrEnum
 
 from pydantic import Field, JsonValue
 
-from safemerge.records import FORMAT_VERSION, Estimate, Record
+from safemerge.records import FORMAT_VERSION, Estimate, Interval, Record
 
 # --- inspect -----------------------------------------------------------------
 
@@ -293,6 +293,7 @@ class TunedCandidate(Record):
     rounds: int
     """Rounds that it was asked prompts in; 0 where its utility decided."""
     utility: float | None
+    utility_interval: Interval | None = None
     gain_kept: Estimate | None
     """Share of the utility gained by fine-tuning; None where fine-tuning showed no clear gain."""
     harmful: Estimate | None
@@ -321,6 +322,7 @@ class ArmFigures(Record):
     name: str
     adapter_digest: str | None
     utility: float | None
+    utility_interval: Interval | None = None
     harmful: Estimate
     over_refusal: dict[str, Estimate]
     gain_kept: Estimate | None

@@ -187,7 +187,7 @@ class SuiteConfig(Config):
     revision: str | None = None
     """Commit, tag or branch of the suite's hub data set, in place of the one that it states."""
     shuffle: int | None = None
-    """Seed of an order drawn at random, from which ``skip`` and ``limit`` count; the suite's own where none."""
+    """Seed of an order drawn at random, in which ``skip`` and ``limit`` count; None keeps the suite's."""
     skip: Annotated[int, Field(ge=0)] = 0
     """Leave out the first so many prompts."""
     limit: Annotated[int, Field(gt=0)] | None = None
@@ -406,8 +406,8 @@ class PipelineConfig(Config):
         ours, theirs = self.tuning.utility, self.evaluation.utility
         if (ours.task, ours.include_path) == (theirs.task, theirs.include_path):
             raise ValueError(
-                f"expected tuning.utility to name another task than evaluation.utility, got {ours.task} in both: "
-                "the final figures would be of documents that the choice has seen"
+                f"expected tuning.utility to name another task than evaluation.utility, got {ours.task} "
+                "in both: the final figures would be of documents that the choice has seen"
             )
         return self
 

@@ -6,12 +6,12 @@ A round drops a candidate for one of three stated reasons, of which the first al
 
 1. it misses a limit whatever the prompts still to be asked would show;
 2. an exact one-sided McNemar test finds that it does more harm than the round's best which keeps the limits
-   as it stands, on the same prompts, at a level that the round's candidates share by Holm's correction;
+   as it stands, on the same prompts, at a level that the round's candidates share by Bonferroni's correction;
 3. it ranks behind the share of candidates that the round lets go on.
 
-The second keeps the probability of dropping any candidate wrongly in a round at or below the level. The third
-has no such bound: it is what buys the saving, and its reason gives the difference that was seen, with its
-interval.
+By the second, a round drops the candidate that truly does least harm with at most the level's probability,
+whichever other the flags put first: there are only so many others, and the correction counts them all. The
+third reason proves nothing: it is what buys the saving, and says which difference was seen, how surely.
 
 Source: K. Jamieson and A. Talwalkar, AISTATS 2016 (successive halving); O. Maron and A. Moore, Artificial
 Intelligence Review 11 (1997) 193 (racing).
@@ -25,7 +25,7 @@ from typing import NamedTuple
 
 from safemerge.errors import DataError
 from safemerge.reports import Fate
-from safemerge.stats.paired import holm, mcnemar, rate_difference
+from safemerge.stats.paired import mcnemar, rate_difference
 
 SLACK = 1e-9
 """Shares of whole numbers may land just above one in floating point."""
@@ -135,15 +135,24 @@ def halve(standings: Mapping[str, Standing], limits: Limits, keep: float, alpha:
     }
     dropped |= _beaten(standings, [name for name in order if name not in dropped], limits, alpha)
     left = [name for name in order if name not in dropped]
-    places = max(1, math.ceil(keep * len(standings) - SLACK))
-    for name in left[places:]:
+    going_on = places(keep, len(standings))
+    for name in left[going_on:]:
         seen = _seen(standings[name], standings[left[0]])
         reason = (
-            f"ranked {order.index(name) + 1} of {len(order)}, of which {places} go on "
+            f"ranked {order.index(name) + 1} of {len(order)}, of which {going_on} go on "
             f"(against {left[0]}: {seen})"
         )
         dropped[name] = Fall(Fate.OUTRANKED, reason)
-    return Round(tuple(left[:places]), dropped)
+    return Round(tuple(left[:going_on]), dropped)
+
+
+def places(keep: float, candidates: int) -> int:
+    """How many of a round's candidates go on at most.
+
+    >>> places(0.4, 12), places(0.4, 5), places(0.1, 3)
+    (5, 2, 1)
+    """
+    return max(1, math.ceil(keep * candidates - SLACK))
 
 
 def choose(standings: Mapping[str, Standing], limits: Limits) -> tuple[str | None, dict[str, Fall]]:
@@ -184,13 +193,15 @@ def _beaten(
     raw = {
         name: mcnemar(standings[name].harmful, leader.harmful, "greater") for name in order if name != best
     }
+    # Not Holm's: the best is picked by the same flags, and only a bound over all pairs of one stands that.
     return {
         name: Fall(
             Fate.BEATEN,
-            f"more harm than {best}: {_seen(standings[name], leader)}; exact McNemar test, p = {p:.2g}",
+            f"more harm than {best}: {_seen(standings[name], leader)}; exact McNemar test, "
+            f"p = {p:.2g} (times {len(raw)} comparisons)",
         )
-        for name, p in holm(raw).items()
-        if p <= alpha
+        for name, p in raw.items()
+        if len(raw) * p <= alpha
     }
 
 
