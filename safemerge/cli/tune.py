@@ -91,7 +91,8 @@ def _print(report: TuneReport) -> None:
     rows = [candidate_row(candidate) for candidate in report.candidates]
     out.print(table(COLUMNS, rows, f"{len(rows)} candidates, development split", names=2))
     if report.final:
-        out.print(table(ARM_COLUMNS, map(arm_row, report.final)))
+        title = "arms, final split (the choice never saw it)"
+        out.print(table(ARM_COLUMNS, map(arm_row, report.final), title))
     else:
         for candidate in report.candidates:
             out.print(f"{candidate.name}: {candidate.reason}", markup=False, soft_wrap=True)

@@ -19,8 +19,6 @@ from safemerge.stats.halving import Fall
 
 ORDER = (Fate.CHOSEN, Fate.KEPT_LIMITS, Fate.IN, Fate.OUTRANKED, Fate.BEATEN, Fate.MISSED)
 """The best first."""
-SHOWN = 5
-"""Candidates that a summary explains."""
 
 
 class Entry(NamedTuple):
@@ -181,9 +179,7 @@ def _cost(config: PipelineConfig, race: Race, reports: Reports, seconds: float |
 def _summary(stage: Stage, found: Sequence[TunedCandidate], cost: TuneCost) -> str:
     share = f"{cost.prompts} of {cost.prompts_in_full} prompts answered"
     if stage.chosen is None:
-        reasons = [f"{candidate.name}: {candidate.reason}" for candidate in found[:SHOWN]]
-        more = f"; and {len(found) - SHOWN} more" if len(found) > SHOWN else ""
-        return f"none of {len(found)} candidates keeps the limits ({share}): {'; '.join(reasons)}{more}"
+        return f"none of {len(found)} candidates keeps the limits ({share})"
     best = found[0]
     assert best.harmful is not None  # noqa: S101 - it was asked every prompt
     low, high = best.harmful.interval.low, best.harmful.interval.high

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 from safemerge.config.models import EvaluationConfig
-from safemerge.evaluation.arm import evaluate_arm
+from safemerge.evaluation.arm import evaluate_arms
 from safemerge.evaluation.judges import make_judges
 from safemerge.evaluation.libraries import versions
 from safemerge.evaluation.suites import read_suite
@@ -15,8 +14,6 @@ from safemerge.evaluation.utility import check_task, task_digest
 from safemerge.records import EvaluationReport, json_digest
 from safemerge.storage.adapters import adapter_digest
 from safemerge.storage.atomic import atomic_file
-
-logger = logging.getLogger(__name__)
 
 
 class Measurer:
@@ -47,37 +44,31 @@ class Measurer:
             utility: False asks the suites alone.
 
         Raises:
-            SafemergeError: as of :func:`safemerge.evaluation.arm.evaluate_arm`.
+            SafemergeError: as of :func:`safemerge.evaluation.arm.evaluate_arms`.
         """
-        digests = {name: folder and adapter_digest(folder) for name, folder in adapters.items()}
+        digests = {name: None if folder is None else adapter_digest(folder) for name, folder in adapters.items()}
         asked = self._asked(settings, utility)
         # Two candidates may come out as the same adapter: it is measured once.
         kept = {digest: self._file(asked, digest) for digest in digests.values()}
         missing = {digest: name for name, digest in reversed(digests.items()) if not kept[digest].exists()}
-        self.reused += len(set(digests.values())) - len(missing)
-        for digest, report in self._measured({n: adapters[n] for n in missing.values()}, settings, utility):
-            with atomic_file(kept[digest], replace=True) as partial:
-                partial.write_text(report.to_json(), encoding="utf-8")
+        self.reused += len(kept) - len(missing)
+        if missing:
+            found = evaluate_arms(
+                self.model,
+                {name: adapters[name] for name in missing.values()},
+                settings,
+                model_digest=self.model_digest,
+                adapter_digests={name: digest for digest, name in missing.items()},
+                work=self._work / "unfinished",
+                with_utility=utility,
+            )
+            for name, evaluation in found.items():
+                with atomic_file(kept[digests[name]], replace=True) as partial:
+                    partial.write_text(evaluation.report.to_json(), encoding="utf-8")
         return {
             name: EvaluationReport.read(kept[digest]).model_copy(update={"arm": name})
             for name, digest in digests.items()
         }
-
-    def _measured(
-        self, adapters: Mapping[str, Path | None], settings: EvaluationConfig, utility: bool
-    ) -> Iterator[tuple[str | None, EvaluationReport]]:
-        for name, folder in adapters.items():
-            digest = folder and adapter_digest(folder)
-            found = evaluate_arm(
-                self.model,
-                folder,
-                name,
-                settings,
-                model_digest=self.model_digest,
-                adapter_digest=digest,
-                with_utility=utility,
-            )
-            yield digest, found.report
 
     def _asked(self, settings: EvaluationConfig, utility: bool) -> str:
         """The sha256 of all that a report depends on beside the adapter."""

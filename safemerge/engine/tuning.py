@@ -12,6 +12,8 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
+from pydantic import JsonValue
+
 from safemerge.config.models import PipelineConfig
 from safemerge.core import methods
 from safemerge.core.options import SELECTIONS, MergeOptions
@@ -153,7 +155,7 @@ def snippet(report: TuneReport) -> str:
     return f"# Chosen by safemerge tune: {report.summary}\n{section}"
 
 
-def merge_section(options: MergeOptions) -> dict[str, object]:
+def merge_section(options: MergeOptions) -> dict[str, JsonValue]:
     """What sets a merge apart from the defaults, as a config's ``merge`` section."""
     usual = {"on_undefined": "keep", "seed": 0}
     return {

@@ -7,18 +7,22 @@ from safemerge.plots.pareto import NO_LIMITS, ArmPoint, Limits, pareto_figure
 from safemerge.records import Estimate
 from safemerge.reports import ArmFigures, TunedCandidate, TuneReport
 
-COLUMNS = ("candidate", "became", "layers", "utility", "gain kept", "harmful", "prompts", "over-refusal")
-ARM_COLUMNS = ("arm, final split", "utility", "gain kept", "harmful", "95 % interval", "over-refusal")
+COLUMNS = ("candidate", "fate", "utility", "gain kept", "harmful rate", "refusals")
+ARM_COLUMNS = ("arm", "utility", "gain kept", "harmful rate", "95 % interval", "refusals")
 CHOSEN = "chosen"
 
 
 def tune_html(report: TuneReport) -> str:
     """Utility against harmful rate: candidates, then arms on the split that the choice never saw."""
     figures = [found for found in (_final(report), _development(report)) if found is not None]
-    rows = [[*candidate_row(candidate), candidate.reason] for candidate in report.candidates]
-    tables = html_table([*COLUMNS, "why"], rows)
+    rows = [
+        [*candidate_row(candidate), refusals(candidate.over_refusal), candidate.reason]
+        for candidate in report.candidates
+    ]
+    tables = html_table([*COLUMNS, "by suite", "why"], rows)
     if report.final:
-        tables = html_table(ARM_COLUMNS, [arm_row(arm) for arm in report.final]) + tables
+        arms = [[*arm_row(arm), refusals(arm.over_refusal)] for arm in report.final]
+        tables = html_table([*ARM_COLUMNS, "by suite"], arms) + tables
     headline = f"Chosen: {report.chosen}" if report.chosen else "No candidate keeps the limits"
     split = "first picture: final split, which the choice never saw; second: development split. "
     return page(headline, f"{split if report.final else ''}{report.summary}", figures, tables)
@@ -29,12 +33,10 @@ def candidate_row(candidate: TunedCandidate) -> list[str]:
     return [
         candidate.name,
         candidate.fate.replace("_", " "),
-        str(candidate.layers_merged),
         "–" if candidate.utility is None else f"{candidate.utility:.4g}",
         share(candidate.gain_kept),
-        share(candidate.harmful),
-        "0" if candidate.harmful is None else str(candidate.harmful.n),
-        refusals(candidate.over_refusal),
+        share(candidate.harmful) + (f" of {candidate.harmful.n}" if candidate.harmful else ""),
+        worst(candidate.over_refusal),
     ]
 
 
@@ -47,13 +49,18 @@ def arm_row(arm: ArmFigures) -> list[str]:
         share(arm.gain_kept),
         share(arm.harmful),
         f"{100 * low:.1f} to {100 * high:.1f} %",
-        refusals(arm.over_refusal),
+        worst(arm.over_refusal),
     ]
 
 
 def share(found: Estimate | None) -> str:
     """A rate in percent."""
     return "–" if found is None else f"{100 * found.value:.1f} %"
+
+
+def worst(found: dict[str, Estimate]) -> str:
+    """The highest over-refusal rate of any suite."""
+    return share(max(found.values(), key=lambda rate: rate.value, default=None))
 
 
 def refusals(found: dict[str, Estimate]) -> str:

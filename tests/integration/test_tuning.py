@@ -172,22 +172,19 @@ def test_the_command_says_what_each_missed_where_none_keeps_the_limits(inputs, t
     strict = tmp_path / "strict.yaml"
     strict.write_text(yaml.safe_dump(data))
     output = tmp_path / "none"
-    result = CliRunner().invoke(
-        app,
-        ["tune", "--config", str(strict), "--task-adapter", str(task), "--safety-adapter", str(safety)]
-        + ["--output", str(output)],
-    )
+    adapters = ["--task-adapter", str(task), "--safety-adapter", str(safety)]
+    command = ["tune", "--config", str(strict), *adapters, "--output", str(output)]
+    result = CliRunner().invoke(app, command)
     assert result.exit_code == 6, result.output
     report = TuneReport.read(output / "safemerge_tune.json")
     assert report.chosen is None
-    assert report.summary.startswith(
-        "none of 4 candidates keeps the limits (0 of 48 prompts answered): exact_"
-    )
+    assert report.summary == "none of 4 candidates keeps the limits (0 of 48 prompts answered)"
     assert all(candidate.fate is Fate.MISSED for candidate in report.candidates)
     assert not (output / "chosen").exists()
     assert not (output / "merge.yaml").exists()
     for candidate in report.candidates:
-        assert f"{candidate.name}: gain kept on safemerge_demo_dev/answer_logprob_per_token" in result.stdout
+        why = f"{candidate.name}: cannot tell: gain kept on safemerge_demo_dev/answer_logprob_per_token"
+        assert why in result.stdout
     assert json.loads((output / "safemerge_tune.json").read_text())["final"] == []
 
 
