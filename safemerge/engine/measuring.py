@@ -46,7 +46,9 @@ class Measurer:
         Raises:
             SafemergeError: as of :func:`safemerge.evaluation.arm.evaluate_arms`.
         """
-        digests = {name: None if folder is None else adapter_digest(folder) for name, folder in adapters.items()}
+        digests = {
+            name: None if folder is None else adapter_digest(folder) for name, folder in adapters.items()
+        }
         asked = self._asked(settings, utility)
         # Two candidates may come out as the same adapter: it is measured once.
         kept = {digest: self._file(asked, digest) for digest in digests.values()}

@@ -142,23 +142,23 @@ def test_the_folder_holds_adapter_page_settings_and_final_reports(tuned, inputs,
 
 def test_a_killed_choice_goes_on_and_ends_the_same(tuned, inputs, tmp_path, monkeypatch) -> None:
     config, task, safety = inputs
-    measured, original = [], measuring.evaluate_arm
+    calls, original = [], measuring.evaluate_arms
 
-    def dies(model, folder, arm, settings, **more):
-        if len(measured) == 7:
+    def dies(model, adapters, settings, **more):
+        if len(calls) == 3:
             raise KeyboardInterrupt
-        measured.append((arm, tuple(suite.skip for suite in settings.suites)))
-        return original(model, folder, arm, settings, **more)
+        calls.append((tuple(adapters), tuple(suite.skip for suite in settings.suites)))
+        return original(model, adapters, settings, **more)
 
-    monkeypatch.setattr(measuring, "evaluate_arm", dies)
+    monkeypatch.setattr(measuring, "evaluate_arms", dies)
     with pytest.raises(KeyboardInterrupt):
         tune_adapters(load_pipeline(config), task, safety, output=tmp_path / "out")
     assert not (tmp_path / "out").exists()
-    before = list(measured)
-    measured.clear()
-    measured.extend([("", ())] * 8)  # past the mark at which it dies
+    # Both references' utility, that of the candidates, and the first round of prompts are there.
+    assert [len(adapters) for adapters, _ in calls] == [2, 4, 4]
+    calls[:] = [((), ())] * 4  # past the mark at which it dies
     report = tune_adapters(load_pipeline(config), task, safety, output=tmp_path / "out")
-    assert not set(before) & set(measured[8:])
+    assert [len(adapters) for adapters, _ in calls[4:]] == [2, 6]
     assert report.cost.seconds is None
     unhurried, _ = tuned
     assert report.model_copy(update={"cost": unhurried.cost}) == unhurried
