@@ -328,7 +328,10 @@ class TuningConfig(Config):
     max_utility_loss: NotNegative | None = None
     """Margin of non-inferiority in the metric's own unit: the paired 95 % interval of the utility lost
     against the fine-tuned adapter ends at or below it."""
-    rungs: tuple[Rung, ...] = (Rung(prompts=0.2, keep=0.4), Rung(prompts=0.5, keep=0.4))
+    rungs: Annotated[tuple[Rung, ...], Field(max_length=2)] = (
+        Rung(prompts=0.2, keep=0.4),
+        Rung(prompts=0.5, keep=0.4),
+    )
     """Rounds before the last, which asks all prompts. None: every candidate is asked every prompt."""
     alpha: Level = 0.05
     """Level of the paired tests by which a round drops candidates that do more harm than its best."""

@@ -164,7 +164,7 @@ def round_settings(
 ) -> EvaluationConfig:
     """What is measured in a round: utility alone in round 0, the prompts that it adds in every other."""
     if number == UTILITY_ROUND:
-        return evaluation.model_copy(update={"utility": tuning.utility, "suites": ()})
+        return evaluation.model_copy(update={"utility": tuning.utility, "suites": (), "sequential": None})
     ends = [dict.fromkeys(sizes, 0), *round_sizes(tuning, sizes)]
     suites = [
         shuffled(tuning, suite).model_copy(
@@ -173,7 +173,10 @@ def round_settings(
         for suite in tuning.suites
         if ends[number][suite.name] > (start := ends[number - 1][suite.name])
     ]
-    return evaluation.model_copy(update={"utility": tuning.utility, "suites": tuple(suites)})
+    # A round asks what it asks: candidates that were stopped early were not asked the same prompts.
+    return evaluation.model_copy(
+        update={"utility": tuning.utility, "suites": tuple(suites), "sequential": None}
+    )
 
 
 def tuning_of(config: PipelineConfig) -> TuningConfig:

@@ -91,7 +91,7 @@ def tune_adapters(
     )
     work = output.with_name(f"{output.name}.work")
     folders = {name: _written(scored, options, name, work) for name, options in grid.items()}
-    entries = {name: _entry(options, folders[name]) for name, options in grid.items()}
+    entries = {name: entry_of(options, folders[name]) for name, options in grid.items()}
     measurer = Measurer(model, Checkpoint.open(model).files_digest(), work / "reports")
     race = Race(tuning, {name: entry.layers for name, entry in entries.items()}, split)
 
@@ -223,7 +223,8 @@ def _written(scored: ScoredAdapters, options: MergeOptions, name: str, work: Pat
     return folder
 
 
-def _entry(options: MergeOptions, folder: Path) -> Entry:
+def entry_of(options: MergeOptions, folder: Path) -> Entry:
+    """A written candidate as it enters the race."""
     report = MergeReport.read(folder / MERGE_FILE)
     merged = sum(layer.merged for layer in report.layers)
     return Entry(merge_section(options), merged, adapter_digest(folder))

@@ -21,7 +21,16 @@ UPSTREAM = {
     "open_run": set(),
     "train_safety_adapter": {"open_run"},
     "train_task_adapter": {"open_run"},
-    "safemerge": {"open_run", "train_safety_adapter", "train_task_adapter"},
+    "tune.propose": {"open_run", "train_safety_adapter", "train_task_adapter"},
+    "tune.utility": {"tune.propose"},
+    "tune.before_first": {"tune.propose", "tune.utility"},
+    "tune.first": {"tune.propose", "tune.before_first"},
+    "tune.before_second": {"tune.propose", "tune.utility", "tune.first"},
+    "tune.second": {"tune.propose", "tune.before_second"},
+    "tune.before_last": {"tune.propose", "tune.utility", "tune.first", "tune.second"},
+    "tune.last": {"tune.propose", "tune.before_last"},
+    "tune.choose": {"tune.propose", "tune.utility", "tune.first", "tune.second", "tune.last"},
+    "safemerge": {"open_run", "train_safety_adapter", "train_task_adapter", "tune.choose"},
     "evaluate.aligned": {"open_run"},
     "evaluate.fine_tuned": {"open_run", "train_task_adapter"},
     "evaluate.safemerge": {"open_run", "safemerge"},
@@ -37,6 +46,7 @@ UPSTREAM["close_run"] = set(UPSTREAM)
 ON_A_DEVICE = {
     *("train_safety_adapter", "train_task_adapter", "safemerge"),
     *(task for task in UPSTREAM if task.startswith("evaluate.")),
+    *("tune.propose", "tune.utility", "tune.first", "tune.second", "tune.last"),
 }
 
 
@@ -94,8 +104,12 @@ def test_edges_are_those_of_the_table(dag: Any) -> None:
 def test_only_a_skipped_task_lets_the_next_one_run(dag: Any) -> None:
     rules = {task.task_id: task.trigger_rule for task in dag.tasks}
     assert rules.pop("close_run") == TriggerRule.ALL_DONE_SETUP_SUCCESS
-    for always in ("open_run", "train_safety_adapter", "train_task_adapter"):
+    tuned = ("tune.propose", "tune.utility", "tune.first", "tune.second", "tune.last")
+    for always in ("open_run", "train_safety_adapter", "train_task_adapter", *tuned):
         assert rules.pop(always) == TriggerRule.ALL_SUCCESS
+    # Rounds that nobody is asked in are skipped; where nothing is to be chosen, all of the group is.
+    for end in ("tune.before_first", "tune.before_second", "tune.before_last", "tune.choose"):
+        assert rules.pop(end) == TriggerRule.NONE_FAILED_MIN_ONE_SUCCESS
     assert set(rules.values()) == {TriggerRule.NONE_FAILED}
 
 

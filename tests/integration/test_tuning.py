@@ -10,7 +10,7 @@ import yaml
 from typer.testing import CliRunner
 
 from safemerge.cli.main import app
-from safemerge.config.load import load_merge_recipe, load_pipeline
+from safemerge.config.load import load_merge_settings, load_pipeline
 from safemerge.engine import measuring
 from safemerge.engine.tuning import tune_adapters
 from safemerge.errors import OutputExistsError
@@ -135,7 +135,7 @@ def test_the_folder_holds_adapter_page_settings_and_final_reports(tuned, inputs,
     recipe = tmp_path / "merge.yaml"
     lines = "".join(f"{name}: {value}\n" for name, value in (names | models).items())
     recipe.write_text(lines + (output / "merge.yaml").read_text())
-    assert load_merge_recipe(recipe).merge.method == "exact"
+    assert load_merge_settings(recipe).merge.method == "exact"
     assert CliRunner().invoke(app, ["merge", "--config", str(recipe)]).exit_code == 0
     assert adapter_digest(tmp_path / "again") == report.candidates[0].adapter_digest
 
