@@ -26,7 +26,7 @@ from safemerge.engine.merging import write_merge
 from safemerge.engine.race import Race, Reports, read_split, shuffled, tuning_of
 from safemerge.engine.scores import score_adapters
 from safemerge.engine.sweeping import candidates
-from safemerge.engine.tuning import entry_of, tune_adapters
+from safemerge.engine.tuning import entry_of, merge_sections, tune_adapters
 from safemerge.records import SuiteKind
 from safemerge.reports import TuneReport
 from safemerge.storage.checkpoints import Checkpoint
@@ -64,7 +64,8 @@ def in_full(config: PipelineConfig, task: Path, safety: Path, folder: Path) -> d
     scored = score_adapters(task, safety, *models, merges=list(grid.values()))
     for name, options in grid.items():
         write_merge(scored, options, folder / name)
-    layers = {name: entry_of(options, folder / name).layers for name, options in grid.items()}
+    sections = merge_sections(tuning.grid)
+    layers = {name: entry_of(section, folder / name).layers for name, section in sections.items()}
     suites = tuple(shuffled(tuning, suite) for suite in tuning.suites)
     everything = config.evaluation.model_copy(update={"utility": tuning.utility, "suites": suites})
     measurer = Measurer(model, Checkpoint.open(model).files_digest(), folder / "reports")

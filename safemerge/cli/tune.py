@@ -20,6 +20,9 @@ EPILOG = flags.epilog(
     "The config's tuning section names the development split, the grid and the limits:",
     "safemerge tune --config pipeline.yaml --task-adapter ./gsm8k-lora --safety-adapter ./safety-lora "
     "--output ./tuned",
+    "With coefficients learned at two strengths among the candidates:",
+    "safemerge tune --config pipeline.yaml --task-adapter ./gsm8k-lora --safety-adapter ./safety-lora "
+    "--harm-weight 3 --harm-weight 10 --output ./tuned",
     "The choice as settings to paste into a config, and as an adapter:",
     "cat ./tuned/merge.yaml; safemerge inspect ./tuned/chosen",
     "Interrupted? The same command goes on where it stopped; ./tuned.work holds what was measured.",
@@ -49,6 +52,16 @@ def tune(
         ),
     ],
     safety_adapter: flags.SafetyAdapter = None,
+    learn: Annotated[
+        bool,
+        typer.Option(
+            "--learn", help="Fit coefficients to the training data too, and let each λ be a candidate."
+        ),
+    ] = False,
+    harm_weight: Annotated[
+        list[float] | None,
+        flags.option(None, f"λ; may be repeated. {flags.default('1, 3 and 10')}", metavar="λ", min=0),
+    ] = None,
     device: flags.Device = "cpu",
     as_json: flags.AsJson = False,
 ) -> None:
@@ -60,6 +73,7 @@ def tune(
     """
     from safemerge.cli.advice import option_warnings
     from safemerge.cli.tables import progress_bar, warn
+    from safemerge.config.learning import LearningSettings
     from safemerge.config.load import load_pipeline
     from safemerge.engine.race import tuning_of
     from safemerge.engine.sweeping import candidates
@@ -69,9 +83,18 @@ def tune(
     pipeline = load_pipeline(config)
     for options in candidates(tuning_of(pipeline).grid).values():
         warn(*option_warnings(options))
+    learning = None
+    if learn or harm_weight:
+        learning = LearningSettings(**({"harm_weights": tuple(harm_weight)} if harm_weight else {}))
     with progress_bar() as progress:
         report = tune_adapters(
-            pipeline, task_adapter, safety_adapter, output=output, device=device, progress=progress
+            pipeline,
+            task_adapter,
+            safety_adapter,
+            output=output,
+            learning=learning,
+            device=device,
+            progress=progress,
         )
     warn(*report.warnings)
     if as_json:

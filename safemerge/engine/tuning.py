@@ -14,17 +14,21 @@ from pathlib import Path
 
 from pydantic import JsonValue
 
+from safemerge.config.grid import SweepGrid
+from safemerge.config.learning import LearningSettings
 from safemerge.config.models import PipelineConfig
 from safemerge.core import methods
 from safemerge.core.options import SELECTIONS, MergeOptions
 from safemerge.core.scoring import Progress
 from safemerge.engine.choosing import Entry, arm_figures, choice_report
+from safemerge.engine.coefficient_files import read_coefficients
 from safemerge.engine.measuring import Measurer
 from safemerge.engine.merging import REPORT_FILE as MERGE_FILE
-from safemerge.engine.merging import merge_options, option_settings, write_merge
+from safemerge.engine.merging import merge_options, merge_settings, option_settings, write_merge
 from safemerge.engine.race import UTILITY_ROUND, Race, Reports, Stage, check_unseen, round_settings, tuning_of
 from safemerge.engine.scores import ScoredAdapters, score_adapters
 from safemerge.engine.sweeping import candidate_name, candidates
+from safemerge.errors import ConfigError
 from safemerge.evaluation.libraries import check_libraries
 from safemerge.evaluation.utility import check_task
 from safemerge.records import EvaluationReport, MergeReport, json_digest
@@ -39,6 +43,7 @@ logger = logging.getLogger(__name__)
 REPORT_FILE = "safemerge_tune.json"
 PAGE_FILE = "safemerge_tune.html"
 SNIPPET_FILE = "merge.yaml"
+COEFFICIENTS_FILE = "coefficients.json"
 CHOSEN = "chosen"
 
 
@@ -48,6 +53,7 @@ def tune_adapters(
     safety_adapter: str | Path | None,
     *,
     output: str | Path,
+    learning: LearningSettings | None = None,
     device: str = "cpu",
     progress: Progress | None = None,
 ) -> TuneReport:
@@ -59,6 +65,8 @@ def tune_adapters(
         task_adapter: Folder or hub id of the adapter to repair.
         safety_adapter: Folder or hub id of the adapter that carries safety; None where no method needs one.
         output: Folder to make for the report, a page, settings to paste, and the adapter; it must not exist.
+        learning: Fit coefficients to the pipeline's training data, and let each λ be a candidate among the
+            others; None fits none.
         device: Where layers are scored.
         progress: Called after each scored layer.
 
@@ -72,14 +80,20 @@ def tune_adapters(
     output = Path(output)
     check_absent(output)
     tuning = tuning_of(config)
-    grid = candidates(tuning.grid)
+    candidates(tuning.grid)  # what is wrong with it is said before anything is learned
     arms = _arms(config, safety_adapter is not None)
     check_libraries(config.evaluation.engine)
     split = check_unseen(config)
     model = resolve(config.aligned_model)
+    work = output.with_name(f"{output.name}.work")
     for task in (tuning.utility, config.evaluation.utility):
         check_task(task.task, task.metric, task.include_path, task.filter)
 
+    files = tuning.grid.coefficients
+    if learning is not None:
+        files += _learned(config, task_adapter, safety_adapter, learning, device, work)
+    whole = tuning.grid.model_copy(update={"coefficients": files})
+    grid = candidates(whole)
     scored = score_adapters(
         task_adapter,
         safety_adapter,
@@ -89,9 +103,9 @@ def tune_adapters(
         device=device,
         progress=progress,
     )
-    work = output.with_name(f"{output.name}.work")
     folders = {name: _written(scored, options, name, work) for name, options in grid.items()}
-    entries = {name: entry_of(options, folders[name]) for name, options in grid.items()}
+    sections = merge_sections(whole)
+    entries = {name: entry_of(sections[name], folders[name]) for name in grid}
     measurer = Measurer(model, Checkpoint.open(model).files_digest(), work / "reports")
     race = Race(tuning, {name: entry.layers for name, entry in entries.items()}, split)
 
@@ -139,6 +153,8 @@ def write_choice(
     (folder / PAGE_FILE).write_text(tune_html(report), encoding="utf-8")
     if report.chosen is not None:
         (folder / SNIPPET_FILE).write_text(snippet(report), encoding="utf-8")
+        if file := report.candidates[0].settings.get("coefficients"):
+            shutil.copyfile(str(file), folder / COEFFICIENTS_FILE)
     if adapter is not None:
         shutil.copytree(adapter, folder / CHOSEN)
     for name, found in (final or {}).items():
@@ -150,19 +166,25 @@ def snippet(report: TuneReport) -> str:
     """The ``merge`` section of the choice, for a config file."""
     import yaml
 
-    best = report.candidates[0]
-    section = yaml.safe_dump({"merge": best.settings}, sort_keys=False)
+    settings = report.candidates[0].settings
+    if "coefficients" in settings:
+        settings = settings | {"coefficients": COEFFICIENTS_FILE}
+    section = yaml.safe_dump({"merge": settings}, sort_keys=False)
     return f"# Chosen by safemerge tune: {report.summary}\n{section}"
 
 
-def merge_section(options: MergeOptions) -> dict[str, JsonValue]:
-    """What sets a merge apart from the defaults, as a config's ``merge`` section."""
+def merge_sections(grid: SweepGrid) -> dict[str, dict[str, JsonValue]]:
+    """Candidate to what sets it apart from the defaults, as a config's ``merge`` section."""
     usual = {"on_undefined": "keep", "seed": 0}
-    return {
-        name: value
-        for name, value in option_settings(options).items()
-        if value is not None and usual.get(name) != value
-    }
+    files = {read_coefficients(file).digest: file for file in grid.coefficients}
+
+    def section(options: MergeOptions) -> dict[str, JsonValue]:
+        settings = option_settings(options)
+        if options.coefficients is not None:
+            settings["coefficients"] = files[options.coefficients.digest]
+        return {k: value for k, value in settings.items() if value is not None and usual.get(k) != value}
+
+    return {name: section(options) for name, options in candidates(grid).items()}
 
 
 def _run(
@@ -214,6 +236,42 @@ def _arms(config: PipelineConfig, with_safety: bool) -> dict[str, MergeOptions]:
     }
 
 
+def _learned(
+    config: PipelineConfig,
+    task_adapter: str | Path,
+    safety_adapter: str | Path | None,
+    learning: LearningSettings,
+    device: str,
+    work: Path,
+) -> tuple[str, ...]:
+    """Files of coefficients, one a λ, fitted to training data that neither split asks.
+
+    Raises:
+        ConfigError: there is no safety adapter.
+    """
+    if safety_adapter is None:
+        raise ConfigError("learning: expected a safety adapter to fit coefficients for, got none")
+    from safemerge.engine.learning import learn_coefficients
+
+    adapters = [adapter_digest(resolve(adapter, "adapter")) for adapter in (task_adapter, safety_adapter)]
+    folder = work / "learned" / json_digest([adapters, learning.model_dump(mode="json")])[:16]
+    if not folder.exists():
+        learn_coefficients(
+            task_adapter,
+            safety_adapter,
+            config.aligned_model,
+            config.unaligned_model,
+            task_data=config.task_training.data,
+            safety_data=config.safety_training.data,
+            suites=(*config.evaluation.suites, *tuning_of(config).suites),
+            learning=learning,
+            output=folder,
+            device=device,
+            **merge_settings(config.merge),
+        )
+    return tuple(map(str, sorted(folder.glob("coefficients_*.json"))))
+
+
 def _written(scored: ScoredAdapters, options: MergeOptions, name: str, work: Path) -> Path:
     """The adapter of a merge, written where it is not there yet."""
     what = json_digest([scored.digests, option_settings(options)])[:16]
@@ -223,8 +281,8 @@ def _written(scored: ScoredAdapters, options: MergeOptions, name: str, work: Pat
     return folder
 
 
-def entry_of(options: MergeOptions, folder: Path) -> Entry:
+def entry_of(section: dict[str, JsonValue], folder: Path) -> Entry:
     """A written candidate as it enters the race."""
     report = MergeReport.read(folder / MERGE_FILE)
     merged = sum(layer.merged for layer in report.layers)
-    return Entry(merge_section(options), merged, adapter_digest(folder))
+    return Entry(section, merged, adapter_digest(folder))

@@ -64,6 +64,8 @@ def propose(context: StepContext, request: StepRequest) -> StepResult:
     if run.config.tuning is None or run.plan.adapter is not None:
         why = "an adapter was given" if run.plan.adapter else "the merge is as configured"
         return _nothing("propose", run, f"{why}: nothing is to be chosen")
+    from safemerge.engine.coefficient_files import read_coefficients
+
     task, safety = request.input("task_adapter"), request.input("safety_adapter")
     digest = inputs_digest(
         "propose",
@@ -71,7 +73,12 @@ def propose(context: StepContext, request: StepRequest) -> StepResult:
         task_adapter=task.digest,
         safety_adapter=safety.digest,
         models=run.plan.model_digests,
-        grid=run.config.tuning.grid.model_dump(mode="json"),
+        grid=run.config.tuning.grid.model_dump(mode="json", exclude={"coefficients"}),
+        **(
+            {"coefficients": [read_coefficients(file).digest for file in run.config.tuning.grid.coefficients]}
+            if run.config.tuning.grid.coefficients
+            else {}
+        ),
     )
     if done := already_done(context, run, "propose", digest, "propose"):
         return done
@@ -79,11 +86,12 @@ def propose(context: StepContext, request: StepRequest) -> StepResult:
     from safemerge.engine.merging import write_merge
     from safemerge.engine.scores import score_adapters
     from safemerge.engine.sweeping import candidates
-    from safemerge.engine.tuning import entry_of
+    from safemerge.engine.tuning import entry_of, merge_sections
 
     output = context.workspace.work("propose", digest) / "candidates"
     shutil.rmtree(output, ignore_errors=True)  # a killed attempt may have written it, but not stored it
     grid = candidates(run.config.tuning.grid)
+    sections = merge_sections(run.config.tuning.grid)
     with context.ledger.step_run(run, "propose", digest) as step_run:
         step_run.log_params(run.config.tuning.grid.model_dump(mode="json"))
         scored = score_adapters(
@@ -96,7 +104,7 @@ def propose(context: StepContext, request: StepRequest) -> StepResult:
         entries, adapters = {}, {}
         for name, options in grid.items():
             write_merge(scored, options, output / name)
-            entries[name] = entry_of(options, output / name)
+            entries[name] = entry_of(sections[name], output / name)
             adapters[name] = step_run.log_folder(output / name, name, entries[name].digest)
         proposal = Proposal(
             settings={name: dict(entry.settings) for name, entry in entries.items()},
