@@ -257,6 +257,7 @@ class Coefficients(Record):
     device: str
     dtype: str
     """Number format of the model's weights; coefficients and adapters are fp32."""
+    warnings: tuple[str, ...] = ()
 
 
 # --- tune --------------------------------------------------------------------

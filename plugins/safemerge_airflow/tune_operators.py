@@ -102,6 +102,7 @@ class AdvanceOperator(_RaceOperator):
 
     step = "advance"
     step_options = ("round",)
+    template_fields = ("run_id", "proposal", "reports", "round")
 
     def __init__(self, *, round: int, **kwargs: Any) -> None:
         super().__init__(**{"multiple_outputs": False} | kwargs)

@@ -337,7 +337,12 @@ class TuningConfig(Config):
     """Level of the paired tests by which a round drops candidates that do more harm than its best."""
     seed: int = 0
     """Seed of the order in which prompts are asked."""
-    arms: tuple[Literal["safemerge", "scale", "safelora", "resta"], ...] = ("safemerge", "scale", "safelora")
+    arms: tuple[Literal["safemerge", "scale", "safelora", "resta"], ...] = (
+        "safemerge",
+        "scale",
+        "safelora",
+        "resta",
+    )
     """What the choice is shown beside on the final split, with the aligned model and the fine-tuned adapter:
     the merge as configured, and other methods with their own weights."""
 

@@ -31,7 +31,7 @@ def config(tiny_pipeline: TinyPipeline) -> Path:
             {"name": "plain", "kind": "over_refusal", "path": "dev.jsonl"},
         ],
         "utility": {"task": "tiny_choice_dev", "metric": "acc", "include_path": "tasks"},
-        "grid": {"quantiles": [0.5, 1.0], "weights": [0.6]},
+        "grid": {"quantiles": [0.5, 1.0], "weights": [0.7]},
         "max_over_refusal_rate": 1.0,
         "max_utility_loss": 1.0,
         "rungs": [{"prompts": 0.5, "keep": 0.5}],

@@ -10,10 +10,12 @@ import yaml
 from typer.testing import CliRunner
 
 from safemerge.cli.main import app
+from safemerge.config.learning import LearningSettings
 from safemerge.config.load import load_merge_settings, load_pipeline
 from safemerge.engine import measuring
+from safemerge.engine.coefficient_files import read_coefficients
 from safemerge.engine.tuning import tune_adapters
-from safemerge.errors import OutputExistsError
+from safemerge.errors import ConfigError, OutputExistsError
 from safemerge.records import EvaluationReport
 from safemerge.reports import Fate, TuneReport
 from safemerge.storage.adapters import adapter_digest
@@ -112,6 +114,7 @@ def test_the_least_harm_is_chosen_and_shown_on_the_split_it_never_saw(tuned, inp
         "chosen",
         "safemerge",
         "safelora",
+        "resta",
         "scale",
     ]
     assert {arm.harmful.n for arm in report.final} == {3}
@@ -158,7 +161,7 @@ def test_a_killed_choice_goes_on_and_ends_the_same(tuned, inputs, tmp_path, monk
     assert [len(adapters) for adapters, _ in calls] == [2, 4, 4]
     calls[:] = [((), ())] * 4  # past the mark at which it dies
     report = tune_adapters(load_pipeline(config), task, safety, output=tmp_path / "out")
-    assert [len(adapters) for adapters, _ in calls[4:]] == [2, 6]
+    assert [len(adapters) for adapters, _ in calls[4:]] == [2, 7]
     assert report.cost.seconds is None
     unhurried, _ = tuned
     assert report.model_copy(update={"cost": unhurried.cost}) == unhurried
@@ -193,3 +196,42 @@ def test_an_output_that_exists_is_refused_before_anything_else(inputs, tmp_path)
     (tmp_path / "out").mkdir()
     with pytest.raises(OutputExistsError, match="expected a path that does not exist yet"):
         tune_adapters(load_pipeline(config), task, safety, output=tmp_path / "out")
+
+
+def test_learned_coefficients_are_candidates_whose_file_goes_with_the_choice(inputs, tmp_path) -> None:
+    """One candidate of the grid that changes nothing, and two λ: a file that is chosen is pasted as a file."""
+    config, task, safety = inputs
+    pipeline = load_pipeline(config)
+    learning = LearningSettings(
+        harm_weights=(1.0, 3.0), steps=2, task_batch=2, safety_batch=2, task_examples=4, safety_examples=4
+    )
+    grid = pipeline.tuning.grid.model_copy(update={"quantiles": (0.0,), "weights": (0.8,)})
+    tuning = pipeline.tuning.model_copy(update={"grid": grid, "arms": (), "rungs": ()})
+    output = tmp_path / "out"
+    report = tune_adapters(
+        pipeline.model_copy(update={"tuning": tuning}), task, safety, output=output, learning=learning
+    )
+    names = {candidate.name for candidate in report.candidates}
+    assert names == {"exact_q0_w0.8_0.2", "learned_1", "learned_3"}
+    assert report.chosen in names
+    if report.chosen.startswith("learned"):
+        assert yaml.safe_load((output / "merge.yaml").read_text())["merge"]["coefficients"] == (
+            "coefficients.json"
+        )
+        assert f"{read_coefficients(output / 'coefficients.json').name}" == report.chosen.removeprefix(
+            "learned_"
+        )
+    with pytest.raises(ConfigError, match="expected a safety adapter to fit coefficients for, got none"):
+        tune_adapters(
+            pipeline.model_copy(
+                update={
+                    "tuning": tuning.model_copy(
+                        update={"grid": grid.model_copy(update={"methods": ("scale",)})}
+                    )
+                }
+            ),
+            task,
+            None,
+            output=tmp_path / "none",
+            learning=learning,
+        )
