@@ -13,8 +13,7 @@ from safemerge.cli.main import app
 from safemerge.config.learning import LearningSettings
 from safemerge.config.load import load_merge_settings, load_pipeline
 from safemerge.engine import measuring
-from safemerge.engine.coefficient_files import read_coefficients
-from safemerge.engine.tuning import tune_adapters
+from safemerge.engine.tuning import tune_adapters, write_choice
 from safemerge.errors import ConfigError, OutputExistsError
 from safemerge.records import EvaluationReport
 from safemerge.reports import Fate, TuneReport
@@ -199,7 +198,6 @@ def test_an_output_that_exists_is_refused_before_anything_else(inputs, tmp_path)
 
 
 def test_learned_coefficients_are_candidates_whose_file_goes_with_the_choice(inputs, tmp_path) -> None:
-    """One candidate of the grid that changes nothing, and two λ: a file that is chosen is pasted as a file."""
     config, task, safety = inputs
     pipeline = load_pipeline(config)
     learning = LearningSettings(
@@ -207,31 +205,27 @@ def test_learned_coefficients_are_candidates_whose_file_goes_with_the_choice(inp
     )
     grid = pipeline.tuning.grid.model_copy(update={"quantiles": (0.0,), "weights": (0.8,)})
     tuning = pipeline.tuning.model_copy(update={"grid": grid, "arms": (), "rungs": ()})
-    output = tmp_path / "out"
-    report = tune_adapters(
-        pipeline.model_copy(update={"tuning": tuning}), task, safety, output=output, learning=learning
-    )
-    names = {candidate.name for candidate in report.candidates}
-    assert names == {"exact_q0_w0.8_0.2", "learned_1", "learned_3"}
-    assert report.chosen in names
-    if report.chosen.startswith("learned"):
-        assert yaml.safe_load((output / "merge.yaml").read_text())["merge"]["coefficients"] == (
-            "coefficients.json"
-        )
-        assert f"{read_coefficients(output / 'coefficients.json').name}" == report.chosen.removeprefix(
-            "learned_"
-        )
+    learned = pipeline.model_copy(update={"tuning": tuning})
+    report = tune_adapters(learned, task, safety, output=tmp_path / "out", learning=learning)
+    found = {candidate.name: candidate for candidate in report.candidates}
+    assert set(found) == {"exact_q0_w0.8_0.2", "learned_1", "learned_3"}
+    assert len({candidate.adapter_digest for candidate in report.candidates}) == 3
+    # Had it been chosen: its file stands beside the settings, under the name that they give.
+    file = tmp_path / "coefficients_3.json"
+    file.write_text("{}")
+    settings = found["learned_3"].settings | {"coefficients": str(file)}
+    best = found["learned_3"].model_copy(update={"settings": settings})
+    (tmp_path / "folder").mkdir()
+    write_choice(report.model_copy(update={"candidates": (best,), "chosen": best.name}), tmp_path / "folder")
+    pasted = yaml.safe_load((tmp_path / "folder" / "merge.yaml").read_text())
+    assert pasted == {"merge": {"method": "learned", "coefficients": "coefficients.json"}}
+    assert (tmp_path / "folder" / "coefficients.json").read_text() == "{}"
+
+
+def test_nothing_is_learned_without_a_safety_adapter(inputs, tmp_path) -> None:
+    config, task, _ = inputs
+    pipeline = load_pipeline(config)
+    grid = pipeline.tuning.grid.model_copy(update={"methods": ("scale",)})
+    alone = pipeline.model_copy(update={"tuning": pipeline.tuning.model_copy(update={"grid": grid})})
     with pytest.raises(ConfigError, match="expected a safety adapter to fit coefficients for, got none"):
-        tune_adapters(
-            pipeline.model_copy(
-                update={
-                    "tuning": tuning.model_copy(
-                        update={"grid": grid.model_copy(update={"methods": ("scale",)})}
-                    )
-                }
-            ),
-            task,
-            None,
-            output=tmp_path / "none",
-            learning=learning,
-        )
+        tune_adapters(alone, task, None, output=tmp_path / "none", learning=LearningSettings())
