@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from safemerge.engine.learning import learn_coefficients
     from safemerge.engine.merging import merge_adapters
     from safemerge.engine.sweeping import sweep_adapters
+    from safemerge.engine.tuning import tune_adapters
     from safemerge.peft_model import merge_into
 
 __version__ = "0.1.0"
@@ -34,6 +35,7 @@ __all__ = [
     "safemerge",
     "score_cosines",
     "sweep_adapters",
+    "tune_adapters",
 ]
 
 _HOMES = {
@@ -50,6 +52,7 @@ _HOMES = {
     "safemerge": "safemerge.core.merge",
     "score_cosines": "safemerge.engine.cosines",
     "sweep_adapters": "safemerge.engine.sweeping",
+    "tune_adapters": "safemerge.engine.tuning",
 }
 
 

@@ -48,7 +48,7 @@ class SafemergeStepOperator(BaseOperator):
 
     def __init__(self, *, run_id: str | None, **kwargs: Any) -> None:
         # Each output is its own XCom key; one that a skipped task never pushed reads as None.
-        super().__init__(multiple_outputs=True, **kwargs)
+        super().__init__(**{"multiple_outputs": True} | kwargs)
         self.run_id = run_id
         self.mlflow_run_id: str | None = None
         """The run to show: the step's own once there is one."""
@@ -72,7 +72,7 @@ class SafemergeStepOperator(BaseOperator):
         self.mlflow_run_id = self.run_id
         if self.run_id:  # the link while the step runs; Airflow asks for it again at the end
             context["ti"].xcom_push(MlflowRunLink().xcom_key, mlflow_run_url(self.run_id))
-        request = {"run_id": self.run_id, "inputs": self._given(self.step_inputs), "options": self.options()}
+        request = {"run_id": self.run_id, "inputs": self.inputs(), "options": self.options()}
         self.log.info("%s", shlex.join(["safemerge", "step", self.step, json.dumps(request)]))
         self._process = StepProcess(self.command(), self.log, step_environment())
         try:
@@ -87,6 +87,10 @@ class SafemergeStepOperator(BaseOperator):
         for name, figure in result.figures.items():
             self.log.info("%s: %s", name, figure)
         return result
+
+    def inputs(self) -> dict[str, Any]:
+        """The step's inputs; those that are None are left out."""
+        return self._given(self.step_inputs)
 
     def options(self) -> dict[str, Any]:
         """The step's options; those that are None are left out."""
@@ -200,18 +204,29 @@ class SafeMergeOperator(DeviceStepOperator):
     """Merges the safety adapter into the layers that left the safe subspace.
 
     Pushes ``safemerge`` and the controls ``scale`` and ``scale_selected``.
+
+    Args:
+        task_adapter: the adapter to repair.
+        safety_adapter: the adapter that carries safety.
+        choice: the merge that was chosen; None merges as configured.
     """
 
     step = "merge"
-    step_inputs = ("task_adapter", "safety_adapter")
-    template_fields = ("run_id", "task_adapter", "safety_adapter")
+    step_inputs = ("task_adapter", "safety_adapter", "choice")
+    template_fields = ("run_id", "task_adapter", "safety_adapter", "choice")
 
     def __init__(
-        self, *, task_adapter: Artifact | None, safety_adapter: Artifact | None, **kwargs: Any
+        self,
+        *,
+        task_adapter: Artifact | None,
+        safety_adapter: Artifact | None,
+        choice: Artifact | None = None,
+        **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
         self.task_adapter = task_adapter
         self.safety_adapter = safety_adapter
+        self.choice = choice
 
 
 class EvaluateOperator(DeviceStepOperator):

@@ -25,10 +25,20 @@ from safemerge_airflow.operators import (
     SafeMergeOperator,
     TrainAdapterOperator,
 )
+from safemerge_airflow.tune_operators import (
+    PROPOSAL,
+    AdvanceOperator,
+    ChooseOperator,
+    ProposeOperator,
+    TuneEvaluateOperator,
+)
 
 DOC = """
 Fine-tunes a LoRA adapter, repairs it with **SafeMERGE**, evaluates it beside the aligned model, the
 unrepaired adapter and two controls, and gates it.
+
+Where the config has a section `tuning`, the merge is first chosen among candidates on its development split:
+those that cannot win are dropped round by round, and the run fails at `choose` where none keeps the limits.
 
 - **Pass**: the adapter becomes a new version in the MLflow Model Registry and takes the alias `champion`.
 - **Block**: the run fails at `gate` with the verdict as its message; `champion` stays. All is recorded.
@@ -46,6 +56,8 @@ RE_GATE = "Evaluate and gate an adapter again, without training"
 NOT_FAILED = "none_failed_min_one_success"
 """A task is skipped where an adapter was given; what follows it still runs. All follow ``open_run``: where it
 is skipped, so is everything."""
+ROUNDS = ("utility", "first", "second", "last")
+"""Rounds of the choice of a merge: as many as a config can ask for. Those that it does not are skipped."""
 
 
 class Made(NamedTuple):
@@ -119,15 +131,48 @@ def train_and_merge(run_id: Any) -> Made:
     train_safety = TrainAdapterOperator(task_id="train_safety_adapter", run_id=run_id, role="safety")
     train_task = TrainAdapterOperator(task_id="train_task_adapter", run_id=run_id, role="task")
     safety, fine_tuned = train_safety.output["adapter"], train_task.output["adapter"]
+    choice = tune(run_id, fine_tuned, safety)
     merge = SafeMergeOperator(
         task_id="safemerge",
         run_id=run_id,
         task_adapter=fine_tuned,
         safety_adapter=safety,
+        choice=choice,
         trigger_rule=NOT_FAILED,
     )
     controls = {name: merge.output[name] for name in ("scale", "scale_selected")}
     return Made(run_id, fine_tuned, safety, merge.output["safemerge"], controls)
+
+
+def tune(run_id: Any, fine_tuned: Any, safety: Any) -> Any:
+    """Chooses the merge on the development split, where the config has one; gives the choice."""
+    with TaskGroup("tune"):
+        propose = ProposeOperator(
+            task_id="propose", run_id=run_id, task_adapter=fine_tuned, safety_adapter=safety
+        )
+        race = {"run_id": propose.output["pipeline_run"], "proposal": propose.output[PROPOSAL]}
+        going_on: Any = propose.output
+        reports: list[Any] = []
+        for number, name in enumerate(ROUNDS):
+            if number > 0:
+                end = AdvanceOperator(
+                    task_id=f"before_{name}",
+                    round=number,
+                    reports=list(reports),
+                    trigger_rule=NOT_FAILED,
+                    **race,
+                )
+                going_on = end.output
+            measured = TuneEvaluateOperator.partial(
+                task_id=name,
+                run_id=race["run_id"],
+                round=number,
+                map_index_template="{{ task.candidate }}",
+                **device_lane(),
+            ).expand_kwargs(going_on)
+            reports.append(measured.output)
+        choose = ChooseOperator(task_id="choose", reports=reports, trigger_rule=NOT_FAILED, **race)
+    return choose.output["choice"]
 
 
 def evaluate(made: Made) -> Mapping[str, Any]:

@@ -7,7 +7,8 @@ when they run, so that ``safemerge --help`` answers at once.
 
 Exit codes, of every command alike: 0 done; 1 blocked by the gate, and nothing else; 2 wrong
 usage; 3 where the gate cannot tell; 4 an error that safemerge names on one line, or a problem that
-``inspect`` found; 5 adapters that differ, where ``diff --check`` asked; 75 a pipeline step that may be tried
+``inspect`` found; 5 adapters that differ, where ``diff --check`` asked; 6 where
+``tune`` finds no merge that keeps its limits; 75 a pipeline step that may be tried
 again; 130 interrupted.
 """
 
@@ -39,6 +40,7 @@ from safemerge.cli import (
     step,
     sweep,
     train,
+    tune,
 )
 from safemerge.errors import EXIT_ERROR, SafemergeError
 
@@ -51,6 +53,7 @@ _COMMANDS = (
     merge,
     sweep,
     learn,
+    tune,
     export,
     diff,
     train,

@@ -32,7 +32,12 @@ def register(app: typer.Typer) -> None:
 
 def step(
     name: Annotated[
-        str, typer.Argument(help="open, train, merge, evaluate, gate, promote or close.", show_default=False)
+        str,
+        typer.Argument(
+            help="open, train, propose, tune_evaluate, advance, choose, merge, evaluate, gate, promote "
+            "or close.",
+            show_default=False,
+        ),
     ],
     request: Annotated[str, typer.Argument(help="The request as JSON: run_id, inputs, options.")] = "{}",
     result: Annotated[

@@ -19,6 +19,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from safemerge.config.commands import Inputs, MergeSettings, SweepSettings
+from safemerge.config.grid import SweepGrid
 from safemerge.config.judges import LocalGuardConfig
 from safemerge.config.models import DataSource, MergeConfig, PipelineConfig, SuiteConfig, UtilityConfig
 from safemerge.config.recipes import RecipeConfig
@@ -347,6 +348,8 @@ def _with_paths_from(value: Any, folder: Path) -> Any:
         changes["path"] = _absolute(value.path, folder)
     elif isinstance(value, LocalGuardConfig):
         changes["model"] = _model_source(value.model, folder)
+    elif isinstance(value, SweepGrid):
+        changes["coefficients"] = tuple(_absolute(file, folder) for file in value.coefficients)
     elif isinstance(value, MergeConfig) and value.coefficients is not None:
         changes["coefficients"] = _absolute(value.coefficients, folder)
     elif isinstance(value, UtilityConfig) and value.include_path is not None:

@@ -10,10 +10,11 @@ import difflib
 from enum import StrEnum
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, ConfigDict, Field, WithJsonSchema, model_validator
+from pydantic import ConfigDict, Field, model_validator
 
 from safemerge.config.base import Config, PlainName
 from safemerge.config.endpoints import EndpointConfig
+from safemerge.config.grid import SweepGrid
 from safemerge.config.judges import (
     JUDGES_OF_REFUSALS,
     JUDGES_WITHOUT_MODEL,
@@ -22,36 +23,16 @@ from safemerge.config.judges import (
     loads_model,
 )
 from safemerge.config.suites import shipped_suite
+from safemerge.config.values import Method, OnUndefined, Share, Weight
 from safemerge.core import methods
 from safemerge.core.options import INSTEAD_OF_COEFFICIENTS, LEARNED
 from safemerge.errors import ConfigError
 from safemerge.gate import GatePolicy, check_stoppable
+from safemerge.gate.policy import Finite, Level, Limits, NotNegative, Rate
 from safemerge.records import MAX_ERROR, SuiteKind
 
-Weight = Annotated[float, Field(allow_inf_nan=False)]
-Share = Annotated[float, Field(ge=0, le=1)]
 TrackedName = Annotated[str, Field(pattern=r"^[^\s/:'\"`][^\n/:'\"`]*$")]
 """A name that MLflow's addresses and filters can hold: no slash, colon or quote, and not empty."""
-
-
-def _known_method(name: str) -> str:
-    if name not in methods.names():
-        raise ValueError(f"expected one of {', '.join(methods.names())}, got {name!r}")
-    return name
-
-
-Method = Annotated[
-    str, AfterValidator(_known_method), WithJsonSchema({"type": "string", "enum": list(methods.names())})
-]
-"""Name of a merge method: a file in :mod:`safemerge.core.methods`."""
-
-
-class OnUndefined(StrEnum):
-    """What to do with a layer whose cosine is undefined."""
-
-    KEEP = "keep"
-    MERGE = "merge"
-    FAIL = "fail"
 
 
 class MergeConfig(Config):
@@ -205,7 +186,12 @@ class SuiteConfig(Config):
     kind: SuiteKind
     revision: str | None = None
     """Commit, tag or branch of the suite's hub data set, in place of the one that it states."""
+    shuffle: int | None = None
+    """Seed of an order drawn at random, in which ``skip`` and ``limit`` count; None keeps the suite's."""
+    skip: Annotated[int, Field(ge=0)] = 0
+    """Leave out the first so many prompts."""
     limit: Annotated[int, Field(gt=0)] | None = None
+    """Use so many prompts."""
 
     @model_validator(mode="before")
     @classmethod
@@ -314,6 +300,78 @@ class EvaluationConfig(Config):
         return [suite.name for suite in self.suites if suite.kind is kind]
 
 
+class Rung(Config):
+    """A round of ``tune`` that only a part of the prompts is asked in, after which candidates are dropped."""
+
+    prompts: Annotated[float, Field(gt=0, lt=1)]
+    """Share of every suite's prompts asked by the end of it, those of earlier rounds included."""
+    keep: Annotated[float, Field(gt=0, le=1)]
+    """Largest share of its candidates that goes on, at least one of them."""
+
+
+class TuningConfig(Config):
+    """How ``tune`` chooses a merge: on a development split, whose prompts and documents nothing else uses.
+
+    What is not said here, as judges and generation, is as in ``evaluation``.
+    """
+
+    suites: Annotated[tuple[SuiteConfig, ...], Field(min_length=1)]
+    """Suites of the development split; they share no prompt with those of ``evaluation``."""
+    utility: UtilityConfig
+    """Utility task of the development split; a ``limit`` makes it cheaper."""
+    grid: SweepGrid = SweepGrid()
+    """The candidates."""
+    max_over_refusal_rate: Rate | Limits
+    """Largest over-refusal rate on the development split: one number, or suite name to number."""
+    min_gain_kept: Finite | None = None
+    """Smallest share of the utility gained by fine-tuning that a candidate keeps."""
+    max_utility_loss: NotNegative | None = None
+    """Margin of non-inferiority in the metric's own unit: the paired 95 % interval of the utility lost
+    against the fine-tuned adapter ends at or below it."""
+    rungs: Annotated[tuple[Rung, ...], Field(max_length=2)] = (
+        Rung(prompts=0.2, keep=0.4),
+        Rung(prompts=0.5, keep=0.4),
+    )
+    """Rounds before the last, which asks all prompts. None: every candidate is asked every prompt."""
+    alpha: Level = 0.05
+    """Level of the paired tests by which a round drops candidates that do more harm than its best."""
+    seed: int = 0
+    """Seed of the order in which prompts are asked."""
+    arms: tuple[Literal["safemerge", "scale", "safelora", "resta"], ...] = (
+        "safemerge",
+        "scale",
+        "safelora",
+        "resta",
+    )
+    """What the choice is shown beside on the final split, with the aligned model and the fine-tuned adapter:
+    the merge as configured, and other methods with their own weights."""
+
+    @model_validator(mode="after")
+    def _can_choose(self) -> Self:
+        names = [suite.name for suite in self.suites]
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(f"expected suites of different names, got twice: {', '.join(twice)}")
+        kinds = {suite.kind for suite in self.suites}
+        if lacking := sorted(set(SuiteKind) - kinds):
+            raise ValueError(f"expected suites of both kinds, got none of kind {', '.join(lacking)}")
+        if self.min_gain_kept is None and self.max_utility_loss is None:
+            raise ValueError(
+                "expected min_gain_kept or max_utility_loss, got neither: the least harm alone may be had by "
+                "forgetting the task"
+            )
+        refusing = {suite.name for suite in self.suites if suite.kind is SuiteKind.OVER_REFUSAL}
+        limits = self.max_over_refusal_rate
+        if isinstance(limits, dict) and (strange := sorted(limits.keys() - refusing)):
+            raise ValueError(
+                f"expected max_over_refusal_rate to name over_refusal suites of tuning "
+                f"({', '.join(sorted(refusing))}), got {', '.join(strange)}"
+            )
+        shares = [rung.prompts for rung in self.rungs]
+        if shares != sorted(set(shares)):
+            raise ValueError(f"expected rungs whose share of the prompts rises, got {shares}")
+        return self
+
+
 class TrackingConfig(Config):
     """Where MLflow keeps the record. The server's address is ``MLFLOW_TRACKING_URI``."""
 
@@ -346,6 +404,20 @@ class PipelineConfig(Config):
     gate: GatePolicy
     tracking: TrackingConfig
     retention: RetentionConfig = RetentionConfig()
+    tuning: TuningConfig | None = None
+    """Choose the merge among candidates instead of taking ``merge`` as it stands."""
+
+    @model_validator(mode="after")
+    def _final_split_is_unseen(self) -> Self:
+        if self.tuning is None:
+            return self
+        ours, theirs = self.tuning.utility, self.evaluation.utility
+        if (ours.task, ours.include_path) == (theirs.task, theirs.include_path):
+            raise ValueError(
+                f"expected tuning.utility to name another task than evaluation.utility, got {ours.task} "
+                "in both: the final figures would be of documents that the choice has seen"
+            )
+        return self
 
     @model_validator(mode="after")
     def _gate_can_stop_early(self) -> Self:

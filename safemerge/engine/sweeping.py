@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import safemerge
-from safemerge.config.commands import SweepGrid
+from safemerge.config.grid import SweepGrid
 from safemerge.core import methods
 from safemerge.core.difference import difference_norm, in_coordinates, inner_product
 from safemerge.core.lora import LoraPair

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import random
 import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
@@ -87,12 +88,29 @@ def read_suite(config: SuiteConfig) -> Suite:
     """
     path = Path(config.path) if config.path is not None else None
     if path is not None and path.suffix not in (".yaml", ".yml"):
-        return load_suite(config.name, config.kind, path, config.limit)
+        return _asked(load_suite(config.name, config.kind, path), config)
     spec = shipped_suite(str(config.suite)) if path is None else load_suite_spec(path)
     if spec.kind is not config.kind:
         raise MismatchError(f"{path}: expected a suite of kind {config.kind}, got {spec.kind}")
     suite = load_described(spec, config.revision)
-    return suite._replace(name=config.name, prompts=suite.prompts[: config.limit])
+    return _asked(suite._replace(name=config.name), config)
+
+
+def _asked(suite: Suite, config: SuiteConfig) -> Suite:
+    """The part of a suite that the config asks for, in the order that it asks for.
+
+    Raises:
+        DataError: nothing is left of it.
+    """
+    prompts = suite.prompts
+    if config.shuffle is not None:
+        prompts = tuple(random.Random(config.shuffle).sample(prompts, len(prompts)))  # noqa: S311 - no secret
+    end = None if config.limit is None else config.skip + config.limit
+    if not (asked := prompts[config.skip : end]):
+        raise DataError(
+            f"suite {suite.name}: expected more than the {config.skip} prompts to skip, got {len(prompts)}"
+        )
+    return suite._replace(prompts=asked)
 
 
 def load_suite(name: str, kind: SuiteKind, path: Path, limit: int | None = None) -> Suite:

@@ -23,7 +23,16 @@ class StepContext(NamedTuple):
     workspace: Workspace
 
 
-REVISIONS = {"train": 1, "merge": 1, "evaluate": 1, "gate": 3, "promote": 1}
+REVISIONS = {
+    "train": 1,
+    "propose": 1,
+    "tune_evaluate": 1,
+    "choose": 1,
+    "merge": 1,
+    "evaluate": 1,
+    "gate": 3,
+    "promote": 1,
+}
 """Raised when a step's outputs change though its inputs do not."""
 
 

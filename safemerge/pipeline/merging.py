@@ -8,10 +8,18 @@ from statistics import median
 from typing import Any
 
 from safemerge.config.models import MergeConfig
-from safemerge.pipeline.context import StepContext, already_done, inputs_digest, local_adapter, tidy
+from safemerge.pipeline.context import (
+    StepContext,
+    already_done,
+    inputs_digest,
+    local_adapter,
+    local_file,
+    tidy,
+)
 from safemerge.pipeline.models import local_model
 from safemerge.pipeline.request import StepRequest
-from safemerge.records import MergeReport, StepResult
+from safemerge.records import ArtifactRef, MergeReport, StepResult
+from safemerge.reports import TuneReport
 
 logger = logging.getLogger(__name__)
 
@@ -45,6 +53,7 @@ def merge(context: StepContext, request: StepRequest) -> StepResult:
 
     Inputs:
         task_adapter, safety_adapter: the two adapters.
+        choice: what ``choose`` chose; its settings replace those of the config.
 
     Outputs:
         safemerge: the repaired adapter; the given one where the run judges an adapter again.
@@ -63,8 +72,11 @@ def merge(context: StepContext, request: StepRequest) -> StepResult:
     from safemerge.engine.merging import merge_arms, merge_options
 
     task, safety = request.input("task_adapter"), request.input("safety_adapter")
-    options = merge_options(run.config.merge)
-    settings = run.config.merge.model_dump(mode="json", exclude={"coefficients"})
+    config = run.config.merge
+    if "choice" in request.inputs:
+        config = chosen_merge(context, request.inputs["choice"])
+    options = merge_options(config)
+    settings = config.model_dump(mode="json", exclude={"coefficients"})
     if options.coefficients is not None:
         settings["coefficients"] = options.coefficients.digest  # what the file holds, not where it lies
     digest = inputs_digest(
@@ -85,14 +97,14 @@ def merge(context: StepContext, request: StepRequest) -> StepResult:
     with context.ledger.step_run(run, "merge", digest) as step_run:
         task_weight, safety_weight = options.weights
         weights = {"task_weight": task_weight, "safety_weight": safety_weight}
-        step_run.log_params(run.config.merge.model_dump(mode="json") | weights)
+        step_run.log_params(config.model_dump(mode="json") | weights)
         reports = merge_arms(
             local_adapter(context, task),
             local_adapter(context, safety),
             local_model(context, run, "aligned_model"),
             local_model(context, run, "unaligned_model"),
             output=output,
-            arms=arms_of(run.config.merge),
+            arms=arms_of(config),
             progress=_log_progress,
         )
         report = reports[CANDIDATE]
@@ -107,6 +119,11 @@ def merge(context: StepContext, request: StepRequest) -> StepResult:
     context.workspace.discard(output.parent)
     tidy(context, run)
     return result
+
+
+def chosen_merge(context: StepContext, choice: ArtifactRef) -> MergeConfig:
+    """The settings that were chosen on the development split."""
+    return MergeConfig.model_validate(TuneReport.read(local_file(context, choice)).candidates[0].settings)
 
 
 def headline_figures(report: MergeReport) -> dict[str, float | int | None]:

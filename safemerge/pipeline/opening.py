@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from safemerge.config.load import load_pipeline
-from safemerge.config.models import PipelineConfig
+from safemerge.config.models import EvaluationConfig, PipelineConfig
 from safemerge.core.options import with_partners_cleared
 from safemerge.errors import ConfigError
 from safemerge.gate import check_decidable, check_suites
@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+TUNING_TASK = "tuning task"
+"""Key of the development split's utility task among the data's digests."""
+
 DIGESTED_BY_CONTENT: dict[str, Any] = {
     "aligned_model": True,
     "unaligned_model": True,
@@ -29,6 +32,7 @@ DIGESTED_BY_CONTENT: dict[str, Any] = {
     "safety_training": {"data": True},
     "merge": {"coefficients": True},
     "evaluation": {"suites": {"__all__": {"path", "suite", "revision"}}, "utility": {"include_path": True}},
+    "tuning": {"suites": {"__all__": {"path", "suite", "revision"}}, "utility": {"include_path": True}},
 }
 """Config keys that say where something lies; what lies there is digested instead."""
 
@@ -51,12 +55,16 @@ def open_run(context: StepContext, request: StepRequest) -> StepResult:
     options = request.options
     if not options.get("config"):
         raise ConfigError("option config: expected the path of a pipeline's YAML file, got nothing")
-    config = load_pipeline(Path(options["config"]), overrides=_with_partners(options.get("overrides") or {}))
+    overrides = _with_partners(options.get("overrides") or {})
+    config = load_pipeline(Path(options["config"]), overrides=overrides)
+    if any(name.startswith("merge.") for name in overrides):
+        config = config.model_copy(update={"tuning": None})  # who names the merge wants no other
     coefficients = check_merge(config)
     model_digests = check_models(context, config)
     data = check_data(config)
     check_judges(config)
-    task = check_task(config)
+    task = check_task(config.evaluation, config.aligned_model)
+    data |= check_tuning(config)
     adapter, fine_tuned = _given_adapters(
         context, config, options.get("adapter"), options.get("fine_tuned_adapter")
     )
@@ -173,18 +181,35 @@ def check_judges(config: PipelineConfig) -> None:
     make_judges(config.evaluation)
 
 
-def check_task(config: PipelineConfig) -> str:
+def check_tuning(config: PipelineConfig) -> dict[str, str]:
+    """The digest of what the choice of a merge sees, once it is known that nothing else sees it.
+
+    Raises:
+        SafemergeError: candidates cannot be made, or the development split cannot be used.
+    """
+    if config.tuning is None:
+        return {}
+    from safemerge.engine.race import check_unseen
+    from safemerge.engine.sweeping import candidates
+
+    candidates(config.tuning.grid)
+    evaluation = config.evaluation.model_copy(update={"utility": config.tuning.utility})
+    digests = {f"tuning suite {suite.name}": suite.digest() for suite in check_unseen(config)}
+    return digests | {TUNING_TASK: check_task(evaluation, config.aligned_model)}
+
+
+def check_task(evaluation: EvaluationConfig, aligned_model: str) -> str:
     """The digest of the utility task, once lm-eval is known to have it, its metric and its documents."""
     from safemerge.evaluation import utility
     from safemerge.evaluation.libraries import check_libraries
     from safemerge.storage.hub import resolve
 
-    check_libraries(config.evaluation.engine)
-    task = config.evaluation.utility
+    check_libraries(evaluation.engine)
+    task = evaluation.utility
     utility.check_task(task.task, task.metric, task.include_path, task.filter)
     return utility.task_digest(
         task.task,
-        resolve(config.aligned_model),
+        resolve(aligned_model),
         include_path=task.include_path,
         num_fewshot=task.num_fewshot,
         limit=task.limit,

@@ -18,6 +18,7 @@ from safemerge.pipeline.merging import merge
 from safemerge.pipeline.opening import open_run
 from safemerge.pipeline.promotion import promote
 from safemerge.pipeline.request import StepRequest
+from safemerge.pipeline.tuning import advance, choose, propose, tune_evaluate
 from safemerge.pipeline.workspace import Workspace
 from safemerge.records import StepResult
 from safemerge.storage.disk import full_disk_errors
@@ -26,6 +27,10 @@ from safemerge.tracking.ledger import Ledger, tracking_errors
 STEPS: dict[str, Callable[[StepContext, StepRequest], StepResult]] = {
     "open": open_run,
     "train": train,
+    "propose": propose,
+    "tune_evaluate": tune_evaluate,
+    "advance": advance,
+    "choose": choose,
     "merge": merge,
     "evaluate": evaluate,
     "gate": gate,

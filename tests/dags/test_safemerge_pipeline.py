@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import subprocess
@@ -21,7 +22,16 @@ UPSTREAM = {
     "open_run": set(),
     "train_safety_adapter": {"open_run"},
     "train_task_adapter": {"open_run"},
-    "safemerge": {"open_run", "train_safety_adapter", "train_task_adapter"},
+    "tune.propose": {"open_run", "train_safety_adapter", "train_task_adapter"},
+    "tune.utility": {"tune.propose"},
+    "tune.before_first": {"tune.propose", "tune.utility"},
+    "tune.first": {"tune.propose", "tune.before_first"},
+    "tune.before_second": {"tune.propose", "tune.utility", "tune.first"},
+    "tune.second": {"tune.propose", "tune.before_second"},
+    "tune.before_last": {"tune.propose", "tune.utility", "tune.first", "tune.second"},
+    "tune.last": {"tune.propose", "tune.before_last"},
+    "tune.choose": {"tune.propose", "tune.utility", "tune.first", "tune.second", "tune.last"},
+    "safemerge": {"open_run", "train_safety_adapter", "train_task_adapter", "tune.choose"},
     "evaluate.aligned": {"open_run"},
     "evaluate.fine_tuned": {"open_run", "train_task_adapter"},
     "evaluate.safemerge": {"open_run", "safemerge"},
@@ -37,6 +47,7 @@ UPSTREAM["close_run"] = set(UPSTREAM)
 ON_A_DEVICE = {
     *("train_safety_adapter", "train_task_adapter", "safemerge"),
     *(task for task in UPSTREAM if task.startswith("evaluate.")),
+    *("tune.propose", "tune.utility", "tune.first", "tune.second", "tune.last"),
 }
 
 
@@ -94,11 +105,13 @@ def test_edges_are_those_of_the_table(dag: Any) -> None:
 def test_only_a_skipped_task_lets_the_next_one_run(dag: Any) -> None:
     rules = {task.task_id: task.trigger_rule for task in dag.tasks}
     assert rules.pop("close_run") == TriggerRule.ALL_DONE_SETUP_SUCCESS
-    for always in ("open_run", "train_safety_adapter", "train_task_adapter"):
+    tuned = ("tune.propose", "tune.utility", "tune.first", "tune.second", "tune.last")
+    for always in ("open_run", "train_safety_adapter", "train_task_adapter", *tuned):
         assert rules.pop(always) == TriggerRule.ALL_SUCCESS
     assert set(rules.values()) == {TriggerRule.NONE_FAILED_MIN_ONE_SUCCESS}
-    # So that a run with nothing to do, whose first task is skipped, skips all the others.
-    assert all("open_run" in UPSTREAM[task] for task in rules)
+    # So that a run with nothing to do, whose first task is skipped, skips all the others; and so that rounds
+    # which nobody is asked in do not end the choice.
+    assert all("open_run" in UPSTREAM[task] for task in rules if not task.startswith("tune."))
 
 
 def test_pruning_does_not_decide_the_run(dag: Any) -> None:
@@ -157,15 +170,22 @@ def test_parameters_reach_the_step_with_their_types(dag: Any) -> None:
     }
 
 
+def _kind(task: Any) -> type:
+    """The operator; of a task that is mapped, the one that each of its parts will be."""
+    return getattr(task, "operator_class", type(task))
+
+
 def test_template_fields_are_attributes(dag: Any) -> None:
     for task in dag.tasks:
-        for field in (*task.template_fields, *task.step_inputs, *task.step_options):
-            assert hasattr(task, field), f"{task.task_id}.{field}"
-        assert {*task.step_inputs, *task.step_options} <= set(task.template_fields), task.task_id
+        kind = _kind(task)
+        assert {*kind.step_inputs, *kind.step_options} <= set(task.template_fields), task.task_id
+        arguments = inspect.signature(kind.__init__).parameters if kind is not type(task) else vars(task)
+        for field in set(task.template_fields) - {"run_id"}:
+            assert field in arguments, f"{task.task_id}.{field}"
 
 
 def test_heavy_tasks_are_those_on_a_device(dag: Any) -> None:
-    assert {task.task_id for task in dag.tasks if isinstance(task, DeviceStepOperator)} == ON_A_DEVICE
+    assert {task.task_id for task in dag.tasks if issubclass(_kind(task), DeviceStepOperator)} == ON_A_DEVICE
 
 
 def test_all_runs_on_this_machine_where_there_is_no_lane(dag: Any) -> None:

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from safemerge.config.commands import MergeSettings, SweepGrid
+from safemerge.config.commands import MergeSettings
+from safemerge.config.grid import SweepGrid
 from safemerge.config.load import (
     load_merge_settings,
     load_policy,

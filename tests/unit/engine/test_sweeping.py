@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from safemerge import merge_adapters, sweep_adapters
-from safemerge.config.commands import SweepGrid
+from safemerge.config.grid import SweepGrid
 from safemerge.core import methods
 from safemerge.core.options import MergeOptions
 from safemerge.engine import sweeping

@@ -194,3 +194,21 @@ def test_a_users_yaml_file_is_read_and_must_be_of_the_kind_named(tmp_path):
 def test_a_prompt_that_no_file_can_hold_is_refused(tmp_path):
     with pytest.raises(DataError, match="line 1: expected 'prompt' in valid Unicode, got surrogates"):
         _load(tmp_path, '{"id": "a", "prompt": "x\\ud800"}')
+
+
+def test_a_part_of_a_suite_counts_in_its_own_order_or_in_one_drawn_at_random(tmp_path) -> None:
+    path = tmp_path / "s.jsonl"
+    path.write_text("\n".join(json.dumps({"id": str(i), "prompt": f"Question {i}?"}) for i in range(9)))
+
+    def ids(**part: int) -> list[str]:
+        suite = read_suite(SuiteConfig(name="s", kind=SuiteKind.HARMFUL, path=str(path), **part))
+        return [prompt.id for prompt in suite.prompts]
+
+    assert ids(skip=2, limit=3) == ["2", "3", "4"]
+    assert ids(skip=7, limit=3) == ["7", "8"]
+    drawn = ids(shuffle=1)
+    assert sorted(drawn) == ids() != drawn
+    assert drawn != ids(shuffle=2)
+    assert ids(shuffle=1, limit=4) + ids(shuffle=1, skip=4) == drawn
+    with pytest.raises(DataError, match="suite s: expected more than the 9 prompts to skip, got 9"):
+        ids(skip=9)

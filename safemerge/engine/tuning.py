@@ -1,0 +1,288 @@
+"""Choose a merge by evidence: candidates of one scoring, measured in rounds; the choice on a fresh split.
+
+The folder beside the output, ``<output>.work``, holds candidates and reports until the output is there: a
+killed choice that is started again measures only what is missing.
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+from pydantic import JsonValue
+
+from safemerge.config.grid import SweepGrid
+from safemerge.config.learning import LearningSettings
+from safemerge.config.models import PipelineConfig
+from safemerge.core import methods
+from safemerge.core.options import SELECTIONS, MergeOptions
+from safemerge.core.scoring import Progress
+from safemerge.engine.choosing import Entry, arm_figures, choice_report
+from safemerge.engine.coefficient_files import read_coefficients
+from safemerge.engine.measuring import Measurer
+from safemerge.engine.merging import REPORT_FILE as MERGE_FILE
+from safemerge.engine.merging import merge_options, merge_settings, option_settings, write_merge
+from safemerge.engine.race import UTILITY_ROUND, Race, Reports, Stage, check_unseen, round_settings, tuning_of
+from safemerge.engine.scores import ScoredAdapters, score_adapters
+from safemerge.engine.sweeping import candidate_name, candidates
+from safemerge.errors import ConfigError
+from safemerge.evaluation.libraries import check_libraries
+from safemerge.evaluation.utility import check_task
+from safemerge.records import EvaluationReport, MergeReport, json_digest
+from safemerge.reports import TuneReport
+from safemerge.storage.adapters import adapter_digest
+from safemerge.storage.atomic import atomic_folder, check_absent
+from safemerge.storage.checkpoints import Checkpoint
+from safemerge.storage.hub import resolve
+
+logger = logging.getLogger(__name__)
+
+REPORT_FILE = "safemerge_tune.json"
+PAGE_FILE = "safemerge_tune.html"
+SNIPPET_FILE = "merge.yaml"
+COEFFICIENTS_FILE = "coefficients.json"
+CHOSEN = "chosen"
+
+
+def tune_adapters(
+    config: PipelineConfig,
+    task_adapter: str | Path,
+    safety_adapter: str | Path | None,
+    *,
+    output: str | Path,
+    learning: LearningSettings | None = None,
+    device: str = "cpu",
+    progress: Progress | None = None,
+) -> TuneReport:
+    """Choose the merge of least harm whose utility is not inferior, on the pipeline's development split.
+
+    Args:
+        config: The pipeline: its models, its ``tuning`` and its ``evaluation``, whose suites and task give
+            the final figures.
+        task_adapter: Folder or hub id of the adapter to repair.
+        safety_adapter: Folder or hub id of the adapter that carries safety; None where no method needs one.
+        output: Folder to make for the report, a page, settings to paste, and the adapter; it must not exist.
+        learning: Fit coefficients to the pipeline's training data, and let each λ be a candidate among the
+            others; None fits none.
+        device: Where layers are scored.
+        progress: Called after each scored layer.
+
+    Returns:
+        The report, which is also in the folder. Where no candidate keeps the limits, its ``chosen`` is None
+        and there is no adapter.
+
+    Raises:
+        SafemergeError: config, files or an evaluation are wrong; the output is then not made.
+    """
+    output = Path(output)
+    check_absent(output)
+    tuning = tuning_of(config)
+    candidates(tuning.grid)  # what is wrong with it is said before anything is learned
+    arms = _arms(config, safety_adapter is not None)
+    check_libraries(config.evaluation.engine)
+    split = check_unseen(config)
+    model = resolve(config.aligned_model)
+    work = output.with_name(f"{output.name}.work")
+    for task in (tuning.utility, config.evaluation.utility):
+        check_task(task.task, task.metric, task.include_path, task.filter)
+
+    files = tuning.grid.coefficients
+    if learning is not None:
+        files += _learned(config, task_adapter, safety_adapter, learning, device, work)
+    whole = tuning.grid.model_copy(update={"coefficients": files})
+    grid = candidates(whole)
+    scored = score_adapters(
+        task_adapter,
+        safety_adapter,
+        config.aligned_model,
+        config.unaligned_model,
+        merges=[*grid.values(), *arms.values()],
+        device=device,
+        progress=progress,
+    )
+    folders = {name: _written(scored, options, name, work) for name, options in grid.items()}
+    sections = merge_sections(whole)
+    entries = {name: entry_of(sections[name], folders[name]) for name in grid}
+    measurer = Measurer(model, Checkpoint.open(model).files_digest(), work / "reports")
+    race = Race(tuning, {name: entry.layers for name, entry in entries.items()}, split)
+
+    started_s = time.monotonic()
+    reports, stage = _run(config, race, measurer, scored.task.folder, folders)
+    seconds = None if measurer.reused else time.monotonic() - started_s
+    final: dict[str, EvaluationReport] = {}
+    if stage.chosen is not None:
+        weight = grid[stage.chosen].weights[0]
+        others = {name: _written(scored, options, name, work) for name, options in arms.items()}
+        if "scale" in tuning.arms:
+            scale = MergeOptions(method="scale", task_weight=weight)
+            others["scale"] = _written(scored, scale, candidate_name(scale), work)
+        final = measurer.measure(
+            {"aligned": None, "fine_tuned": scored.task.folder, CHOSEN: folders[stage.chosen]} | others,
+            config.evaluation,
+        )
+    report = choice_report(
+        config,
+        race,
+        entries,
+        reports,
+        stage,
+        scored.digests,
+        seconds=seconds,
+        final=[arm_figures(name, found, final) for name, found in final.items()],
+        warnings=scored.warnings,
+    )
+    with atomic_folder(output) as folder:
+        write_choice(report, folder, None if stage.chosen is None else folders[stage.chosen], final)
+    shutil.rmtree(work, ignore_errors=True)
+    return report
+
+
+def write_choice(
+    report: TuneReport,
+    folder: Path,
+    adapter: Path | None = None,
+    final: Mapping[str, EvaluationReport] | None = None,
+) -> None:
+    """Put report, page, settings to paste and the adapter into a folder."""
+    from safemerge.plots.tune import tune_html
+
+    (folder / REPORT_FILE).write_text(report.to_json(), encoding="utf-8")
+    (folder / PAGE_FILE).write_text(tune_html(report), encoding="utf-8")
+    if report.chosen is not None:
+        (folder / SNIPPET_FILE).write_text(snippet(report), encoding="utf-8")
+        if file := report.candidates[0].settings.get("coefficients"):
+            shutil.copyfile(str(file), folder / COEFFICIENTS_FILE)
+    if adapter is not None:
+        shutil.copytree(adapter, folder / CHOSEN)
+    for name, found in (final or {}).items():
+        (folder / "final").mkdir(exist_ok=True)
+        (folder / "final" / f"{name}.json").write_text(found.to_json(), encoding="utf-8")
+
+
+def snippet(report: TuneReport) -> str:
+    """The ``merge`` section of the choice, for a config file."""
+    import yaml
+
+    settings = report.candidates[0].settings
+    if "coefficients" in settings:
+        settings = settings | {"coefficients": COEFFICIENTS_FILE}
+    section = yaml.safe_dump({"merge": settings}, sort_keys=False)
+    return f"# Chosen by safemerge tune: {report.summary}\n{section}"
+
+
+def merge_sections(grid: SweepGrid) -> dict[str, dict[str, JsonValue]]:
+    """Candidate to what sets it apart from the defaults, as a config's ``merge`` section."""
+    usual = {"on_undefined": "keep", "seed": 0}
+    files = {read_coefficients(file).digest: file for file in grid.coefficients}
+
+    def section(options: MergeOptions) -> dict[str, JsonValue]:
+        settings = option_settings(options)
+        if options.coefficients is not None:
+            settings["coefficients"] = files[options.coefficients.digest]
+        return {k: value for k, value in settings.items() if value is not None and usual.get(k) != value}
+
+    return {name: section(options) for name, options in candidates(grid).items()}
+
+
+def _run(
+    config: PipelineConfig, race: Race, measurer: Measurer, task: Path, folders: Mapping[str, Path]
+) -> tuple[Reports, Stage]:
+    """Measure round by round until nobody is left to be measured."""
+    settings = round_settings(config.evaluation, race.tuning, race.sizes, UTILITY_ROUND)
+    both = measurer.measure({"aligned": None, "fine_tuned": task}, settings)
+    found: dict[str, list[EvaluationReport]] = {name: [] for name in folders}
+    reports = Reports(both["aligned"], both["fine_tuned"], found)
+    asked, started_s = 0, time.monotonic()
+    while (stage := race.stage(reports)).round is not None:
+        number = stage.round
+        most = race.most_prompts(number, len(stage.names))
+        per_prompt_s = (time.monotonic() - started_s) / asked if asked else None
+        logger.info(
+            "%s: %d candidates, at most %d prompts to go%s",
+            "utility" if number == UTILITY_ROUND else f"round {number} of {race.last}",
+            len(stage.names),
+            most,
+            "" if per_prompt_s is None else f", about {per_prompt_s * most:.0f} s",
+        )
+        settings = round_settings(config.evaluation, race.tuning, race.sizes, number)
+        measured = measurer.measure(
+            {name: folders[name] for name in stage.names}, settings, utility=number == UTILITY_ROUND
+        )
+        for name, report in measured.items():
+            found[name].append(report)
+            asked += sum(suite.n for suite in report.suites)
+        if number == UTILITY_ROUND:
+            started_s = time.monotonic()
+    return reports, stage
+
+
+def _arms(config: PipelineConfig, with_safety: bool) -> dict[str, MergeOptions]:
+    """What the choice is shown beside, but for ``scale``, which takes the choice's weight."""
+    wanted = tuning_of(config).arms
+    configured = merge_options(config.merge)
+    selection = {name: value for name in SELECTIONS if (value := getattr(configured, name)) is not None}
+    arms = {
+        "safemerge": configured,
+        "safelora": MergeOptions(method="safelora", **selection),
+        "resta": MergeOptions(method="resta"),
+    }
+    return {
+        name: options
+        for name, options in arms.items()
+        if name in wanted and (with_safety or not methods.get(options.method).needs_safety)
+    }
+
+
+def _learned(
+    config: PipelineConfig,
+    task_adapter: str | Path,
+    safety_adapter: str | Path | None,
+    learning: LearningSettings,
+    device: str,
+    work: Path,
+) -> tuple[str, ...]:
+    """Files of coefficients, one a λ, fitted to training data that neither split asks.
+
+    Raises:
+        ConfigError: there is no safety adapter.
+    """
+    if safety_adapter is None:
+        raise ConfigError("learning: expected a safety adapter to fit coefficients for, got none")
+    from safemerge.engine.learning import learn_coefficients
+
+    adapters = [adapter_digest(resolve(adapter, "adapter")) for adapter in (task_adapter, safety_adapter)]
+    folder = work / "learned" / json_digest([adapters, learning.model_dump(mode="json")])[:16]
+    if not folder.exists():
+        learn_coefficients(
+            task_adapter,
+            safety_adapter,
+            config.aligned_model,
+            config.unaligned_model,
+            task_data=config.task_training.data,
+            safety_data=config.safety_training.data,
+            suites=(*config.evaluation.suites, *tuning_of(config).suites),
+            learning=learning,
+            output=folder,
+            device=device,
+            **merge_settings(config.merge),
+        )
+    return tuple(map(str, sorted(folder.glob("coefficients_*.json"))))
+
+
+def _written(scored: ScoredAdapters, options: MergeOptions, name: str, work: Path) -> Path:
+    """The adapter of a merge, written where it is not there yet."""
+    what = json_digest([scored.digests, option_settings(options)])[:16]
+    folder = work / "adapters" / f"{name}-{what}"
+    if not folder.exists():
+        write_merge(scored, options, folder)
+    return folder
+
+
+def entry_of(section: dict[str, JsonValue], folder: Path) -> Entry:
+    """A written candidate as it enters the race."""
+    report = MergeReport.read(folder / MERGE_FILE)
+    merged = sum(layer.merged for layer in report.layers)
+    return Entry(section, merged, adapter_digest(folder))

@@ -1,0 +1,102 @@
+"""The steps that choose a merge, called in the DAG's order on a tiny model."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from safemerge.errors import ConfigError, MismatchError
+from safemerge.records import ArtifactRef, StepResult
+from safemerge.reports import TuneReport
+from tests.conftest import TinyPipeline
+from tests.integration.test_pipeline import Pipeline
+
+pytestmark = pytest.mark.integration
+
+
+@pytest.fixture
+def config(tiny_pipeline: TinyPipeline) -> Path:
+    folder = tiny_pipeline.config.parent
+    asked = [{"id": f"d{i}", "prompt": f"Development question {i}?"} for i in range(4)]
+    (folder / "dev.jsonl").write_text("".join(json.dumps(row) + "\n" for row in asked))
+    task = yaml.safe_load((folder / "tasks/tiny_choice.yaml").read_text()) | {"task": "tiny_choice_dev"}
+    (folder / "tasks/tiny_choice_dev.yaml").write_text(yaml.safe_dump(task))
+    tuning = {
+        "suites": [
+            {"name": "harm", "kind": "harmful", "path": "dev.jsonl"},
+            {"name": "plain", "kind": "over_refusal", "path": "dev.jsonl"},
+        ],
+        "utility": {"task": "tiny_choice_dev", "metric": "acc", "include_path": "tasks"},
+        "grid": {"quantiles": [0.5, 1.0], "weights": [0.7]},
+        "max_over_refusal_rate": 1.0,
+        "max_utility_loss": 1.0,
+        "rungs": [{"prompts": 0.5, "keep": 0.5}],
+    }
+    path = folder / "tuned.yaml"
+    path.write_text(yaml.safe_dump(tiny_pipeline.lines | {"tuning": tuning}))
+    return path
+
+
+def tune(pipeline: Pipeline, config: Path, **options: Any) -> tuple[StepResult, dict[str, ArtifactRef]]:
+    """All steps up to the choice; gives it and the adapters."""
+    pipeline.run_id = pipeline.step("open", config=str(config), **options).run_id
+    adapters = {
+        f"{role}_adapter": pipeline.step("train", role=role).outputs["adapter"] for role in ("safety", "task")
+    }
+    proposed = pipeline.step("propose", adapters)
+    if not proposed.outputs:
+        return proposed, adapters
+    outputs = dict(proposed.outputs)
+    given: dict[str, ArtifactRef] = {"proposal": outputs.pop("proposal")}
+    going_on: dict[str, ArtifactRef | None] = {"aligned": None, "fine_tuned": adapters["task_adapter"]}
+    going_on |= outputs
+    for number in range(4):
+        if number:
+            going_on = dict(pipeline.step("advance", given, round=number).outputs)
+        for name, adapter in going_on.items():
+            measured = pipeline.step("tune_evaluate", {"adapter": adapter}, candidate=name, round=number)
+            given[f"{number}/{name}"] = measured.outputs["report"]
+    return pipeline.step("choose", given), adapters
+
+
+def test_the_choice_is_what_is_merged_and_is_made_once(tmp_path: Path, config: Path) -> None:
+    pipeline = Pipeline(tmp_path)
+    chosen, adapters = tune(pipeline, config)
+    report = TuneReport.read(pipeline.read(chosen.outputs["choice"]))
+    assert chosen.figures["chosen"] == report.chosen == report.candidates[0].name
+    # Two candidates asked 2 + 2 prompts, one of them 2 + 2 more.
+    assert (report.cost.prompts, report.cost.prompts_in_full) == (12, 16)
+    merged = pipeline.step("merge", adapters | {"choice": chosen.outputs["choice"]})
+    assert merged.outputs["safemerge"].digest == report.candidates[0].adapter_digest
+    assert pipeline.step("merge", adapters).outputs["safemerge"].digest != merged.outputs["safemerge"].digest
+    before = len(pipeline.runs())
+    again, _ = tune(pipeline, config)
+    assert again.reused
+    assert len(pipeline.runs()) == before
+    labels = pipeline.context.ledger.results(str(pipeline.run_id))
+    utilities = {
+        f"0/{name.removeprefix('tune_0_')}": done.outputs["report"]
+        for name, done in labels.items()
+        if name.startswith("tune_0_")
+    }
+    with pytest.raises(ConfigError, match="expected a race that is over, got one that has yet to measure"):
+        pipeline.step("choose", {"proposal": labels["propose"].outputs["proposal"]} | utilities)
+    with pytest.raises(ConfigError, match="step input '0/aligned': expected a report, got none"):
+        pipeline.step("advance", {"proposal": labels["propose"].outputs["proposal"]}, round=1)
+    (config.parent / "dev.jsonl").write_text('{"id": "d0", "prompt": "Another?"}\n')
+    with pytest.raises(MismatchError, match="tuning suite harm: expected content of digest"):
+        pipeline.step("tune_evaluate", candidate="aligned", round=0)
+
+
+def test_nothing_is_chosen_where_the_config_or_the_run_asks_for_none(
+    tmp_path: Path, config: Path, tiny_pipeline: TinyPipeline
+) -> None:
+    pipeline = Pipeline(tmp_path)
+    plain, _ = tune(pipeline, tiny_pipeline.config)
+    named, _ = tune(pipeline, config, overrides={"merge.quantile": 0.25})
+    for result in (plain, named):
+        assert result.figures == {"note": "the merge is as configured: nothing is to be chosen"}
