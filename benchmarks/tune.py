@@ -28,7 +28,7 @@ from safemerge.engine.scores import score_adapters
 from safemerge.engine.sweeping import candidates
 from safemerge.engine.tuning import entry_of, merge_sections, tune_adapters
 from safemerge.records import SuiteKind
-from safemerge.reports import TuneReport
+from safemerge.reports.tuning import TuneReport
 from safemerge.storage.checkpoints import Checkpoint
 
 DEMO = Path(safemerge.__file__).parent / "demo"

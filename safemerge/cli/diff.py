@@ -11,7 +11,7 @@ from safemerge.cli.flags import AsJson, epilog
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from safemerge.reports import DifferenceReport, LayerDifference
+    from safemerge.reports.adapters import DifferenceReport, LayerDifference
 
 EXIT_DIFFERENT = 5
 """Exit code of ``--check`` where the adapters differ; 1 would mean that the gate blocked."""

@@ -10,7 +10,7 @@ from safemerge.cli.flags import AsJson, epilog
 from safemerge.errors import EXIT_ERROR
 
 if TYPE_CHECKING:
-    from safemerge.reports import AdapterSummary, InspectionReport
+    from safemerge.reports.adapters import AdapterSummary, InspectionReport
 
 EPILOG = epilog(
     "safemerge inspect ./gsm8k-lora",

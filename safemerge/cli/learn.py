@@ -12,7 +12,7 @@ from safemerge.cli.logs import plain_logs
 
 if TYPE_CHECKING:
     from safemerge.config.learning import LearningSettings
-    from safemerge.reports import Coefficients
+    from safemerge.reports.learning import Coefficients
 
 FIT = "How they are fitted"
 

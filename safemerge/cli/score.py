@@ -12,7 +12,7 @@ from safemerge.cli.flags import INPUTS, AsJson, Device, epilog, option
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from safemerge.reports import AdapterCosines, Choice, CosineReport
+    from safemerge.reports.adapters import AdapterCosines, Choice, CosineReport
 
 SUFFIXES = (".html", ".png", ".json")
 MOST_GRIDS = 4

@@ -12,7 +12,7 @@ from safemerge.core.options import SIZES
 
 if TYPE_CHECKING:
     from safemerge.config.commands import SweepSettings
-    from safemerge.reports import SweepReport
+    from safemerge.reports.adapters import SweepReport
 
 GRID = "The grid: every method with every choice of layers and all weights; each may be repeated"
 

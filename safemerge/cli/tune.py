@@ -11,7 +11,7 @@ from safemerge.cli import flags
 from safemerge.cli.logs import plain_logs
 
 if TYPE_CHECKING:
-    from safemerge.reports import TuneReport
+    from safemerge.reports.tuning import TuneReport
 
 EXIT_NONE = 6
 """Exit code where no candidate keeps the limits."""

@@ -13,7 +13,7 @@ from safemerge.engine.race import UTILITY_ROUND, Race, Reports, Stage, together
 from safemerge.errors import DataError
 from safemerge.gate import utility_gain
 from safemerge.records import Estimate, EvaluationReport, Interval, SuiteKind
-from safemerge.reports import Fate, TuneCost, TunedArm, TunedCandidate, TuneReport
+from safemerge.reports.tuning import Fate, TuneCost, TunedArm, TunedCandidate, TuneReport
 from safemerge.stats import mean_score, wilson_interval
 from safemerge.stats.halving import Fall
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from safemerge.core.layer_weights import LayerWeights
-from safemerge.reports import Coefficients
+from safemerge.reports.learning import Coefficients
 
 
 def read_coefficients(path: str | Path) -> LayerWeights:

@@ -10,7 +10,7 @@ from safemerge.core.difference import difference_norm, inner_product
 from safemerge.core.lora import LoraPair
 from safemerge.core.module_names import natural_order
 from safemerge.errors import ConfigError, MismatchError
-from safemerge.reports import DifferenceReport, LayerDifference
+from safemerge.reports.adapters import DifferenceReport, LayerDifference
 from safemerge.storage.adapters import adapter_digest, read_adapter
 from safemerge.storage.hub import resolve
 

@@ -11,7 +11,7 @@ from safemerge.core.scoring import LayerScore, Progress
 from safemerge.core.select import select_by_quantile, select_by_threshold
 from safemerge.engine.scores import score_pairs
 from safemerge.errors import ConfigError
-from safemerge.reports import AdapterCosines, Choice, CosineReport, LayerCosine
+from safemerge.reports.adapters import AdapterCosines, Choice, CosineReport, LayerCosine
 from safemerge.storage.adapters import adapter_digest, read_adapter
 from safemerge.storage.base_models import base_model_doubt
 from safemerge.storage.hub import resolve

@@ -14,7 +14,7 @@ from safemerge.core.lora import LoraPair
 from safemerge.core.module_names import grouped, natural_order
 from safemerge.core.options import SERVED_RANK
 from safemerge.errors import SafemergeError
-from safemerge.reports import AdapterSummary, InspectionReport
+from safemerge.reports.adapters import AdapterSummary, InspectionReport
 from safemerge.storage.adapter_config import CONFIG_FILE, TENSORS_FILE
 from safemerge.storage.adapters import Adapter, adapter_digest, read_adapter
 from safemerge.storage.base_models import base_model_doubt, base_of, differing_ids

@@ -33,7 +33,7 @@ from safemerge.errors import (
 )
 from safemerge.evaluation.suites import read_suite
 from safemerge.records import TrainingReport
-from safemerge.reports import Coefficients, FitCost, LayerCoefficients
+from safemerge.reports.learning import Coefficients, FitCost, LayerCoefficients
 from safemerge.storage.atomic import atomic_folder, check_absent
 from safemerge.storage.hub import resolve
 from safemerge.training.answers import encode

@@ -19,7 +19,7 @@ from safemerge.engine.coefficient_files import read_coefficients
 from safemerge.engine.merging import option_settings, write_merge
 from safemerge.engine.scores import ScoredAdapters, score_adapters
 from safemerge.errors import ConfigError
-from safemerge.reports import Candidate, SweepReport
+from safemerge.reports.adapters import Candidate, SweepReport
 from safemerge.storage.atomic import atomic_folder, check_absent
 
 REPORT_FILE = "safemerge_sweep.json"

@@ -32,7 +32,7 @@ from safemerge.errors import ConfigError
 from safemerge.evaluation.libraries import check_libraries
 from safemerge.evaluation.utility import check_task
 from safemerge.records import EvaluationReport, MergeReport, json_digest
-from safemerge.reports import TuneReport
+from safemerge.reports.tuning import TuneReport
 from safemerge.storage.adapters import adapter_digest
 from safemerge.storage.atomic import atomic_folder, check_absent
 from safemerge.storage.checkpoints import Checkpoint

@@ -19,7 +19,7 @@ from safemerge.pipeline.context import (
 from safemerge.pipeline.models import local_model
 from safemerge.pipeline.request import StepRequest
 from safemerge.records import ArtifactRef, MergeReport, StepResult
-from safemerge.reports import TuneReport
+from safemerge.reports.tuning import TuneReport
 
 logger = logging.getLogger(__name__)
 

@@ -11,7 +11,7 @@ from safemerge.errors import TrackingError
 from safemerge.gate import measurement_differences
 from safemerge.pipeline.context import StepContext, local_file
 from safemerge.records import ArtifactRef, EvaluationReport, GateDecision, MergeReport
-from safemerge.reports import ReleaseReport
+from safemerge.reports.release import ReleaseReport
 from safemerge.storage.digests import file_digest
 from safemerge.tracking.ledger import PipelineRun
 from safemerge.tracking.step_run import StepRun

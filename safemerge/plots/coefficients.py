@@ -8,7 +8,7 @@ from statistics import mean
 
 from safemerge.core.module_names import module_kinds, natural_order, position
 from safemerge.plots.page import Figure, Json, axis, figure, html_table, page
-from safemerge.reports import Coefficients, LayerCoefficients
+from safemerge.reports.learning import Coefficients, LayerCoefficients
 
 ROW_PX = 34
 LOSSES_PX = 260

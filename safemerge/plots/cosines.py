@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from safemerge.core.module_names import module_kinds, natural_order, position
 from safemerge.errors import MissingDependencyError
 from safemerge.plots.page import Figure, Json, axis, figure, page, plain
-from safemerge.reports import AdapterCosines, CosineReport
+from safemerge.reports.adapters import AdapterCosines, CosineReport
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure as Canvas

@@ -5,7 +5,7 @@ from __future__ import annotations
 from html import escape
 
 from safemerge.plots.page import Json, axis, figure, html_table, page
-from safemerge.reports import Candidate, SweepReport
+from safemerge.reports.adapters import Candidate, SweepReport
 
 COLUMNS = ("candidate", "layers", "τ", "change", "to safety", "rank", "error")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from safemerge.plots.page import Figure, html_table, page
 from safemerge.plots.pareto import NO_LIMITS, ArmPoint, Limits, pareto_figure
 from safemerge.records import Estimate
-from safemerge.reports import TunedArm, TunedCandidate, TuneReport
+from safemerge.reports.tuning import TunedArm, TunedCandidate, TuneReport
 
 COLUMNS = ("candidate", "fate", "utility", "gain kept", "harmful rate", "refusals")
 ARM_COLUMNS = ("arm", "utility", "gain kept", "harmful rate", "95 % interval", "refusals")

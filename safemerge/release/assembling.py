@@ -12,7 +12,7 @@ from safemerge.gate.comparison import Measured, differences, measured, measured_
 from safemerge.records import Estimate, EvaluationReport, GateDecision, MergeReport, SuiteReport, printable
 from safemerge.release.findings import found_of
 from safemerge.release.transcripts import MOST_SHOWN, chosen
-from safemerge.reports import (
+from safemerge.reports.release import (
     ArmFigures,
     Provenance,
     ReleaseReport,

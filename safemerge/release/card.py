@@ -15,7 +15,7 @@ import yaml
 from safemerge.gate.rendering import SAYS, escaped
 from safemerge.release import words
 from safemerge.release.markdown import arms_section, layer_lines
-from safemerge.reports import ReleaseReport
+from safemerge.reports.release import ReleaseReport
 
 MARK = "<!-- made by safemerge from a release report -->"
 """By which a card of ours is known: only such a one is replaced."""

@@ -14,7 +14,7 @@ from typing import NamedTuple
 from safemerge.core.module_names import module_kinds, natural_order, position
 from safemerge.plots.pareto import ArmPoint, Limits, Span, front, label_places, spans
 from safemerge.records import Estimate, LayerReport, MergeReport, SuiteKind
-from safemerge.reports import ArmFigures, ReleaseReport, Role
+from safemerge.reports.release import ArmFigures, ReleaseReport, Role
 
 WIDTH, HEIGHT = 760, 380
 LEFT, RIGHT, TOP, BOTTOM = 60, 744, 18, 330

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from safemerge.gate.rendering import SAYS
 from safemerge.records import Outcome
 from safemerge.release import drawing, words
-from safemerge.reports import ReleaseReport, Role
+from safemerge.reports.release import ReleaseReport, Role
 
 if TYPE_CHECKING:
     from jinja2 import Environment

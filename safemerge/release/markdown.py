@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from safemerge.gate.rendering import SAYS, escaped, rules_table
 from safemerge.records import MergeReport, SuiteKind
 from safemerge.release import drawing, words
-from safemerge.reports import ReleaseReport, Transcript
+from safemerge.reports.release import ReleaseReport, Transcript
 
 MOST_TRANSCRIPTS = 20
 """Prompts shown; Markdown has no filters to find one's way among more."""

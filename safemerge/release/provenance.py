@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 
 from safemerge import __version__
 from safemerge.config.models import DataSource, PipelineConfig
-from safemerge.reports import Provenance
+from safemerge.reports.release import Provenance
 
 
 def provenance_of(

@@ -9,7 +9,7 @@ from typing import Any
 
 from safemerge.errors import DataError
 from safemerge.records import EvaluationReport, valid_unicode
-from safemerge.reports import ShownAnswer, Transcript
+from safemerge.reports.release import ShownAnswer, Transcript
 
 Rows = Sequence[Mapping[str, Any]]
 """What an evaluation keeps of each prompt: suite, kind, id, category, prompt, response, flag."""

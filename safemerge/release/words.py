@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pydantic import JsonValue
 
 from safemerge.records import Estimate, GateDecision, Interval, Outcome, RuleOutcome, SuiteKind
-from safemerge.reports import ArmFigures, ReleaseReport, Role, SuiteFigures
+from safemerge.reports.release import ArmFigures, ReleaseReport, Role, SuiteFigures
 
 NOTHING = "–"
 

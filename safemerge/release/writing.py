@@ -11,7 +11,7 @@ from safemerge.release.card import MARK, card
 from safemerge.release.html import html
 from safemerge.release.markdown import markdown
 from safemerge.release.transcripts import Rows, lines, read_rows
-from safemerge.reports import ReleaseReport, Transcript
+from safemerge.reports.release import ReleaseReport, Transcript
 from safemerge.storage.atomic import atomic_file
 
 CARD_FILE = "README.md"

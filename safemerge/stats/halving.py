@@ -24,7 +24,7 @@ from collections.abc import Collection, Mapping
 from typing import NamedTuple
 
 from safemerge.errors import DataError
-from safemerge.reports import Fate
+from safemerge.reports.tuning import Fate
 from safemerge.stats.paired import mcnemar, rate_difference
 
 SLACK = 1e-9

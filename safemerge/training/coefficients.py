@@ -36,7 +36,7 @@ from safemerge.config.learning import LearningSettings
 from safemerge.core.lora import LoraPair
 from safemerge.core.module_names import natural_order
 from safemerge.errors import ConfigError, DataError, NonFiniteError
-from safemerge.reports import FitLosses, Losses
+from safemerge.reports.learning import FitLosses, Losses
 from safemerge.training.answers import IGNORED, Batch, EncodedExample, answer_nll, collate
 from safemerge.training.weighed_layers import Weights, listed, weighed_layers
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from safemerge.gate import GatePolicy
 from safemerge.release.transcripts import gather
-from safemerge.reports import ReleaseReport
+from safemerge.reports.release import ReleaseReport
 from tests.unit.release.samples import release, reports, rows
 
 HOSTILE = {

@@ -29,7 +29,7 @@ from safemerge.release.card import card
 from safemerge.release.html import html
 from safemerge.release.markdown import markdown
 from safemerge.release.transcripts import gather, lines, read_rows
-from safemerge.reports import ReleaseReport
+from safemerge.reports.release import ReleaseReport
 from safemerge.storage.adapters import adapter_digest
 from tests.conftest import AdapterFactory
 from tests.integration.hostile import HOSTILE, hostile_release

@@ -20,7 +20,7 @@ from safemerge.pipeline.registry import STEPS
 from safemerge.pipeline.request import StepRequest
 from safemerge.pipeline.workspace import Workspace
 from safemerge.records import ArtifactRef, EvaluationReport, GateDecision, StepResult, SuiteReport
-from safemerge.reports import ReleaseReport
+from safemerge.reports.release import ReleaseReport
 from safemerge.tracking import tags
 from safemerge.tracking.ledger import Ledger
 from tests.conftest import TinyPair, TinyPipeline

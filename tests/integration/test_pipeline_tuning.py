@@ -11,7 +11,7 @@ import yaml
 
 from safemerge.errors import ConfigError, MismatchError
 from safemerge.records import ArtifactRef, StepResult
-from safemerge.reports import TuneReport
+from safemerge.reports.tuning import TuneReport
 from tests.conftest import TinyPipeline
 from tests.integration.test_pipeline import Pipeline
 

@@ -16,7 +16,7 @@ from safemerge.engine import measuring
 from safemerge.engine.tuning import tune_adapters, write_choice
 from safemerge.errors import ConfigError, OutputExistsError
 from safemerge.records import EvaluationReport
-from safemerge.reports import Fate, TuneReport
+from safemerge.reports.tuning import Fate, TuneReport
 from safemerge.storage.adapters import adapter_digest
 
 pytestmark = pytest.mark.integration

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from safemerge.reports import DifferenceReport
+from safemerge.reports.adapters import DifferenceReport
 from tests.unit.cli.calls import invoke
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from safemerge.reports import InspectionReport
+from safemerge.reports.adapters import InspectionReport
 from tests.unit.cli.calls import invoke, models
 
 

@@ -11,7 +11,7 @@ from click.testing import Result
 from typer.testing import CliRunner
 
 from safemerge.cli.main import app
-from safemerge.reports import ReleaseReport
+from safemerge.reports.release import ReleaseReport
 from safemerge.storage.adapters import adapter_digest
 from tests.unit.conftest import MergeFiles
 from tests.unit.release.samples import POLICY, evaluation, merge, reports, rows

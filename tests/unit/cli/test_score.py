@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from safemerge.reports import CosineReport
+from safemerge.reports.adapters import CosineReport
 from tests.unit.cli.calls import invoke, models
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from safemerge.reports import SweepReport
+from safemerge.reports.adapters import SweepReport
 from tests.unit.cli.calls import NAMES, inputs, invoke
 
 

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from safemerge import compare_adapters
 from safemerge.errors import AdapterError, ConfigError, MismatchError
-from safemerge.reports import DifferenceReport
+from safemerge.reports.adapters import DifferenceReport
 from safemerge.storage.adapters import read_adapter
 
 Q0, V1 = "model.layers.0.self_attn.q_proj", "model.layers.1.self_attn.v_proj"

@@ -8,7 +8,7 @@ from safetensors.torch import load_file
 from safemerge import merge_adapters, score_cosines
 from safemerge.engine.cosines import QUANTILES, THRESHOLDS, default_threshold_warning
 from safemerge.errors import ConfigError
-from safemerge.reports import AdapterCosines, CosineReport, LayerCosine
+from safemerge.reports.adapters import AdapterCosines, CosineReport, LayerCosine
 
 
 def test_cosines_are_those_of_a_merge_and_checkpoints_are_read_once(merge_files, tmp_path) -> None:

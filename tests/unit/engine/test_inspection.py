@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from safemerge import inspect_adapters
-from safemerge.reports import InspectionReport
+from safemerge.reports.adapters import InspectionReport
 from safemerge.storage.adapters import adapter_digest, read_adapter
 
 Q0 = "model.layers.0.self_attn.q_proj"

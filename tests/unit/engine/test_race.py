@@ -22,7 +22,7 @@ from safemerge.engine.race import (
 from safemerge.errors import ConfigError
 from safemerge.evaluation.suites import read_suite
 from safemerge.records import EvaluationReport, JudgeRecord, SuiteKind, SuiteReport, UtilityReport
-from safemerge.reports import Fate
+from safemerge.reports.tuning import Fate
 from safemerge.stats import wilson_interval
 
 HARMFUL, POLITE = 10, 4

@@ -16,7 +16,7 @@ from safemerge.core.options import MergeOptions
 from safemerge.engine import sweeping
 from safemerge.engine.sweeping import candidates
 from safemerge.errors import ConfigError, OutputExistsError
-from safemerge.reports import SweepReport
+from safemerge.reports.adapters import SweepReport
 from safemerge.storage.adapters import read_adapter
 
 GRIDDED = tuple(name for name in methods.names() if not methods.get(name).weighs_layers)

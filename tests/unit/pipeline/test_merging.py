@@ -9,7 +9,7 @@ import pytest
 from safemerge.config.models import MergeConfig
 from safemerge.engine.merging import merge_options
 from safemerge.pipeline.merging import arms_of
-from safemerge.reports import LayerCoefficients
+from safemerge.reports.learning import LayerCoefficients
 from tests.unit.plots.test_coefficients import record
 
 LAYERS = tuple(

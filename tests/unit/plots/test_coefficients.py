@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from safemerge.plots.coefficients import coefficient_row, coefficients_html
-from safemerge.reports import Coefficients, FitCost, FitLosses, LayerCoefficients, Losses
+from safemerge.reports.learning import Coefficients, FitCost, FitLosses, LayerCoefficients, Losses
 from tests.unit.plots.test_pages import figure
 
 

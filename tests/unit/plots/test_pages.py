@@ -12,7 +12,7 @@ from safemerge.errors import MissingDependencyError
 from safemerge.plots.cosines import cosines_html, cosines_png, heat
 from safemerge.plots.page import html_table
 from safemerge.plots.sweep import candidate_row, sweep_html
-from safemerge.reports import AdapterCosines, Candidate, CosineReport, LayerCosine, SweepReport
+from safemerge.reports.adapters import AdapterCosines, Candidate, CosineReport, LayerCosine, SweepReport
 
 CALL = 'Plotly.newPlot("{}", ...'
 

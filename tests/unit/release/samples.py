@@ -17,7 +17,7 @@ from safemerge.records import (
 )
 from safemerge.release.assembling import release_report
 from safemerge.release.transcripts import gather
-from safemerge.reports import Provenance, ReleaseReport, Transcript
+from safemerge.reports.release import Provenance, ReleaseReport, Transcript
 from safemerge.stats import wilson_interval
 
 N = 40

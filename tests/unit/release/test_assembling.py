@@ -6,7 +6,7 @@ import pytest
 
 from safemerge.gate import GatePolicy
 from safemerge.records import SuiteReport
-from safemerge.reports import ReleaseReport, Role
+from safemerge.reports.release import ReleaseReport, Role
 from tests.unit.release.samples import PROVENANCE, evaluation, release, reports
 
 

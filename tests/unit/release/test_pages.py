@@ -15,7 +15,7 @@ from safemerge.gate import GatePolicy
 from safemerge.release.card import card, metadata
 from safemerge.release.html import html
 from safemerge.release.markdown import fenced, markdown
-from safemerge.reports import Provenance
+from safemerge.reports.release import Provenance
 from tests.unit.release.samples import PROVENANCE, release
 
 STRICT = GatePolicy(max_harmful_rate=0.2, max_over_refusal_rate=0.2, min_gain_kept=0.99)

@@ -14,7 +14,7 @@ from safemerge.errors import DataError, MismatchError, OutputExistsError
 from safemerge.release.provenance import provenance_of
 from safemerge.release.transcripts import gather
 from safemerge.release.writing import read_evaluation, write_card, write_report
-from safemerge.reports import ReleaseReport
+from safemerge.reports.release import ReleaseReport
 from safemerge.storage.adapters import adapter_digest
 from tests.unit.conftest import MergeFiles
 from tests.unit.release.samples import evaluation, release, reports, rows

@@ -8,7 +8,7 @@ import random
 import pytest
 
 from safemerge.errors import DataError
-from safemerge.reports import Fate
+from safemerge.reports.tuning import Fate
 from safemerge.stats import halving
 from safemerge.stats.halving import Limits, Standing, choose, halve, places, ranked
 
