@@ -67,7 +67,7 @@ def main() -> None:
 
 
 def _options() -> argparse.Namespace:
-    from safemerge.config.models import GenerationConfig
+    from safemerge.config.evaluation import GenerationConfig
 
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter

@@ -20,7 +20,7 @@ from typing import Any
 
 import safemerge
 from safemerge.config.load import load_pipeline
-from safemerge.config.models import PipelineConfig
+from safemerge.config.pipeline import PipelineConfig
 from safemerge.engine.measuring import Measurer
 from safemerge.engine.merging import write_merge
 from safemerge.engine.race import Race, Reports, read_split, shuffled, tuning_of

@@ -108,7 +108,7 @@ def learn(
     """
     from safemerge.cli.tables import progress_bar, warn
     from safemerge.config.load import load_pipeline
-    from safemerge.config.models import DataSource
+    from safemerge.config.training import DataSource
     from safemerge.storage.atomic import check_absent
 
     plain_logs()

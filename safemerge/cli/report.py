@@ -22,7 +22,7 @@ from safemerge.cli.arms import (
 from safemerge.cli.flags import AsJson, epilog
 
 if TYPE_CHECKING:
-    from safemerge.config.models import PipelineConfig
+    from safemerge.config.pipeline import PipelineConfig
     from safemerge.records import EvaluationReport, MergeReport
     from safemerge.release.transcripts import Rows
 

@@ -1,10 +1,10 @@
-"""The config files of single commands, as :mod:`safemerge.config.models` is of the pipeline's."""
+"""The config files of single commands, as :mod:`safemerge.config.pipeline` is of the pipeline's."""
 
 from __future__ import annotations
 
 from safemerge.config.base import Config
 from safemerge.config.grid import SweepGrid
-from safemerge.config.models import MergeConfig
+from safemerge.config.merge import MergeConfig
 
 
 class Inputs(Config):

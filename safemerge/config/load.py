@@ -19,11 +19,14 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from safemerge.config.commands import Inputs, MergeSettings, SweepSettings
+from safemerge.config.evaluation import SuiteConfig, UtilityConfig
 from safemerge.config.grid import SweepGrid
 from safemerge.config.judges import LocalGuardConfig
-from safemerge.config.models import DataSource, MergeConfig, PipelineConfig, SuiteConfig, UtilityConfig
+from safemerge.config.merge import MergeConfig
+from safemerge.config.pipeline import PipelineConfig
 from safemerge.config.recipes import RecipeConfig
 from safemerge.config.suites import SuiteSpec
+from safemerge.config.training import DataSource
 from safemerge.errors import ConfigError
 from safemerge.gate import GatePolicy
 

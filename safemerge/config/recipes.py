@@ -9,7 +9,7 @@ from zoneinfo import ZoneInfo
 from pydantic import AfterValidator, Field, model_validator
 
 from safemerge.config.base import Config, PlainName
-from safemerge.config.models import PipelineConfig
+from safemerge.config.pipeline import PipelineConfig
 
 VERSION = "{version}"
 """What stands for an event's version in :attr:`NewData.sets`."""

@@ -7,7 +7,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from safemerge.config.commands import MergeSettings, SweepSettings
-from safemerge.config.models import PipelineConfig
+from safemerge.config.pipeline import PipelineConfig
 from safemerge.config.recipes import RecipeConfig
 from safemerge.config.suites import SuiteSpec
 from safemerge.gate import GatePolicy

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from safemerge.config.models import DataSource, LoraSettings, TrainingConfig
+from safemerge.config.training import DataSource, LoraSettings, TrainingConfig
 from safemerge.demo.live_line import showing_logs
 from safemerge.errors import CheckpointError, MissingDependencyError
 from safemerge.records import json_digest

@@ -8,7 +8,7 @@ from typing import NamedTuple
 from pydantic import JsonValue
 
 import safemerge
-from safemerge.config.models import PipelineConfig
+from safemerge.config.pipeline import PipelineConfig
 from safemerge.engine.race import UTILITY_ROUND, Race, Reports, Stage, together
 from safemerge.errors import DataError
 from safemerge.gate import utility_gain

@@ -14,8 +14,9 @@ from typing import Any, NamedTuple, Unpack
 import torch
 
 import safemerge
+from safemerge.config.evaluation import SuiteConfig
 from safemerge.config.learning import LearningSettings
-from safemerge.config.models import DataSource, SuiteConfig
+from safemerge.config.training import DataSource
 from safemerge.core.layer_weights import UNCHANGED
 from safemerge.core.merge import plan_merge
 from safemerge.core.module_names import natural_order

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from safemerge.config.models import EvaluationConfig
+from safemerge.config.evaluation import EvaluationConfig
 from safemerge.evaluation.arm import evaluate_arms
 from safemerge.evaluation.judges import make_judges
 from safemerge.evaluation.libraries import versions

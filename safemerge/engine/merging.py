@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Unpack, cast
 
 import safemerge
-from safemerge.config.models import MergeConfig
+from safemerge.config.merge import MergeConfig
 from safemerge.core.merge import MergeResult, merge_scored
 from safemerge.core.options import MergeOptions, MergeSettings
 from safemerge.core.scoring import Progress

@@ -11,7 +11,9 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
-from safemerge.config.models import EvaluationConfig, PipelineConfig, SuiteConfig, TuningConfig
+from safemerge.config.evaluation import EvaluationConfig, SuiteConfig
+from safemerge.config.pipeline import PipelineConfig
+from safemerge.config.tuning import TuningConfig
 from safemerge.errors import ConfigError
 from safemerge.evaluation.suites import Suite, read_suite
 from safemerge.gate.absolute import gain_rule

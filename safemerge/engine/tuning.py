@@ -16,7 +16,7 @@ from pydantic import JsonValue
 
 from safemerge.config.grid import SweepGrid
 from safemerge.config.learning import LearningSettings
-from safemerge.config.models import PipelineConfig
+from safemerge.config.pipeline import PipelineConfig
 from safemerge.core import methods
 from safemerge.core.options import SELECTIONS, MergeOptions
 from safemerge.core.scoring import Progress

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from pydantic import JsonValue
 
-from safemerge.config.models import EvaluationConfig
+from safemerge.config.evaluation import EvaluationConfig
 from safemerge.evaluation.engines import Arm, load
 from safemerge.evaluation.generation import answer_batches
 from safemerge.evaluation.harm import JudgedSuite, Row, judge_suite

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from safemerge.config.endpoints import EndpointConfig
-from safemerge.config.models import EvaluationConfig, GenerationConfig
+from safemerge.config.evaluation import EvaluationConfig, GenerationConfig
 from safemerge.errors import CheckpointError, ConfigError, EvaluationError
 from safemerge.evaluation.batches import check_room
 from safemerge.evaluation.endpoint_client import Body, EndpointClient, Unreadable

@@ -12,7 +12,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Protocol
 
-from safemerge.config.models import Engine, EvaluationConfig, GenerationConfig
+from safemerge.config.evaluation import Engine, EvaluationConfig, GenerationConfig
 from safemerge.evaluation.suites import ChatFormat
 
 

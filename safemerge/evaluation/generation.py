@@ -7,7 +7,7 @@ from typing import cast
 
 from pydantic import JsonValue
 
-from safemerge.config.models import GenerationConfig
+from safemerge.config.evaluation import GenerationConfig
 from safemerge.evaluation.batches import Halving
 from safemerge.evaluation.engines import Arm
 from safemerge.evaluation.journal import Journal

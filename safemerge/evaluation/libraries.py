@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 from importlib import metadata
 
-from safemerge.config.models import Engine
+from safemerge.config.evaluation import Engine
 from safemerge.errors import MissingDependencyError
 
 OPTIONAL = ("transformers", "peft", "lm_eval")

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
-from safemerge.config.models import SequentialConfig
+from safemerge.config.evaluation import SequentialConfig
 from safemerge.errors import ConfigError
 from safemerge.evaluation.harm import flags_of
 from safemerge.evaluation.journal import Journal

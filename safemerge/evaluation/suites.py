@@ -23,7 +23,7 @@ from safemerge.gate import SuiteSize
 from safemerge.records import SuiteKind
 
 if TYPE_CHECKING:
-    from safemerge.config.models import SuiteConfig
+    from safemerge.config.evaluation import SuiteConfig
 
 LINE_COLUMNS = Columns(id="id", category="category")
 """Keys of a JSON Lines file that no YAML file describes; the category may be missing."""

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from safemerge.config.models import GenerationConfig
+from safemerge.config.evaluation import GenerationConfig
 from safemerge.core.lora import LoraPair
 from safemerge.errors import CheckpointError, EvaluationError, MismatchError
 from safemerge.evaluation.batches import by_length, check_room

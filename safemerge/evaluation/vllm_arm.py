@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from safemerge.config.models import GenerationConfig
+from safemerge.config.evaluation import GenerationConfig
 from safemerge.errors import EvaluationError
 from safemerge.evaluation.batches import check_room
 from safemerge.evaluation.lm import lm_eval_log_level

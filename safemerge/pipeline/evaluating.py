@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
-from safemerge.config.models import EvaluationConfig
+from safemerge.config.evaluation import EvaluationConfig
 from safemerge.errors import ConfigError
 from safemerge.pipeline.context import (
     StepContext,

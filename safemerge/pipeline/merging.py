@@ -7,7 +7,7 @@ import shutil
 from statistics import median
 from typing import Any
 
-from safemerge.config.models import MergeConfig
+from safemerge.config.merge import MergeConfig
 from safemerge.pipeline.context import (
     StepContext,
     already_done,

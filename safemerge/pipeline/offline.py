@@ -7,9 +7,11 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
+from safemerge.config.evaluation import SuiteConfig
 from safemerge.config.load import load_suite_spec
-from safemerge.config.models import DataSource, PipelineConfig, SuiteConfig
+from safemerge.config.pipeline import PipelineConfig
 from safemerge.config.suites import SuiteSpec, shipped_suite
+from safemerge.config.training import DataSource
 from safemerge.errors import DataError, MissingDependencyError, SafemergeError
 from safemerge.gate import SuiteSize, check_decidable, check_suites
 from safemerge.pipeline.opening import check_judges, check_merge

@@ -7,8 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from safemerge.config.evaluation import EvaluationConfig
 from safemerge.config.load import load_pipeline
-from safemerge.config.models import EvaluationConfig, PipelineConfig
+from safemerge.config.pipeline import PipelineConfig
 from safemerge.core.options import with_partners_cleared
 from safemerge.errors import ConfigError
 from safemerge.gate import check_decidable, check_suites

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 
 from safemerge import __version__
-from safemerge.config.models import DataSource, PipelineConfig
+from safemerge.config.pipeline import PipelineConfig
+from safemerge.config.training import DataSource
 from safemerge.reports.release import Provenance
 
 

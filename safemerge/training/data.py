@@ -14,7 +14,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from safemerge.config.models import DataSource
+from safemerge.config.training import DataSource
 from safemerge.errors import DataError, MissingDependencyError
 
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
-from safemerge.config.models import Quantization, TrainingSettings
+from safemerge.config.training import Quantization, TrainingSettings
 from safemerge.errors import ConfigError, DataError, MissingDependencyError
 from safemerge.records import TrainingReport, json_digest
 from safemerge.storage.atomic import atomic_folder, check_absent

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from safemerge.config.models import EvaluationConfig, GenerationConfig, SuiteConfig, UtilityConfig
+from safemerge.config.evaluation import EvaluationConfig, GenerationConfig, SuiteConfig, UtilityConfig
 from safemerge.records import SuiteKind
 
 DEMO_TASK = Path(__file__).parents[2] / "safemerge" / "demo" / "task"

@@ -7,7 +7,7 @@ import logging
 
 import pytest
 
-from safemerge.config.models import EvaluationConfig
+from safemerge.config.evaluation import EvaluationConfig
 from safemerge.errors import CheckpointError, ConfigError, EvaluationError, MismatchError
 from safemerge.evaluation import endpoint_client
 from safemerge.evaluation.arm import evaluate_arm, evaluate_arms

@@ -13,8 +13,8 @@ import time
 import pytest
 import torch
 
+from safemerge.config.evaluation import GenerationConfig, SuiteConfig
 from safemerge.config.judges import WildGuardConfig
-from safemerge.config.models import GenerationConfig, SuiteConfig
 from safemerge.errors import AdapterError, CheckpointError, ConfigError, DataError, EvaluationError
 from safemerge.evaluation.arm import evaluate_arm, evaluate_arms
 from safemerge.evaluation.journal import FILE
@@ -191,7 +191,7 @@ def test_an_adapter_that_does_not_fit_is_refused_before_the_first_arm_is_asked(
 EVALUATE = """
 import sys
 from pathlib import Path
-from safemerge.config.models import EvaluationConfig
+from safemerge.config.evaluation import EvaluationConfig
 from safemerge.evaluation.arm import evaluate_arms
 
 model, adapter, settings, work = sys.argv[1:]

@@ -15,7 +15,7 @@ from safemerge.cli.main import app
 from safemerge.config.commands import SweepGrid
 from safemerge.config.learning import LearningSettings
 from safemerge.config.load import load_merge_settings, load_pipeline
-from safemerge.config.models import DataSource
+from safemerge.config.training import DataSource
 from safemerge.core.layer_weights import LayerWeights
 from safemerge.engine.merging import merge_options
 from safemerge.engine.sweeping import candidates

@@ -8,7 +8,7 @@ import pytest
 import torch
 import yaml
 
-from safemerge.config.models import SuiteConfig
+from safemerge.config.evaluation import SuiteConfig
 from safemerge.config.suites import shipped_names, shipped_suite
 from safemerge.evaluation import TASKS
 from safemerge.evaluation.generation import generate

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from safemerge.config.models import EvaluationConfig
+from safemerge.config.evaluation import EvaluationConfig
 from safemerge.errors import ConfigError
 from safemerge.evaluation.arm import evaluate_arm
 from safemerge.evaluation.journal import Journal

@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from safemerge.config.models import LoraSettings, TrainingSettings
+from safemerge.config.training import LoraSettings, TrainingSettings
 from safemerge.errors import ConfigError, DataError, NonFiniteError
 from safemerge.records import TrainingReport
 from safemerge.training.data import Example, data_digest

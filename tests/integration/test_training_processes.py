@@ -16,7 +16,7 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from safemerge.config.models import LoraSettings, TrainingSettings
+from safemerge.config.training import LoraSettings, TrainingSettings
 from safemerge.errors import NonFiniteError
 from safemerge.records import TrainingReport
 from safemerge.training.data import Example

@@ -7,13 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from safemerge.config.models import (
-    Engine,
-    EvaluationConfig,
-    GenerationConfig,
-    SuiteConfig,
-    UtilityConfig,
-)
+from safemerge.config.evaluation import Engine, EvaluationConfig, GenerationConfig, SuiteConfig, UtilityConfig
 from safemerge.errors import EvaluationError, MismatchError, MissingDependencyError
 from safemerge.evaluation.arm import evaluate_arm, evaluate_arms
 from safemerge.evaluation.vllm_arm import lora_rank

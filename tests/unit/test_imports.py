@@ -46,7 +46,7 @@ def fresh(code):
     [
         "safemerge, safemerge.records, safemerge.errors",
         "safemerge.gate, safemerge.stats",
-        "safemerge.config.models, safemerge.config.load",
+        "safemerge.config.pipeline, safemerge.config.load",
         "safemerge.cli.main",
     ],
 )

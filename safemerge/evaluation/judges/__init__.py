@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import importlib
 
+from safemerge.config.evaluation import EvaluationConfig
 from safemerge.config.judges import JudgeConfig, judge_name
-from safemerge.config.models import EvaluationConfig
 from safemerge.errors import ConfigError
 from safemerge.evaluation.judges.base import Answer, Judge
 from safemerge.evaluation.judges.refusal_phrases import RefusalPhrases

@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from safemerge.config.load import load_pipeline
-from safemerge.config.models import PipelineConfig
+from safemerge.config.pipeline import PipelineConfig
 from safemerge.config.schemas import json_schema
 from safemerge.errors import ConfigError
 from safemerge.records import SuiteKind

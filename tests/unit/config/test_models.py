@@ -8,7 +8,9 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from safemerge.config.models import EvaluationConfig, MergeConfig, PipelineConfig, SequentialConfig
+from safemerge.config.evaluation import EvaluationConfig, SequentialConfig
+from safemerge.config.merge import MergeConfig
+from safemerge.config.pipeline import PipelineConfig
 from safemerge.engine.merging import merge_options
 
 

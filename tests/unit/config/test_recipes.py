@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from safemerge.config.load import load_pipeline, load_recipe
-from safemerge.config.models import PipelineConfig
+from safemerge.config.pipeline import PipelineConfig
 from safemerge.config.recipes import NewData, ScheduleConfig
 from safemerge.errors import ConfigError
 

@@ -8,8 +8,8 @@ import pytest
 import yaml
 from pydantic import ValidationError
 
+from safemerge.config.evaluation import SuiteConfig
 from safemerge.config.load import load_suite_spec
-from safemerge.config.models import SuiteConfig
 from safemerge.config.suites import PACKAGE, SHIPPED, SuiteSpec, shipped_names, shipped_suite
 from safemerge.errors import ConfigError
 from safemerge.records import SuiteKind

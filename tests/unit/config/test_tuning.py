@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from safemerge.config.models import PipelineConfig, Rung, TuningConfig
+from safemerge.config.pipeline import PipelineConfig
+from safemerge.config.tuning import Rung, TuningConfig
 
 SUITES = [
     {"name": "harm", "kind": "harmful", "path": "harm.jsonl"},

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from safemerge import __version__, merge_adapters
-from safemerge.config.models import MergeConfig
+from safemerge.config.merge import MergeConfig
 from safemerge.engine.merging import merge_arms
 from safemerge.engine.scores import resolve_device, score_adapters
 from safemerge.errors import (

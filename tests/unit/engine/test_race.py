@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from safemerge.config.models import EvaluationConfig, PipelineConfig, TuningConfig
+from safemerge.config.evaluation import EvaluationConfig
+from safemerge.config.pipeline import PipelineConfig
+from safemerge.config.tuning import TuningConfig
 from safemerge.engine.race import (
     UTILITY_ROUND,
     Race,

@@ -6,7 +6,7 @@ import sys
 import pytest
 import yaml
 
-from safemerge.config.models import SuiteConfig
+from safemerge.config.evaluation import SuiteConfig
 from safemerge.config.suites import SuiteSpec
 from safemerge.errors import DataError, MismatchError, MissingDependencyError
 from safemerge.evaluation.suites import ChatFormat, Prompt, Suite, load_described, load_suite, read_suite

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from safemerge.config.models import PipelineConfig
+from safemerge.config.pipeline import PipelineConfig
 from safemerge.errors import MismatchError
 from safemerge.gate import NO_CHAMPION, GatePolicy, Reference, decide
 from safemerge.pipeline.context import StepContext

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from safemerge.config.models import MergeConfig
+from safemerge.config.merge import MergeConfig
 from safemerge.engine.merging import merge_options
 from safemerge.pipeline.merging import arms_of
 from safemerge.reports.learning import LayerCoefficients

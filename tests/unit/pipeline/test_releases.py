@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from safemerge.config.models import PipelineConfig
+from safemerge.config.pipeline import PipelineConfig
 from safemerge.errors import MismatchError
 from safemerge.gate import NO_CHAMPION, GatePolicy, decide
 from safemerge.pipeline import promotion

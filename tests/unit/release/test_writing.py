@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 from huggingface_hub import ModelCard
 
-from safemerge.config.models import DataSource, PipelineConfig
+from safemerge.config.pipeline import PipelineConfig
+from safemerge.config.training import DataSource
 from safemerge.errors import DataError, MismatchError, OutputExistsError
 from safemerge.release.provenance import provenance_of
 from safemerge.release.transcripts import gather

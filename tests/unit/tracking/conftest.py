@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from safemerge.config.models import PipelineConfig
+from safemerge.config.pipeline import PipelineConfig
 from safemerge.tracking.ledger import Ledger, PipelinePlan, PipelineRun
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from safemerge.config.models import PipelineConfig
+from safemerge.config.pipeline import PipelineConfig
 from safemerge.errors import MismatchError, TrackingError
 from safemerge.records import ArtifactRef, Verdict
 from safemerge.storage.digests import file_digest

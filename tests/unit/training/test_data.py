@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from safemerge.config.models import DataSource
+from safemerge.config.training import DataSource
 from safemerge.errors import DataError
 from safemerge.training.data import Example, data_digest, load_examples
 

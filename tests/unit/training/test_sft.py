@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from safemerge.config.models import Quantization, TrainingSettings
+from safemerge.config.training import Quantization, TrainingSettings
 from safemerge.errors import ConfigError, DataError, MissingDependencyError, OutputExistsError
 from safemerge.training import sft
 from safemerge.training.data import Example

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from safemerge.config.models import MergeConfig
+from safemerge.config.merge import MergeConfig
 from safemerge.core import methods
 from safemerge.core.methods.base import MergeMethod
 from safemerge.errors import ConfigError
