@@ -20,6 +20,11 @@ pytestmark = pytest.mark.integration
 
 @pytest.fixture
 def config(tiny_pipeline: TinyPipeline) -> Path:
+    return tuned_config(tiny_pipeline)
+
+
+def tuned_config(tiny_pipeline: TinyPipeline) -> Path:
+    """The tiny pipeline with two candidates, of which one is asked every prompt."""
     folder = tiny_pipeline.config.parent
     asked = [{"id": f"d{i}", "prompt": f"Development question {i}?"} for i in range(4)]
     (folder / "dev.jsonl").write_text("".join(json.dumps(row) + "\n" for row in asked))
