@@ -132,11 +132,15 @@ def test_what_is_unfinished_is_kept_until_the_evaluation_is_whole(pipeline, adap
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
-        (("--adapter", "a=x/y", "--adapter", "a=x/z"), 4, "arm a: expected another name for x/z, got that"),
+        (
+            ("--adapter", "a=x/y", "--adapter", "a=x/z"),
+            4,
+            "a: expected a name of its own for x/z, got that of x/y",
+        ),
         (
             ("--adapter", "org/one", "--adapter", "other/one"),
             4,
-            "arm one: expected another name for other",
+            "one: expected a name of its own for other/one",
         ),
         (("--adapter", "aligned=x/y"), 4, "expected another name for x/y"),
         (("--adapter", "..=x/y", "--aligned"), 4, "expected names that folders can have, got .."),
