@@ -200,7 +200,10 @@ class StepProcess:
         if self._process is None:
             return True
         flags = os.WEXITED | os.WNOHANG | os.WNOWAIT  # look, but leave the process unreaped
-        return os.waitid(os.P_PID, self._process.pid, flags) is not None
+        try:
+            return os.waitid(os.P_PID, self._process.pid, flags) is not None
+        except ChildProcessError:  # another thread reaped it since
+            return True
 
     def _signal(self, number: signal.Signals) -> None:
         if self._process is not None:

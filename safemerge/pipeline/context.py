@@ -29,7 +29,7 @@ REVISIONS = {
     "tune_evaluate": 1,
     "choose": 1,
     "merge": 1,
-    "evaluate": 1,
+    "evaluate": 2,
     "gate": 3,
     "promote": 1,
 }

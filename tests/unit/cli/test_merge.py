@@ -13,7 +13,7 @@ from typer.testing import CliRunner, Result
 
 from safemerge.cli.advice import threshold_warning
 from safemerge.cli.main import app
-from safemerge.config import models
+from safemerge.config import values
 from safemerge.core.options import OnUndefined
 from safemerge.records import LayerReport, MergeReport
 
@@ -51,7 +51,7 @@ def _expected(folder: Path) -> dict:
 
 
 def test_the_choices_offered_are_those_of_the_config() -> None:
-    assert set(get_args(OnUndefined)) == {choice.value for choice in models.OnUndefined}
+    assert set(get_args(OnUndefined)) == {choice.value for choice in values.OnUndefined}
 
 
 @pytest.mark.parametrize(
