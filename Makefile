@@ -18,7 +18,7 @@ NEED_DOCKER = docker info >/dev/null 2>&1 || { \
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test test-all compose-test chaos-test lint up down clean
+.PHONY: help setup demo test test-all compose-test chaos-test lint docs up down clean
 
 help: ## Explain the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  make %-12s %s\n", $$1, $$2 }'
@@ -50,6 +50,9 @@ lint: setup ## Check style, types and import rules
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports --no-logo
 
+docs: setup ## Build the documentation site into site/
+	@$(BIN)/mkdocs build --quiet
+
 up: setup ## Serve the demo's Airflow and MLflow on 127.0.0.1
 	@$(BIN)/safemerge demo up
 
@@ -57,7 +60,7 @@ down: setup ## Stop what `make up` started
 	@$(BIN)/safemerge demo down
 
 clean: ## Remove .venv, caches and build products; the demo's data in var/ stay
-	rm -rf $(VENV) build dist *.egg-info .coverage .pytest_cache .mypy_cache .ruff_cache \
+	rm -rf $(VENV) build dist site *.egg-info .coverage .pytest_cache .mypy_cache .ruff_cache \
 	  .import_linter_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
