@@ -5,8 +5,8 @@
 Starts ``airflow standalone`` (LocalExecutor) over a fresh database in a temporary folder, lets it find the
 recipes by :class:`safemerge_airflow.recipe_bundle.RecipeBundle`, triggers all of them at once and waits.
 Steps are a stand-in's (``[safemerge] python``) that sleeps and answers as a step would: what is left is
-Airflow's own cost. SQLite, or an empty Postgres database that ``--database`` names, whose own processor time is then
-not in the figures.
+Airflow's own cost. SQLite, or an empty Postgres database that ``--database`` names, whose own processor time
+is then not in the figures.
 
 Latencies of a task: *scheduling*, from the end of the last task that it waits for to queued; *starting*, from
 queued to running; both in seconds. Processor times are those of Airflow's processes and their children, by
@@ -77,9 +77,7 @@ def main() -> None:
     parser.add_argument("--parallelism", type=int, default=8, help="tasks at a time (default: 8)")
     parser.add_argument("--sleep", type=float, default=1, help="seconds of a step's compute (default: 1)")
     parser.add_argument("--database", help="address of an empty Postgres database, in place of SQLite")
-    parser.add_argument(
-        "--timeout", type=float, default=3600, help="seconds to give up after (3600)"
-    )
+    parser.add_argument("--timeout", type=float, default=3600, help="seconds to give up after (3600)")
     parser.add_argument("--output", type=Path, help="file for the result, beside printing it")
     args = parser.parse_args()
     before = machine()

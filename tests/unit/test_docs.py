@@ -61,8 +61,8 @@ def commands() -> Iterator[tuple[str, list[str]]]:
     for block in blocks("sh"):
         joined = block.text.replace("\\\n", " ")
         for line in joined.splitlines():
-            words = shlex.split(line, comments=True)
-            if words[:1] == ["safemerge"]:
+            if line.startswith("safemerge "):
+                words = shlex.split(line, comments=True)
                 end = next((n for n, word in enumerate(words) if word in (">", "|", "&&")), len(words))
                 yield f"{block.page.name}: {line}", words[1:end]
 
