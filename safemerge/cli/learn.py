@@ -11,7 +11,7 @@ from safemerge.cli import flags
 from safemerge.cli.logs import plain_logs
 
 if TYPE_CHECKING:
-    from safemerge.config.learning import LearningSettings
+    from safemerge.config.learning import LearningConfig
     from safemerge.reports.learning import Coefficients
 
 FIT = "How they are fitted"
@@ -155,7 +155,7 @@ def learn(
     _print(records, output)
 
 
-def _settings(given: dict[str, Any]) -> LearningSettings:
+def _settings(given: dict[str, Any]) -> LearningConfig:
     """The flags that were given, over the defaults.
 
     Raises:
@@ -163,11 +163,11 @@ def _settings(given: dict[str, Any]) -> LearningSettings:
     """
     from pydantic import ValidationError
 
-    from safemerge.config.learning import LearningSettings
+    from safemerge.config.learning import LearningConfig
     from safemerge.errors import ConfigError
 
     try:
-        return LearningSettings(**{name: value for name, value in given.items() if value is not None})
+        return LearningConfig(**{name: value for name, value in given.items() if value is not None})
     except ValidationError as error:
         said = (f"{flags.flag(str(e['loc'][0]))}: {e['msg']}, got {e['input']}" for e in error.errors())
         raise ConfigError("; ".join(said)) from error

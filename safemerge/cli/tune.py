@@ -73,7 +73,7 @@ def tune(
     """
     from safemerge.cli.advice import option_warnings
     from safemerge.cli.tables import progress_bar, warn
-    from safemerge.config.learning import LearningSettings
+    from safemerge.config.learning import LearningConfig
     from safemerge.config.load import load_pipeline
     from safemerge.engine.race import tuning_of
     from safemerge.engine.sweeping import candidates
@@ -85,7 +85,7 @@ def tune(
         warn(*option_warnings(options))
     learning = None
     if learn or harm_weight:
-        learning = LearningSettings(**({"harm_weights": tuple(harm_weight)} if harm_weight else {}))
+        learning = LearningConfig(**({"harm_weights": tuple(harm_weight)} if harm_weight else {}))
     with progress_bar() as progress:
         report = tune_adapters(
             pipeline,

@@ -15,7 +15,7 @@ import torch
 
 import safemerge
 from safemerge.config.evaluation import SuiteConfig
-from safemerge.config.learning import LearningSettings
+from safemerge.config.learning import LearningConfig
 from safemerge.config.training import DataSource
 from safemerge.core.layer_weights import UNCHANGED
 from safemerge.core.merge import plan_merge
@@ -64,7 +64,7 @@ def learn_coefficients(
     task_data: Sequence[DataSource],
     safety_data: Sequence[DataSource],
     suites: Sequence[SuiteConfig] = (),
-    learning: LearningSettings | None = None,
+    learning: LearningConfig | None = None,
     output: str | Path | None = None,
     device: str = "cpu",
     progress: Progress | None = None,
@@ -99,7 +99,7 @@ def learn_coefficients(
         SafemergeError: settings, data, files or tensors are wrong, or a loss is not finite; the output is
             then not made.
     """
-    learning = learning or LearningSettings()
+    learning = learning or LearningConfig()
     if output is not None:
         check_absent(Path(output))
     options = MergeOptions(**settings)
@@ -148,7 +148,7 @@ def calibration_examples(
     task_data: Sequence[DataSource],
     safety_data: Sequence[DataSource],
     suites: Sequence[SuiteConfig],
-    learning: LearningSettings,
+    learning: LearningConfig,
 ) -> Calibrating:
     """A seeded sample of the training data, each request once.
 
@@ -220,7 +220,7 @@ def _load(folder: Path) -> tuple[Any, Any]:
     return model.to("cuda" if cuda else "cpu"), tokenizer
 
 
-def _calibration(tokenizer: Any, data: Calibrating, learning: LearningSettings) -> Calibration:
+def _calibration(tokenizer: Any, data: Calibrating, learning: LearningConfig) -> Calibration:
     """Encoded examples; of each kind a share is held out, at least one."""
     parts = []
     for what, examples in zip(Calibrating._fields, data, strict=True):
@@ -241,7 +241,7 @@ def _record(
     start: Weights,
     data: Calibrating,
     calibration: Calibration,
-    learning: LearningSettings,
+    learning: LearningConfig,
     options: MergeOptions,
     place: dict[str, str],
 ) -> Coefficients:

@@ -15,7 +15,7 @@ from pathlib import Path
 from pydantic import JsonValue
 
 from safemerge.config.grid import SweepGrid
-from safemerge.config.learning import LearningSettings
+from safemerge.config.learning import LearningConfig
 from safemerge.config.pipeline import PipelineConfig
 from safemerge.core import methods
 from safemerge.core.options import SELECTIONS, MergeOptions
@@ -53,7 +53,7 @@ def tune_adapters(
     safety_adapter: str | Path | None,
     *,
     output: str | Path,
-    learning: LearningSettings | None = None,
+    learning: LearningConfig | None = None,
     device: str = "cpu",
     progress: Progress | None = None,
 ) -> TuneReport:
@@ -240,7 +240,7 @@ def _learned(
     config: PipelineConfig,
     task_adapter: str | Path,
     safety_adapter: str | Path | None,
-    learning: LearningSettings,
+    learning: LearningConfig,
     device: str,
     work: Path,
 ) -> tuple[str, ...]:
