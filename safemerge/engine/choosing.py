@@ -15,9 +15,9 @@ from safemerge.gate import utility_gain
 from safemerge.records import Estimate, EvaluationReport, Interval, SuiteKind
 from safemerge.reports.tuning import Fate, TuneCost, TunedArm, TunedCandidate, TuneReport
 from safemerge.stats import mean_score, wilson_interval
-from safemerge.stats.halving import Fall
+from safemerge.stats.halving import Ending
 
-ORDER = (Fate.CHOSEN, Fate.KEPT_LIMITS, Fate.IN, Fate.OUTRANKED, Fate.BEATEN, Fate.MISSED)
+ORDER = (Fate.CHOSEN, Fate.KEPT_LIMITS, Fate.OUTRANKED, Fate.BEATEN, Fate.MISSED)
 """The best first."""
 
 
@@ -99,7 +99,7 @@ def arm_figures(name: str, report: EvaluationReport, others: Mapping[str, Evalua
     )
 
 
-def _candidate(name: str, entry: Entry, race: Race, reports: Reports, fall: Fall) -> TunedCandidate:
+def _candidate(name: str, entry: Entry, race: Race, reports: Reports, ending: Ending) -> TunedCandidate:
     found = reports.candidates[name]
     harmful, over_refusal = _rates(found)
     return TunedCandidate(
@@ -107,8 +107,8 @@ def _candidate(name: str, entry: Entry, race: Race, reports: Reports, fall: Fall
         settings=entry.settings,
         layers_merged=entry.layers,
         adapter_digest=entry.digest,
-        fate=fall.fate,
-        reason=fall.reason,
+        fate=ending.fate,
+        reason=ending.reason,
         rounds=len(found) - 1,
         utility=_value(found[UTILITY_ROUND]),
         utility_interval=_interval(found[UTILITY_ROUND]),

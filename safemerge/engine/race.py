@@ -20,7 +20,7 @@ from safemerge.gate.absolute import gain_rule
 from safemerge.gate.policy import Regression
 from safemerge.gate.regression import Reference, regression_rules
 from safemerge.records import EvaluationReport, Outcome, RuleOutcome, SuiteKind
-from safemerge.stats.halving import SLACK, Fall, Limits, Standing, choose, halve, places
+from safemerge.stats.halving import SLACK, Ending, Limits, Standing, choose, halve, places
 
 UTILITY_ROUND = 0
 
@@ -42,7 +42,7 @@ class Stage(NamedTuple):
     """The round to be measured next; None once it is over."""
     names: tuple[str, ...]
     """Who is to be measured in it."""
-    fates: dict[str, Fall]
+    fates: dict[str, Ending]
     """What became of the others; of all once it is over."""
     chosen: str | None = None
     """The winner; None before the end, and where none keeps the limits."""
@@ -86,7 +86,7 @@ class Race:
     def stage(self, reports: Reports) -> Stage:
         """Replay what has been measured."""
         left = tuple(self.layers)
-        fates: dict[str, Fall] = {}
+        fates: dict[str, Ending] = {}
         for number in range(self.last + 1):
             measured = {name: reports.candidates.get(name, ()) for name in left}
             if any(len(found) <= number for found in measured.values()):

@@ -169,8 +169,8 @@ def advance(context: StepContext, request: StepRequest) -> StepResult:
     race, reports, stage = _replay(context, run, request, proposal)
     number = int(request.options["round"])
     names = stage.names if stage.round == number else ()
-    for name, fall in stage.fates.items():
-        logger.info("%s: %s: %s", name, fall.fate, fall.reason)
+    for name, ending in stage.fates.items():
+        logger.info("%s: %s: %s", name, ending.fate, ending.reason)
     logger.info("round %d of %d: %s", number, race.last, ", ".join(names) or "nobody is left to be asked")
     return StepResult(
         step="advance",

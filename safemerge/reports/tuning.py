@@ -12,8 +12,6 @@ from safemerge.records import FORMAT_VERSION, Estimate, Interval, Record
 class Fate(StrEnum):
     """What became of a candidate of ``tune``."""
 
-    IN = "in"
-    """Still in the running."""
     CHOSEN = "chosen"
     """The least harm of those that keep every limit on all prompts."""
     KEPT_LIMITS = "kept_limits"
