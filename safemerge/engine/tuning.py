@@ -20,12 +20,12 @@ from safemerge.config.pipeline import PipelineConfig
 from safemerge.core import methods
 from safemerge.core.options import SELECTIONS, MergeOptions
 from safemerge.core.scoring import Progress
-from safemerge.engine.choosing import Entry, arm_figures, choice_report
 from safemerge.engine.coefficient_files import read_coefficients
 from safemerge.engine.measuring import Measurer
 from safemerge.engine.merging import REPORT_FILE as MERGE_FILE
 from safemerge.engine.merging import merge_options, merge_settings, option_settings, write_merge
 from safemerge.engine.race import UTILITY_ROUND, Race, Reports, Stage, check_unseen, round_settings, tuning_of
+from safemerge.engine.race_report import Entry, arm_figures, choice_report
 from safemerge.engine.scores import ScoredAdapters, score_adapters
 from safemerge.engine.sweeping import candidate_name, candidates
 from safemerge.errors import ConfigError

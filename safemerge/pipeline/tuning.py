@@ -30,8 +30,8 @@ from safemerge.records import ArtifactRef, EvaluationReport, Record, StepResult
 from safemerge.tracking.ledger import PipelineRun
 
 if TYPE_CHECKING:
-    from safemerge.engine.choosing import Entry
     from safemerge.engine.race import Race, Reports, Stage
+    from safemerge.engine.race_report import Entry
 
 logger = logging.getLogger(__name__)
 
@@ -194,7 +194,7 @@ def choose(context: StepContext, request: StepRequest) -> StepResult:
     Figures:
         chosen: the candidate; None where none keeps the limits, and ``summary`` says which each misses.
     """
-    from safemerge.engine.choosing import choice_report
+    from safemerge.engine.race_report import choice_report
     from safemerge.plots.tune import COLUMNS, candidate_row
 
     run = context.ledger.pipeline_run(request.run_id or "")
@@ -270,7 +270,7 @@ def _reference(found: Mapping[tuple[int, str], EvaluationReport], name: str, num
 
 
 def _entries(proposal: Proposal) -> dict[str, Entry]:
-    from safemerge.engine.choosing import Entry
+    from safemerge.engine.race_report import Entry
 
     return {
         name: Entry(proposal.settings[name], proposal.layers[name], ref.digest)
