@@ -201,8 +201,8 @@ def test_a_pipeline_step_is_recorded_once(
     by_torchrun: bool, tiny_pipeline: TinyPipeline, tmp_path: Path
 ) -> None:
     from safemerge.pipeline.context import StepContext
-    from safemerge.pipeline.registry import STEPS
     from safemerge.pipeline.request import StepRequest
+    from safemerge.pipeline.steps import STEPS
     from safemerge.pipeline.workspace import Workspace
     from safemerge.records import StepResult
     from safemerge.tracking.ledger import Ledger

@@ -173,8 +173,8 @@ def test_without_vllm_no_run_is_opened(
     settings: EvaluationConfig, tiny_pipeline: TinyPipeline, tmp_path: Path
 ) -> None:
     from safemerge.pipeline.context import StepContext
-    from safemerge.pipeline.registry import STEPS
     from safemerge.pipeline.request import StepRequest
+    from safemerge.pipeline.steps import STEPS
     from safemerge.pipeline.workspace import Workspace
     from safemerge.tracking.ledger import Ledger
 
