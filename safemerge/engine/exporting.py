@@ -14,10 +14,10 @@ from safemerge.core.merge import MergePlan, MergeResult, plan_merge
 from safemerge.core.module_names import natural_order
 from safemerge.core.options import MergeOptions, MergeSettings
 from safemerge.core.scoring import Progress
-from safemerge.engine.merging import REPORT_FILE, merge_report
+from safemerge.engine.merging import merge_report
 from safemerge.engine.scores import ScoredAdapters, score_adapters
 from safemerge.errors import ConfigError
-from safemerge.records import FORMAT_VERSION, MergeReport, Record
+from safemerge.records import FORMAT_VERSION, MERGE_REPORT_FILE, MergeReport, Record
 from safemerge.storage.adapters import adapter_digest, read_adapter
 from safemerge.storage.atomic import atomic_folder, check_absent
 from safemerge.storage.base_models import check_same_base
@@ -240,7 +240,7 @@ def _merge_report(plan: MergePlan, scored: ScoredAdapters) -> MergeReport:
 
 def _report_of(adapter: Path) -> str | None:
     """The merge report that a repaired adapter carries with it."""
-    path = adapter / REPORT_FILE
+    path = adapter / MERGE_REPORT_FILE
     return path.read_text(encoding="utf-8") if path.is_file() else None
 
 
@@ -265,7 +265,7 @@ def _write(
         write_card(source, folder, base=report.model, title=output.name, lines=_card_lines(report))
         (folder / EXPORT_FILE).write_text(report.to_json(), encoding="utf-8")
         if merge is not None:
-            (folder / REPORT_FILE).write_text(merge, encoding="utf-8")
+            (folder / MERGE_REPORT_FILE).write_text(merge, encoding="utf-8")
 
 
 def _card_lines(report: ExportReport) -> list[str]:
@@ -276,7 +276,7 @@ def _card_lines(report: ExportReport) -> list[str]:
     return [
         f"The weights of `{model}` with {how} folded in, made by safemerge {report.safemerge_version}. "
         f"`{EXPORT_FILE}` says which tensors changed"
-        + (f", `{REPORT_FILE}` what was done with each layer." if report.method is not None else "."),
+        + (f", `{MERGE_REPORT_FILE}` what was done with each layer." if report.method is not None else "."),
         "What this model is good at and how safe it is was not measured here; the card of the original "
         "model does not hold for it.",
     ]

@@ -15,7 +15,7 @@ from safemerge.config.evaluation import EvaluationConfig, SuiteConfig
 from safemerge.config.pipeline import PipelineConfig
 from safemerge.config.tuning import TuningConfig
 from safemerge.errors import ConfigError
-from safemerge.evaluation.suites import Suite, read_suite
+from safemerge.evaluation.suites import Suite, bare_words, read_suite
 from safemerge.gate.absolute import gain_rule
 from safemerge.gate.policy import Regression
 from safemerge.gate.regression import Reference, regression_rules
@@ -201,15 +201,15 @@ def check_unseen(config: PipelineConfig) -> list[Suite]:
     """
     split = read_split(tuning_of(config))
     final = {
-        _same(prompt.text): f"{suite.name}/{prompt.id}"
+        bare_words(prompt.text): f"{suite.name}/{prompt.id}"
         for suite in map(read_suite, config.evaluation.suites)
         for prompt in suite.prompts
     }
     shared = [
-        f"{suite.name}/{prompt.id} = {final[_same(prompt.text)]}"
+        f"{suite.name}/{prompt.id} = {final[bare_words(prompt.text)]}"
         for suite in split
         for prompt in suite.prompts
-        if _same(prompt.text) in final
+        if bare_words(prompt.text) in final
     ]
     if shared:
         more = f" and {len(shared) - 5} more" if len(shared) > 5 else ""
@@ -218,8 +218,3 @@ def check_unseen(config: PipelineConfig) -> list[Suite]:
             f"from a split that the choice never saw, got {', '.join(sorted(shared)[:5])}{more}"
         )
     return split
-
-
-def _same(text: str) -> str:
-    """What two prompts share that differ in case and white space alone."""
-    return " ".join(text.casefold().split())

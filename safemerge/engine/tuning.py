@@ -22,7 +22,6 @@ from safemerge.core.options import SELECTIONS, MergeOptions
 from safemerge.core.scoring import Progress
 from safemerge.engine.coefficient_files import read_coefficients
 from safemerge.engine.measuring import Measurer
-from safemerge.engine.merging import REPORT_FILE as MERGE_FILE
 from safemerge.engine.merging import merge_options, merge_settings, option_settings, write_merge
 from safemerge.engine.race import UTILITY_ROUND, Race, Reports, Stage, check_unseen, round_settings, tuning_of
 from safemerge.engine.race_report import Entry, arm_figures, choice_report
@@ -31,7 +30,7 @@ from safemerge.engine.sweeping import candidate_name, candidates
 from safemerge.errors import ConfigError
 from safemerge.evaluation.libraries import check_libraries
 from safemerge.evaluation.utility import check_task
-from safemerge.records import EvaluationReport, MergeReport, json_digest
+from safemerge.records import MERGE_REPORT_FILE, EvaluationReport, MergeReport, json_digest
 from safemerge.reports.tuning import TuneReport
 from safemerge.storage.adapters import adapter_digest
 from safemerge.storage.atomic import atomic_folder, check_absent
@@ -283,6 +282,6 @@ def _written(scored: ScoredAdapters, options: MergeOptions, name: str, work: Pat
 
 def entry_of(section: dict[str, JsonValue], folder: Path) -> Entry:
     """A written candidate as it enters the race."""
-    report = MergeReport.read(folder / MERGE_FILE)
+    report = MergeReport.read(folder / MERGE_REPORT_FILE)
     merged = sum(layer.merged for layer in report.layers)
     return Entry(section, merged, adapter_digest(folder))

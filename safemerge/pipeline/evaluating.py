@@ -17,7 +17,7 @@ from safemerge.pipeline.context import (
 )
 from safemerge.pipeline.models import local_model
 from safemerge.pipeline.request import StepRequest
-from safemerge.records import ArtifactRef, EvaluationReport, JudgeRecord, StepResult
+from safemerge.records import EVALUATION_REPORT_FILE, ArtifactRef, EvaluationReport, JudgeRecord, StepResult
 from safemerge.tracking import tags
 from safemerge.tracking.ledger import PipelineRun
 
@@ -144,7 +144,7 @@ def measure(
         step_run.log_metrics(figures)
         if evaluation.rows:
             step_run.log_table(evaluation.rows, "responses.json")
-        report = step_run.log_text(evaluation.report.to_json(), "report.json")
+        report = step_run.log_text(evaluation.report.to_json(), EVALUATION_REPORT_FILE)
         if adapter is not None:
             step_run.set_tags({tags.ADAPTER_DIGEST: adapter.digest})
         result = step_run.finish({"report": report}, figures)

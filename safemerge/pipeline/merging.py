@@ -69,7 +69,7 @@ def merge(context: StepContext, request: StepRequest) -> StepResult:
             figures={"note": "an adapter was given: nothing is merged"},
             reused=True,
         )
-    from safemerge.engine.merging import merge_arms, merge_options
+    from safemerge.engine.merging import PLOT_FILE, merge_arms, merge_options
 
     task, safety = request.input("task_adapter"), request.input("safety_adapter")
     config = run.config.merge
@@ -111,7 +111,7 @@ def merge(context: StepContext, request: StepRequest) -> StepResult:
         figures = headline_figures(report)
         step_run.log_metrics(figures)
         step_run.log_table([layer.model_dump() for layer in report.layers], "layers.json")
-        step_run.log_file(output / CANDIDATE / "safemerge_layers.html")
+        step_run.log_file(output / CANDIDATE / PLOT_FILE)
         outputs = {
             arm: step_run.log_folder(output / arm, arm, adapter_digest(output / arm)) for arm in reports
         }

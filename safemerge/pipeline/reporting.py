@@ -10,7 +10,7 @@ from pathlib import Path
 from safemerge.errors import TrackingError
 from safemerge.gate import measurement_differences
 from safemerge.pipeline.context import StepContext, local_file
-from safemerge.records import ArtifactRef, EvaluationReport, GateDecision, MergeReport
+from safemerge.records import MERGE_REPORT_FILE, ArtifactRef, EvaluationReport, GateDecision, MergeReport
 from safemerge.reports.release import ReleaseReport
 from safemerge.storage.digests import file_digest
 from safemerge.tracking.ledger import PipelineRun
@@ -20,8 +20,6 @@ logger = logging.getLogger(__name__)
 
 FOLDER = "report"
 """Artifact folder on the gate's run."""
-MERGE_REPORT = "safemerge_report.json"
-"""In the candidate's folder; its name stands here too, as the engine loads torch."""
 EVALUATIONS = "evaluate_"
 """How the labels of evaluations begin."""
 
@@ -129,7 +127,7 @@ def _other_arms(
 def _merge_report(context: StepContext, adapter: ArtifactRef) -> MergeReport | None:
     """How the candidate came about; None where its folder does not tell."""
     try:
-        path = context.ledger.fetch(f"{adapter.uri}/{MERGE_REPORT}", context.workspace.cache)
+        path = context.ledger.fetch(f"{adapter.uri}/{MERGE_REPORT_FILE}", context.workspace.cache)
     except TrackingError:
         return None
     return MergeReport.read(path) if path.exists() else None
