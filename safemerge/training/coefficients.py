@@ -34,11 +34,11 @@ from torch import Tensor
 
 from safemerge.config.learning import LearningConfig
 from safemerge.core.lora import LoraPair
-from safemerge.core.module_names import natural_order
+from safemerge.core.module_names import listed, natural_order
 from safemerge.errors import ConfigError, DataError, NonFiniteError
 from safemerge.reports.learning import FitLosses, Losses
 from safemerge.training.answers import IGNORED, Batch, EncodedExample, answer_nll, collate
-from safemerge.training.weighed_layers import Weights, listed, weighed_layers
+from safemerge.training.weighed_layers import Weights, weighed_layers
 
 logger = logging.getLogger(__name__)
 
