@@ -10,6 +10,7 @@ from pathlib import Path
 from safemerge.errors import TrackingError
 from safemerge.gate import measurement_differences
 from safemerge.pipeline.context import StepContext, local_file
+from safemerge.pipeline.evaluating import EVALUATION
 from safemerge.records import MERGE_REPORT_FILE, ArtifactRef, EvaluationReport, GateDecision, MergeReport
 from safemerge.reports.release import ReleaseReport
 from safemerge.storage.digests import file_digest
@@ -20,8 +21,6 @@ logger = logging.getLogger(__name__)
 
 FOLDER = "report"
 """Artifact folder on the gate's run."""
-EVALUATIONS = "evaluate_"
-"""How the labels of evaluations begin."""
 
 
 def store_report(
@@ -115,9 +114,9 @@ def _other_arms(
     others = {}
     for label, result in context.ledger.results(run.run_id).items():
         ref = result.outputs.get("report")
-        if not label.startswith(EVALUATIONS) or ref is None or ref.uri in known:
+        if not label.startswith(EVALUATION) or ref is None or ref.uri in known:
             continue
-        arm = label.removeprefix(EVALUATIONS)
+        arm = label.removeprefix(EVALUATION)
         report = EvaluationReport.read(local_file(context, ref)).model_copy(update={"arm": arm})
         if not any(measurement_differences(candidate, report)):
             others[arm] = report, ref

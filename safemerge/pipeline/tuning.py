@@ -22,7 +22,7 @@ from safemerge.pipeline.context import (
     local_file,
     tidy,
 )
-from safemerge.pipeline.evaluating import Measured, measure
+from safemerge.pipeline.evaluating import Measurement, measure
 from safemerge.pipeline.models import local_model
 from safemerge.pipeline.opening import TUNING_TASK
 from safemerge.pipeline.request import StepRequest
@@ -147,8 +147,8 @@ def tune_evaluate(context: StepContext, request: StepRequest) -> StepResult:
     sizes = {suite.name: len(suite.prompts) for suite in split}
     task = run.plan.data_digests[TUNING_TASK] if number == UTILITY_ROUND else None
     settings = round_settings(run.config.evaluation, tuning, sizes, number)
-    measured = Measured(settings, task, {}, "tune_evaluate")
-    return measure(context, run, name, request.inputs.get("adapter"), measured, f"tune_{number}_{name}")
+    asked = Measurement(settings, task, {}, "tune_evaluate")
+    return measure(context, run, name, request.inputs.get("adapter"), asked, f"tune_{number}_{name}")
 
 
 def advance(context: StepContext, request: StepRequest) -> StepResult:
