@@ -31,7 +31,7 @@ from safemerge.errors import ConfigError
 from safemerge.evaluation.libraries import check_libraries
 from safemerge.evaluation.utility import check_task
 from safemerge.records import MERGE_REPORT_FILE, EvaluationReport, MergeReport, json_digest
-from safemerge.reports.tuning import TuneReport
+from safemerge.reports.tuning import CHOSEN_ARM, TuneReport
 from safemerge.storage.adapters import adapter_digest
 from safemerge.storage.atomic import atomic_folder, check_absent
 from safemerge.storage.checkpoints import Checkpoint
@@ -43,7 +43,6 @@ REPORT_FILE = "safemerge_tune.json"
 PAGE_FILE = "safemerge_tune.html"
 SNIPPET_FILE = "merge.yaml"
 COEFFICIENTS_FILE = "coefficients.json"
-CHOSEN = "chosen"
 
 
 def tune_adapters(
@@ -119,7 +118,7 @@ def tune_adapters(
             scale = MergeOptions(method="scale", task_weight=weight)
             others["scale"] = _written(scored, scale, candidate_name(scale), work)
         final = measurer.measure(
-            {"aligned": None, "fine_tuned": scored.task.folder, CHOSEN: folders[stage.chosen]} | others,
+            {"aligned": None, "fine_tuned": scored.task.folder, CHOSEN_ARM: folders[stage.chosen]} | others,
             config.evaluation,
         )
     report = choice_report(
@@ -155,7 +154,7 @@ def write_choice(
         if file := report.candidates[0].settings.get("coefficients"):
             shutil.copyfile(str(file), folder / COEFFICIENTS_FILE)
     if adapter is not None:
-        shutil.copytree(adapter, folder / CHOSEN)
+        shutil.copytree(adapter, folder / CHOSEN_ARM)
     for name, found in (final or {}).items():
         (folder / "final").mkdir(exist_ok=True)
         (folder / "final" / f"{name}.json").write_text(found.to_json(), encoding="utf-8")

@@ -8,6 +8,9 @@ from pydantic import Field, JsonValue
 
 from safemerge.records import FORMAT_VERSION, Estimate, Interval, Record
 
+CHOSEN_ARM = "chosen"
+"""What the choice is called among the arms on the final split, and its folder."""
+
 
 class Fate(StrEnum):
     """What became of a candidate of ``tune``."""
