@@ -109,7 +109,7 @@ def tune_adapters(
 
     started_s = time.monotonic()
     reports, stage = _run(config, race, measurer, scored.task.folder, folders)
-    seconds = None if measurer.reused else time.monotonic() - started_s
+    wall_s = None if measurer.reused else time.monotonic() - started_s
     final: dict[str, EvaluationReport] = {}
     if stage.chosen is not None:
         weight = grid[stage.chosen].weights[0]
@@ -128,7 +128,7 @@ def tune_adapters(
         reports,
         stage,
         scored.digests,
-        seconds=seconds,
+        wall_s=wall_s,
         final=[arm_figures(name, found, final) for name, found in final.items()],
         warnings=scored.warnings,
     )

@@ -60,8 +60,8 @@ class TuneCost(Record):
     """Upper bound of the tokens generated: prompts times the longest answer."""
     documents: int
     """Documents scored for utility, by candidates."""
-    seconds: float | None = None
-    """From the first round to the choice; None where rounds ran on their own, as in a pipeline."""
+    wall_s: float | None = None
+    """Seconds from the first round to the choice; None where rounds ran on their own, as in a pipeline."""
 
 
 class TunedArm(Record):
