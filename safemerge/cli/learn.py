@@ -114,7 +114,7 @@ def learn(
     plain_logs()
     pipeline = load_pipeline(config)
     check_absent(output)
-    settings = _settings(
+    settings = learning_config(
         {
             "harm_weights": tuple(harm_weight) if harm_weight else None,
             "steps": steps,
@@ -155,7 +155,7 @@ def learn(
     _print(records, output)
 
 
-def _settings(given: dict[str, Any]) -> LearningConfig:
+def learning_config(given: dict[str, Any]) -> LearningConfig:
     """The flags that were given, over the defaults.
 
     Raises:
