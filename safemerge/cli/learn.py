@@ -169,8 +169,12 @@ def learning_config(given: dict[str, Any]) -> LearningConfig:
     try:
         return LearningConfig(**{name: value for name, value in given.items() if value is not None})
     except ValidationError as error:
-        said = (f"{flags.flag(str(e['loc'][0]))}: {e['msg']}, got {e['input']}" for e in error.errors())
-        raise ConfigError("; ".join(said)) from error
+        said: dict[str, str] = {}
+        for problem in error.errors():
+            setting = str(problem["loc"][0])
+            name = "harm_weight" if setting == "harm_weights" else setting  # one flag for each of them
+            said.setdefault(flags.flag(name), f"{problem['msg']}, got {problem['input']}")
+        raise ConfigError("; ".join(f"{name}: {what}" for name, what in said.items())) from error
 
 
 def _print(records: list[Coefficients], output: Path) -> None:
