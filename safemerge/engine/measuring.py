@@ -92,14 +92,7 @@ class Measurer:
         key = task.model_dump_json()
         if key not in self._tasks:
             check_task(task.task, task.metric, task.include_path, task.filter, tokenizer=str(self.model))
-            self._tasks[key] = task_digest(
-                task.task,
-                self.model,
-                include_path=task.include_path,
-                num_fewshot=task.num_fewshot,
-                limit=task.limit,
-                apply_chat_template=task.apply_chat_template,
-            )
+            self._tasks[key] = task_digest(task, self.model)
         return [self._tasks[key], task.metric, task.filter]
 
     def _file(self, asked: str, digest: str | None) -> Path:

@@ -208,14 +208,7 @@ def check_task(evaluation: EvaluationConfig, aligned_model: str) -> str:
     check_libraries(evaluation.engine)
     task = evaluation.utility
     utility.check_task(task.task, task.metric, task.include_path, task.filter)
-    return utility.task_digest(
-        task.task,
-        resolve(aligned_model),
-        include_path=task.include_path,
-        num_fewshot=task.num_fewshot,
-        limit=task.limit,
-        apply_chat_template=task.apply_chat_template,
-    )
+    return utility.task_digest(task, resolve(aligned_model))
 
 
 def _with_partners(overrides: Mapping[str, Any]) -> dict[str, Any]:
