@@ -14,7 +14,7 @@ from safemerge.cli.flags import AsJson, epilog
 from safemerge.cli.logs import plain_logs
 
 if TYPE_CHECKING:
-    from safemerge.evaluation.arm import Evaluation
+    from safemerge.evaluation.evaluating import Evaluation
     from safemerge.records import EvaluationReport, SuiteReport
 
 ALIGNED = "aligned"
@@ -83,7 +83,7 @@ def evaluate(
     pipeline = load_pipeline(config)
     check_libraries(pipeline.evaluation.engine)
     check_absent(output)
-    from safemerge.evaluation.arm import evaluate_arms
+    from safemerge.evaluation.evaluating import evaluate_arms
     from safemerge.storage.adapters import adapter_digest
     from safemerge.storage.checkpoints import Checkpoint
     from safemerge.storage.hub import resolve

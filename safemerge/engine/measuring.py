@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from safemerge.config.evaluation import EvaluationConfig
-from safemerge.evaluation.arm import evaluate_arms
+from safemerge.evaluation.evaluating import evaluate_arms
 from safemerge.evaluation.judges import make_judges
 from safemerge.evaluation.libraries import versions
 from safemerge.evaluation.suites import read_suite
@@ -44,7 +44,7 @@ class Measurer:
             utility: False asks the suites alone.
 
         Raises:
-            SafemergeError: as of :func:`safemerge.evaluation.arm.evaluate_arms`.
+            SafemergeError: as of :func:`safemerge.evaluation.evaluating.evaluate_arms`.
         """
         digests = {
             name: None if folder is None else adapter_digest(folder) for name, folder in adapters.items()

@@ -121,7 +121,7 @@ def measure(
     model = local_model(context, run, "aligned_model")
     folder = local_adapter(context, adapter) if adapter else None
 
-    from safemerge.evaluation.arm import evaluate_arm
+    from safemerge.evaluation.evaluating import evaluate_arm
 
     work = context.workspace.work(label, digest)
     with context.ledger.step_run(run, asked.step, digest, label) as step_run:

@@ -9,7 +9,7 @@ import pytest
 
 from safemerge.config.evaluation import Engine, EvaluationConfig, GenerationConfig, SuiteConfig, UtilityConfig
 from safemerge.errors import EvaluationError, MismatchError, MissingDependencyError
-from safemerge.evaluation.arm import evaluate_arm, evaluate_arms
+from safemerge.evaluation.evaluating import evaluate_arm, evaluate_arms
 from safemerge.evaluation.vllm_arm import lora_rank
 from safemerge.gate import GatePolicy, decide
 from safemerge.records import EvaluationReport, Outcome, SuiteKind
