@@ -17,7 +17,8 @@ from safemerge.core.scoring import Progress
 from safemerge.engine.merging import merge_report
 from safemerge.engine.scores import ScoredAdapters, score_adapters
 from safemerge.errors import ConfigError
-from safemerge.records import FORMAT_VERSION, MERGE_REPORT_FILE, MergeReport, Record
+from safemerge.records import MERGE_REPORT_FILE, MergeReport
+from safemerge.reports.adapters import ExportReport
 from safemerge.storage.adapters import adapter_digest, read_adapter
 from safemerge.storage.atomic import atomic_folder, check_absent
 from safemerge.storage.base_models import check_same_base
@@ -33,30 +34,6 @@ EXPORT_FILE = "safemerge_export.json"
 Dtype = Literal["keep", "bfloat16", "float16", "float32"]
 DTYPES: tuple[Dtype, ...] = get_args(Dtype)
 """What float tensors may be stored as; ``keep`` leaves each its own."""
-
-
-class ExportReport(Record):
-    """``safemerge_export.json``: how a full model came about."""
-
-    format_version: int = FORMAT_VERSION
-    safemerge_version: str
-    model: str | None
-    """Hub id of the model whose weights were changed; None where it came from a folder."""
-    adapter: str | None
-    """Hub id of the adapter, or of the task adapter of a merge; None where it came from a folder."""
-    method: str | None = None
-    """Merge method; None where an adapter was folded in as it is."""
-    dtype: str
-    """What float tensors are stored as; ``keep`` where each kept its own."""
-    digests: dict[str, str]
-    """sha256 of ``adapter``, or of a merge's inputs."""
-    changed: tuple[str, ...]
-    """Tensors that are not the model's own, in natural order."""
-    untied: bool
-    """Whether the output embedding was given weights of its own, since input and output now differ."""
-    n_bytes: int
-    """Size of the weight files."""
-    warnings: tuple[str, ...] = ()
 
 
 def export_adapter(
