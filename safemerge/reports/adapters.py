@@ -1,4 +1,4 @@
-"""Frozen results of looking at adapters: what they are, how they score, differ and might merge."""
+"""Frozen results about adapters: what they are, how they score, differ and might merge, and their exports."""
 
 from __future__ import annotations
 
