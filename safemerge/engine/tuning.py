@@ -151,7 +151,7 @@ def write_choice(
     (folder / PAGE_FILE).write_text(tune_html(report), encoding="utf-8")
     if report.chosen is not None:
         (folder / SNIPPET_FILE).write_text(snippet(report), encoding="utf-8")
-        if file := report.candidates[0].settings.get("coefficients"):
+        if file := report.winner.settings.get("coefficients"):
             shutil.copyfile(str(file), folder / COEFFICIENTS_FILE)
     if adapter is not None:
         shutil.copytree(adapter, folder / CHOSEN_ARM)
@@ -164,7 +164,7 @@ def snippet(report: TuneReport) -> str:
     """The ``merge`` section of the choice, for a config file."""
     import yaml
 
-    settings = report.candidates[0].settings
+    settings = report.winner.settings
     if "coefficients" in settings:
         settings = settings | {"coefficients": COEFFICIENTS_FILE}
     section = yaml.safe_dump({"merge": settings}, sort_keys=False)

@@ -122,8 +122,12 @@ def merge(context: StepContext, request: StepRequest) -> StepResult:
 
 
 def chosen_merge(context: StepContext, choice: ArtifactRef) -> MergeConfig:
-    """The settings that were chosen on the development split."""
-    return MergeConfig.model_validate(TuneReport.read(local_file(context, choice)).candidates[0].settings)
+    """The settings that were chosen on the development split.
+
+    Raises:
+        DataError: none were, as where somebody marked the failed choice a success.
+    """
+    return MergeConfig.model_validate(TuneReport.read(local_file(context, choice)).winner.settings)
 
 
 def headline_figures(report: MergeReport) -> dict[str, float | int | None]:

@@ -6,6 +6,7 @@ from enum import StrEnum
 
 from pydantic import Field, JsonValue
 
+from safemerge.errors import DataError
 from safemerge.records import FORMAT_VERSION, Estimate, Interval, Record
 
 CHOSEN_ARM = "chosen"
@@ -102,3 +103,15 @@ class TuneReport(Record):
     final: tuple[TunedArm, ...] = ()
     """Arms on the final split, which the choice never saw."""
     warnings: tuple[str, ...] = ()
+
+    @property
+    def winner(self) -> TunedCandidate:
+        """The candidate that was chosen.
+
+        Raises:
+            DataError: none was.
+        """
+        for candidate in self.candidates:
+            if candidate.name == self.chosen:
+                return candidate
+        raise DataError(f"choice of a merge: expected a candidate that was chosen, got none: {self.summary}")
