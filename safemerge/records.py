@@ -21,6 +21,13 @@ from safemerge.errors import DataError
 FORMAT_VERSION = 1
 """Version of the JSON layout of every record; raised on an incompatible change."""
 
+MERGE_REPORT_FILE = "safemerge_report.json"
+"""In the folder of a merged adapter."""
+TRAINING_REPORT_FILE = "safemerge_training.json"
+"""In the folder of a fine-tuned adapter."""
+EVALUATION_REPORT_FILE = "report.json"
+"""In the folder of an evaluation."""
+
 
 def json_digest(data: object) -> str:
     """Sha256 of plain data in canonical JSON: sorted keys, no spaces, no NaN."""

@@ -65,7 +65,9 @@ def check_champion(arms: Iterable[str], no_champion: bool) -> None:
 
 def report_file(path: Path) -> Path:
     """The report in a folder of ``safemerge evaluate``, or the file that was named."""
-    return path / "report.json" if path.is_dir() else path
+    from safemerge.records import EVALUATION_REPORT_FILE
+
+    return path / EVALUATION_REPORT_FILE if path.is_dir() else path
 
 
 def verdict(

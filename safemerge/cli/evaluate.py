@@ -14,7 +14,7 @@ from safemerge.cli.flags import AsJson, epilog
 from safemerge.cli.logs import plain_logs
 
 if TYPE_CHECKING:
-    from safemerge.evaluation.arm import Evaluation
+    from safemerge.evaluation.evaluating import Evaluation
     from safemerge.records import EvaluationReport, SuiteReport
 
 ALIGNED = "aligned"
@@ -83,7 +83,7 @@ def evaluate(
     pipeline = load_pipeline(config)
     check_libraries(pipeline.evaluation.engine)
     check_absent(output)
-    from safemerge.evaluation.arm import evaluate_arms
+    from safemerge.evaluation.evaluating import evaluate_arms
     from safemerge.storage.adapters import adapter_digest
     from safemerge.storage.checkpoints import Checkpoint
     from safemerge.storage.hub import resolve
@@ -210,8 +210,10 @@ def _adapter_folder(adapter: str) -> Path:
 
 def _write(evaluation: Evaluation, folder: Path) -> None:
     """The report of one arm, and a line for every prompt."""
+    from safemerge.records import EVALUATION_REPORT_FILE
+
     folder.mkdir(exist_ok=True)
-    (folder / "report.json").write_text(evaluation.report.to_json(), encoding="utf-8")
+    (folder / EVALUATION_REPORT_FILE).write_text(evaluation.report.to_json(), encoding="utf-8")
     lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in evaluation.rows)
     (folder / "responses.jsonl").write_text("".join(lines), encoding="utf-8")
 

@@ -13,7 +13,7 @@ import typer
 from safemerge.cli import flags
 
 if TYPE_CHECKING:
-    from safemerge.engine.exporting import ExportReport
+    from safemerge.reports.adapters import ExportReport
 
 ADAPTER = "An adapter as it is; or give the four inputs of a merge, which is then stored nowhere else"
 

@@ -11,7 +11,7 @@ from safemerge.cli import flags
 from safemerge.cli.logs import plain_logs
 
 if TYPE_CHECKING:
-    from safemerge.config.learning import LearningSettings
+    from safemerge.config.learning import LearningConfig
     from safemerge.reports.learning import Coefficients
 
 FIT = "How they are fitted"
@@ -114,7 +114,7 @@ def learn(
     plain_logs()
     pipeline = load_pipeline(config)
     check_absent(output)
-    settings = _settings(
+    settings = learning_config(
         {
             "harm_weights": tuple(harm_weight) if harm_weight else None,
             "steps": steps,
@@ -155,7 +155,7 @@ def learn(
     _print(records, output)
 
 
-def _settings(given: dict[str, Any]) -> LearningSettings:
+def learning_config(given: dict[str, Any]) -> LearningConfig:
     """The flags that were given, over the defaults.
 
     Raises:
@@ -163,14 +163,18 @@ def _settings(given: dict[str, Any]) -> LearningSettings:
     """
     from pydantic import ValidationError
 
-    from safemerge.config.learning import LearningSettings
+    from safemerge.config.learning import LearningConfig
     from safemerge.errors import ConfigError
 
     try:
-        return LearningSettings(**{name: value for name, value in given.items() if value is not None})
+        return LearningConfig(**{name: value for name, value in given.items() if value is not None})
     except ValidationError as error:
-        said = (f"{flags.flag(str(e['loc'][0]))}: {e['msg']}, got {e['input']}" for e in error.errors())
-        raise ConfigError("; ".join(said)) from error
+        said: dict[str, str] = {}
+        for problem in error.errors():
+            setting = str(problem["loc"][0])
+            name = "harm_weight" if setting == "harm_weights" else setting  # one flag for each of them
+            said.setdefault(flags.flag(name), f"{problem['msg']}, got {problem['input']}")
+        raise ConfigError("; ".join(f"{name}: {what}" for name, what in said.items())) from error
 
 
 def _print(records: list[Coefficients], output: Path) -> None:

@@ -169,7 +169,7 @@ def _own_arguments(ctx: typer.Context, given: dict[str, Any]) -> dict[str, Any]:
 
 def _file_arguments(ctx: typer.Context, config: Path, given: dict[str, Any]) -> dict[str, Any]:
     """A config file and the flags that override it, as keyword arguments of ``merge_adapters``."""
-    from safemerge.config.load import load_merge_settings
+    from safemerge.config.load import load_merge_file
 
     flags.without_coefficients(ctx, given)
     for names in (SELECTIONS, SIZES):
@@ -180,7 +180,7 @@ def _file_arguments(ctx: typer.Context, config: Path, given: dict[str, Any]) -> 
         name if name in (*flags.INPUT_NAMES, "output") else f"merge.{name}": value
         for name, value in with_partners_cleared(chosen).items()
     }
-    settings = load_merge_settings(config, overrides)
+    settings = load_merge_file(config, overrides)
     sources = {name: getattr(settings, name) for name in flags.INPUT_NAMES}
     return sources | settings.merge.model_dump(mode="json") | {"output": Path(settings.output)}
 

@@ -200,7 +200,7 @@ def _merge_report(path: Path | None, digest: str | None, *, asked_for: bool) -> 
         DataError: there is no such report where one was asked for.
     """
     from safemerge.errors import MismatchError
-    from safemerge.records import MergeReport
+    from safemerge.records import MERGE_REPORT_FILE, MergeReport
     from safemerge.storage.adapters import adapter_digest
 
     if path is None:
@@ -211,5 +211,5 @@ def _merge_report(path: Path | None, digest: str | None, *, asked_for: bool) -> 
         raise MismatchError(
             f"{path}: expected the adapter that was judged, digest {str(digest)[:12]}, got {got[:12]}"
         )
-    file = path / "safemerge_report.json"
+    file = path / MERGE_REPORT_FILE
     return MergeReport.read(file) if asked_for or file.exists() else None

@@ -55,7 +55,7 @@ def step(
         _die_with_parent()
     plain_logs()
     from safemerge.errors import DiskFullError, TrackingError
-    from safemerge.pipeline.registry import run_step
+    from safemerge.pipeline.steps import run_step
     from safemerge.storage.atomic import atomic_file
 
     try:

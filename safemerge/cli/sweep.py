@@ -11,7 +11,7 @@ from safemerge.cli import flags
 from safemerge.core.options import SIZES
 
 if TYPE_CHECKING:
-    from safemerge.config.commands import SweepSettings
+    from safemerge.config.commands import SweepFileConfig
     from safemerge.reports.adapters import SweepReport
 
 GRID = "The grid: every method with every choice of layers and all weights; each may be repeated"
@@ -146,23 +146,23 @@ def sweep(
             typer.echo(settings.output)
 
 
-def _settings(config: Path | None, given: dict[str, Any]) -> SweepSettings:
-    from safemerge.config.load import load_sweep_settings, sweep_settings
+def _settings(config: Path | None, given: dict[str, Any]) -> SweepFileConfig:
+    from safemerge.config.load import load_sweep_file, sweep_of_flags
 
     if config is None:
         if missing := [
             flags.flag(name) for name in flags.INPUT_NAMES if name not in given and name != "safety_adapter"
         ]:
             raise typer.BadParameter(f"missing: {', '.join(missing)}", param_hint="flags")
-        return sweep_settings(given)
+        return sweep_of_flags(given)
     # A choice on the command line stands for all that the file says of it.
     for names, empty in ((("thresholds", "quantiles", "counts"), []), (SIZES, None)):
         if any(f"grid.{name}" in given for name in names):
             given = {f"grid.{name}": empty for name in names} | given
-    return load_sweep_settings(config, given)
+    return load_sweep_file(config, given)
 
 
-def _sweep(settings: SweepSettings, hash_files: bool, device: str) -> SweepReport:
+def _sweep(settings: SweepFileConfig, hash_files: bool, device: str) -> SweepReport:
     from safemerge.cli.advice import option_warnings
     from safemerge.cli.tables import progress_bar, warn
     from safemerge.engine.sweeping import candidates, sweep_adapters

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from safemerge.cli import flags
+from safemerge.cli.learn import learning_config
 from safemerge.cli.logs import plain_logs
 
 if TYPE_CHECKING:
@@ -73,7 +74,6 @@ def tune(
     """
     from safemerge.cli.advice import option_warnings
     from safemerge.cli.tables import progress_bar, warn
-    from safemerge.config.learning import LearningSettings
     from safemerge.config.load import load_pipeline
     from safemerge.engine.race import tuning_of
     from safemerge.engine.sweeping import candidates
@@ -85,7 +85,7 @@ def tune(
         warn(*option_warnings(options))
     learning = None
     if learn or harm_weight:
-        learning = LearningSettings(**({"harm_weights": tuple(harm_weight)} if harm_weight else {}))
+        learning = learning_config({"harm_weights": tuple(harm_weight) if harm_weight else None})
     with progress_bar() as progress:
         report = tune_adapters(
             pipeline,

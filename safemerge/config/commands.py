@@ -20,7 +20,7 @@ class Inputs(Config):
     """Its counterpart before alignment; same architecture."""
 
 
-class MergeSettings(Inputs):
+class MergeFileConfig(Inputs):
     """``safemerge merge --config``: what to merge, how, and where to."""
 
     output: str
@@ -28,7 +28,7 @@ class MergeSettings(Inputs):
     merge: MergeConfig = MergeConfig()
 
 
-class SweepSettings(Inputs):
+class SweepFileConfig(Inputs):
     """``safemerge sweep --config``: what to merge, and the settings to try."""
 
     output: str | None = None

@@ -12,7 +12,7 @@ Positive = Annotated[int, Field(gt=0)]
 HarmWeight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
-class LearningSettings(Config):
+class LearningConfig(Config):
     """A fit of one coefficient a layer for each of two adapters."""
 
     harm_weights: Annotated[tuple[HarmWeight, ...], Field(min_length=1)] = (1.0, 3.0, 10.0)

@@ -18,7 +18,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from safemerge.config.commands import Inputs, MergeSettings, SweepSettings
+from safemerge.config.commands import Inputs, MergeFileConfig, SweepFileConfig
 from safemerge.config.evaluation import SuiteConfig, UtilityConfig
 from safemerge.config.grid import SweepGrid
 from safemerge.config.judges import LocalGuardConfig
@@ -31,7 +31,7 @@ from safemerge.errors import ConfigError
 from safemerge.gate import GatePolicy
 
 Model = TypeVar("Model", bound=BaseModel)
-Settings = TypeVar("Settings", bound=Inputs)
+FileConfig = TypeVar("FileConfig", bound=Inputs)
 Key = tuple[str | int, ...]
 
 # The same in C, where PyYAML has it: a scheduler reads many recipes again and again.
@@ -90,7 +90,7 @@ def load_policy(path: Path) -> GatePolicy:
     return _validated(GatePolicy, data, path, lines, prefix)
 
 
-def load_merge_settings(path: Path, overrides: Mapping[str, Any] | None = None) -> MergeSettings:
+def load_merge_file(path: Path, overrides: Mapping[str, Any] | None = None) -> MergeFileConfig:
     """Read the config file of ``safemerge merge``.
 
     Args:
@@ -103,15 +103,15 @@ def load_merge_settings(path: Path, overrides: Mapping[str, Any] | None = None) 
     Raises:
         ConfigError: the file cannot be read or used; lists every problem.
     """
-    return _load_settings(MergeSettings, path, overrides)
+    return _load_file(MergeFileConfig, path, overrides)
 
 
-def load_sweep_settings(path: Path, overrides: Mapping[str, Any] | None = None) -> SweepSettings:
-    """Read the config file of ``safemerge sweep``; the rest is as of :func:`load_merge_settings`."""
-    return _load_settings(SweepSettings, path, overrides)
+def load_sweep_file(path: Path, overrides: Mapping[str, Any] | None = None) -> SweepFileConfig:
+    """Read the config file of ``safemerge sweep``; the rest is as of :func:`load_merge_file`."""
+    return _load_file(SweepFileConfig, path, overrides)
 
 
-def sweep_settings(settings: Mapping[str, Any]) -> SweepSettings:
+def sweep_of_flags(settings: Mapping[str, Any]) -> SweepFileConfig:
     """The same of flags alone: dotted key to value.
 
     Raises:
@@ -120,7 +120,7 @@ def sweep_settings(settings: Mapping[str, Any]) -> SweepSettings:
     data: dict[str, Any] = {}
     for key, value in settings.items():
         _override(data, key, value)
-    return _validated(SweepSettings, data, Path("flags"), {})
+    return _validated(SweepFileConfig, data, Path("flags"), {})
 
 
 def load_suite_spec(path: Path) -> SuiteSpec:
@@ -149,7 +149,7 @@ def _load_pipeline(path: Path, overrides: Mapping[str, Any] | None) -> RecipeCon
     return moved.model_copy(update=models)
 
 
-def _load_settings(model: type[Settings], path: Path, overrides: Mapping[str, Any] | None) -> Settings:
+def _load_file(model: type[FileConfig], path: Path, overrides: Mapping[str, Any] | None) -> FileConfig:
     data, lines = _read_yaml(path)
     folder = path.resolve().parent
     for name in Inputs.model_fields:

@@ -6,7 +6,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from safemerge.config.commands import MergeSettings, SweepSettings
+from safemerge.config.commands import MergeFileConfig, SweepFileConfig
 from safemerge.config.pipeline import PipelineConfig
 from safemerge.config.recipes import RecipeConfig
 from safemerge.config.suites import SuiteSpec
@@ -16,8 +16,8 @@ from safemerge.records import EvaluationReport
 MODELS: dict[str, type[BaseModel]] = {
     "pipeline": PipelineConfig,
     "recipe": RecipeConfig,
-    "merge": MergeSettings,
-    "sweep": SweepSettings,
+    "merge": MergeFileConfig,
+    "sweep": SweepFileConfig,
     "policy": GatePolicy,
     "suite": SuiteSpec,
     "report": EvaluationReport,

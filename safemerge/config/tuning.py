@@ -45,7 +45,8 @@ class TuningConfig(Config):
         Rung(prompts=0.2, keep=0.4),
         Rung(prompts=0.5, keep=0.4),
     )
-    """Rounds before the last, which asks all prompts. None: every candidate is asked every prompt."""
+    """Rounds before the last, which asks all prompts. None: every candidate is asked every prompt.
+    At most two, as a DAG has its tasks for each round before it reads a config."""
     alpha: Level = 0.05
     """Level of the paired tests by which a round drops candidates that do more harm than its best."""
     seed: int = 0

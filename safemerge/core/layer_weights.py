@@ -9,7 +9,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
-from safemerge.core.module_names import natural_order
+from safemerge.core.module_names import listed
 from safemerge.errors import ConfigError, MismatchError
 
 UNCHANGED = (1.0, 0.0)
@@ -36,7 +36,7 @@ class LayerWeights:
         if not self.layers:
             raise ConfigError("coefficients: expected a pair for every layer, got none")
         if wrong := [module for module, pair in self.layers.items() if not all(map(math.isfinite, pair))]:
-            raise ConfigError(f"coefficients: expected finite numbers, got others in {_listed(wrong)}")
+            raise ConfigError(f"coefficients: expected finite numbers, got others in {listed(wrong)}")
 
     @cached_property
     def digest(self) -> str:
@@ -61,17 +61,13 @@ class LayerWeights:
             MismatchError: layers have none, others have some, or one weighs an update that is not there.
         """
         if missing := set(task) - self.layers.keys():
-            raise MismatchError(f"coefficients: expected some of every layer, got none of {_listed(missing)}")
+            raise MismatchError(f"coefficients: expected some of every layer, got none of {listed(missing)}")
         if extra := self.layers.keys() - set(task):
             raise MismatchError(
-                f"coefficients: expected layers of the task adapter, got others: {_listed(extra)}"
+                f"coefficients: expected layers of the task adapter, got others: {listed(extra)}"
             )
         if absent := {m for m, (_, beta) in self.layers.items() if beta != 0 and m not in safety}:
             raise MismatchError(
                 "coefficients: expected 0 for the safety adapter where it lacks the layer, "
-                f"got others in {_listed(absent)}"
+                f"got others in {listed(absent)}"
             )
-
-
-def _listed(modules: Collection[str]) -> str:
-    return ", ".join(sorted(modules, key=natural_order))

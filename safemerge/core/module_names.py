@@ -42,6 +42,11 @@ def natural_order(module: str) -> list[tuple[int, str]]:
     return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", module)]
 
 
+def listed(modules: Iterable[str]) -> str:
+    """Modules by name, for messages: layer 2 before layer 10."""
+    return ", ".join(sorted(modules, key=natural_order))
+
+
 def grouped(modules: Iterable[str]) -> str:
     """Many modules in a few words, kinds of equal depth together.
 

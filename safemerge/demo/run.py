@@ -18,6 +18,7 @@ from safemerge.demo.models import prepare_models
 from safemerge.demo.screen import last_screen
 from safemerge.demo.services import DemoHome, prepare_airflow, running_mlflow
 from safemerge.errors import StepError
+from safemerge.pipeline.evaluating import EVALUATION
 from safemerge.records import ArtifactRef, EvaluationReport, GateDecision, StepResult
 from safemerge.storage.atomic import atomic_file
 from safemerge.tracking.ledger import Ledger
@@ -66,9 +67,9 @@ def run_twice(home: DemoHome, console: Console, mlflow_port: int) -> RenderableT
         adapter = repaired["train_task_adapter"].outputs["adapter"].uri
         unrepaired = run_dag(home, console, ledger, environment, {"adapter": adapter, "promote": False})
         files = {
-            label.removeprefix("evaluate_"): _fetch(home, ledger, result, "report")
+            label.removeprefix(EVALUATION): _fetch(home, ledger, result, "report")
             for label, result in repaired.items()
-            if label.startswith("evaluate_")
+            if label.startswith(EVALUATION)
         }
         reports = {arm: EvaluationReport.read(file) for arm, file in files.items()}
         _keep_at_hand(home, ledger, repaired, files)

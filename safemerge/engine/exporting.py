@@ -14,10 +14,11 @@ from safemerge.core.merge import MergePlan, MergeResult, plan_merge
 from safemerge.core.module_names import natural_order
 from safemerge.core.options import MergeOptions, MergeSettings
 from safemerge.core.scoring import Progress
-from safemerge.engine.merging import REPORT_FILE, merge_report
+from safemerge.engine.merging import merge_report
 from safemerge.engine.scores import ScoredAdapters, score_adapters
 from safemerge.errors import ConfigError
-from safemerge.records import FORMAT_VERSION, MergeReport, Record
+from safemerge.records import MERGE_REPORT_FILE, MergeReport
+from safemerge.reports.adapters import ExportReport
 from safemerge.storage.adapters import adapter_digest, read_adapter
 from safemerge.storage.atomic import atomic_folder, check_absent
 from safemerge.storage.base_models import check_same_base
@@ -33,30 +34,6 @@ EXPORT_FILE = "safemerge_export.json"
 Dtype = Literal["keep", "bfloat16", "float16", "float32"]
 DTYPES: tuple[Dtype, ...] = get_args(Dtype)
 """What float tensors may be stored as; ``keep`` leaves each its own."""
-
-
-class ExportReport(Record):
-    """``safemerge_export.json``: how a full model came about."""
-
-    format_version: int = FORMAT_VERSION
-    safemerge_version: str
-    model: str | None
-    """Hub id of the model whose weights were changed; None where it came from a folder."""
-    adapter: str | None
-    """Hub id of the adapter, or of the task adapter of a merge; None where it came from a folder."""
-    method: str | None = None
-    """Merge method; None where an adapter was folded in as it is."""
-    dtype: str
-    """What float tensors are stored as; ``keep`` where each kept its own."""
-    digests: dict[str, str]
-    """sha256 of ``adapter``, or of a merge's inputs."""
-    changed: tuple[str, ...]
-    """Tensors that are not the model's own, in natural order."""
-    untied: bool
-    """Whether the output embedding was given weights of its own, since input and output now differ."""
-    n_bytes: int
-    """Size of the weight files."""
-    warnings: tuple[str, ...] = ()
 
 
 def export_adapter(
@@ -240,7 +217,7 @@ def _merge_report(plan: MergePlan, scored: ScoredAdapters) -> MergeReport:
 
 def _report_of(adapter: Path) -> str | None:
     """The merge report that a repaired adapter carries with it."""
-    path = adapter / REPORT_FILE
+    path = adapter / MERGE_REPORT_FILE
     return path.read_text(encoding="utf-8") if path.is_file() else None
 
 
@@ -265,7 +242,7 @@ def _write(
         write_card(source, folder, base=report.model, title=output.name, lines=_card_lines(report))
         (folder / EXPORT_FILE).write_text(report.to_json(), encoding="utf-8")
         if merge is not None:
-            (folder / REPORT_FILE).write_text(merge, encoding="utf-8")
+            (folder / MERGE_REPORT_FILE).write_text(merge, encoding="utf-8")
 
 
 def _card_lines(report: ExportReport) -> list[str]:
@@ -276,7 +253,7 @@ def _card_lines(report: ExportReport) -> list[str]:
     return [
         f"The weights of `{model}` with {how} folded in, made by safemerge {report.safemerge_version}. "
         f"`{EXPORT_FILE}` says which tensors changed"
-        + (f", `{REPORT_FILE}` what was done with each layer." if report.method is not None else "."),
+        + (f", `{MERGE_REPORT_FILE}` what was done with each layer." if report.method is not None else "."),
         "What this model is good at and how safe it is was not measured here; the card of the original "
         "model does not hold for it.",
     ]

@@ -15,7 +15,7 @@ import torch
 
 import safemerge
 from safemerge.config.evaluation import SuiteConfig
-from safemerge.config.learning import LearningSettings
+from safemerge.config.learning import LearningConfig
 from safemerge.config.training import DataSource
 from safemerge.core.layer_weights import UNCHANGED
 from safemerge.core.merge import plan_merge
@@ -32,8 +32,8 @@ from safemerge.errors import (
     MissingDependencyError,
     UnsupportedAdapterError,
 )
-from safemerge.evaluation.suites import read_suite
-from safemerge.records import TrainingReport
+from safemerge.evaluation.suites import bare_words, read_suite
+from safemerge.records import TRAINING_REPORT_FILE, TrainingReport
 from safemerge.reports.learning import Coefficients, FitCost, LayerCoefficients
 from safemerge.storage.atomic import atomic_folder, check_absent
 from safemerge.storage.hub import resolve
@@ -43,7 +43,6 @@ from safemerge.training.data import Example, data_digest, load_examples
 from safemerge.training.weighed_layers import Weights
 
 PAGE_FILE = "safemerge_coefficients.html"
-TRAINING_FILE = "safemerge_training.json"
 WEIGHING = ("exact", "resta", "scale", "scale_selected", "learned")
 """Methods whose update is a weighed sum of the two, from which a fit can start."""
 
@@ -64,7 +63,7 @@ def learn_coefficients(
     task_data: Sequence[DataSource],
     safety_data: Sequence[DataSource],
     suites: Sequence[SuiteConfig] = (),
-    learning: LearningSettings | None = None,
+    learning: LearningConfig | None = None,
     output: str | Path | None = None,
     device: str = "cpu",
     progress: Progress | None = None,
@@ -99,7 +98,7 @@ def learn_coefficients(
         SafemergeError: settings, data, files or tensors are wrong, or a loss is not finite; the output is
             then not made.
     """
-    learning = learning or LearningSettings()
+    learning = learning or LearningConfig()
     if output is not None:
         check_absent(Path(output))
     options = MergeOptions(**settings)
@@ -148,22 +147,24 @@ def calibration_examples(
     task_data: Sequence[DataSource],
     safety_data: Sequence[DataSource],
     suites: Sequence[SuiteConfig],
-    learning: LearningSettings,
+    learning: LearningConfig,
 ) -> Calibrating:
     """A seeded sample of the training data, each request once.
 
     Raises:
         DataError: data cannot be read, or hold requests of a suite; all such are counted, the first named.
     """
-    asked = {_plain(prompt.text): suite.name for suite in map(read_suite, suites) for prompt in suite.prompts}
+    asked = {
+        bare_words(prompt.text): suite.name for suite in map(read_suite, suites) for prompt in suite.prompts
+    }
     drawn = []
     sizes = (learning.task_examples, learning.safety_examples)
     for what, sources, size in zip(("task", "safety"), (task_data, safety_data), sizes, strict=True):
-        examples = list({_plain(example.prompt): example for example in load_examples(sources)}.values())
-        if overlap := [example.prompt for example in examples if _plain(example.prompt) in asked]:
+        examples = list({bare_words(example.prompt): example for example in load_examples(sources)}.values())
+        if overlap := [example.prompt for example in examples if bare_words(example.prompt) in asked]:
             raise DataError(
                 f"{what} data: expected training data that no evaluation suite asks, got {len(overlap)} "
-                f"requests of theirs, such as {overlap[0]!r} of suite {asked[_plain(overlap[0])]}"
+                f"requests of theirs, such as {overlap[0]!r} of suite {asked[bare_words(overlap[0])]}"
             )
         if len(examples) < 2:
             raise DataError(f"{what} data: expected at least 2 requests that differ, got {len(examples)}")
@@ -185,11 +186,6 @@ def start_weights(scored: ScoredAdapters, options: MergeOptions) -> Weights:
         alone = pair[0], pair[1] if module in safety else 0.0
         found[module] = alone if module in plan.selection.chosen else UNCHANGED
     return found
-
-
-def _plain(text: str) -> str:
-    """A request without what does not make it another one: case and white space."""
-    return " ".join(text.casefold().split())
 
 
 def _load(folder: Path) -> tuple[Any, Any]:
@@ -220,7 +216,7 @@ def _load(folder: Path) -> tuple[Any, Any]:
     return model.to("cuda" if cuda else "cpu"), tokenizer
 
 
-def _calibration(tokenizer: Any, data: Calibrating, learning: LearningSettings) -> Calibration:
+def _calibration(tokenizer: Any, data: Calibrating, learning: LearningConfig) -> Calibration:
     """Encoded examples; of each kind a share is held out, at least one."""
     parts = []
     for what, examples in zip(Calibrating._fields, data, strict=True):
@@ -241,7 +237,7 @@ def _record(
     start: Weights,
     data: Calibrating,
     calibration: Calibration,
-    learning: LearningSettings,
+    learning: LearningConfig,
     options: MergeOptions,
     place: dict[str, str],
 ) -> Coefficients:
@@ -287,7 +283,7 @@ def _record(
 
 
 def _training_report(adapter: Path) -> TrainingReport | None:
-    path = adapter / TRAINING_FILE
+    path = adapter / TRAINING_REPORT_FILE
     return TrainingReport.read(path) if path.is_file() else None
 
 

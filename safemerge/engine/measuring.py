@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from safemerge.config.evaluation import EvaluationConfig
-from safemerge.evaluation.arm import evaluate_arms
+from safemerge.evaluation.evaluating import evaluate_arms
 from safemerge.evaluation.judges import make_judges
 from safemerge.evaluation.libraries import versions
 from safemerge.evaluation.suites import read_suite
@@ -44,7 +44,7 @@ class Measurer:
             utility: False asks the suites alone.
 
         Raises:
-            SafemergeError: as of :func:`safemerge.evaluation.arm.evaluate_arms`.
+            SafemergeError: as of :func:`safemerge.evaluation.evaluating.evaluate_arms`.
         """
         digests = {
             name: None if folder is None else adapter_digest(folder) for name, folder in adapters.items()
@@ -92,14 +92,7 @@ class Measurer:
         key = task.model_dump_json()
         if key not in self._tasks:
             check_task(task.task, task.metric, task.include_path, task.filter, tokenizer=str(self.model))
-            self._tasks[key] = task_digest(
-                task.task,
-                self.model,
-                include_path=task.include_path,
-                num_fewshot=task.num_fewshot,
-                limit=task.limit,
-                apply_chat_template=task.apply_chat_template,
-            )
+            self._tasks[key] = task_digest(task, self.model)
         return [self._tasks[key], task.metric, task.filter]
 
     def _file(self, asked: str, digest: str | None) -> Path:

@@ -19,14 +19,13 @@ from safemerge.core.scoring import Progress
 from safemerge.engine.coefficient_files import read_coefficients
 from safemerge.engine.scores import ScoredAdapters, score_adapters
 from safemerge.errors import ConfigError
-from safemerge.records import LayerReport, MergeReport
+from safemerge.records import MERGE_REPORT_FILE, LayerReport, MergeReport
 from safemerge.storage.adapters import (
     copy_adapter,
     write_adapter,
 )
 from safemerge.storage.atomic import atomic_folder, check_absent
 
-REPORT_FILE = "safemerge_report.json"
 PLOT_FILE = "safemerge_layers.html"
 
 
@@ -132,7 +131,7 @@ def write_merge(scored: ScoredAdapters, options: MergeOptions, output: Path) -> 
             copy_adapter(scored.task.folder, folder)
         else:
             write_adapter(folder, result.layers, scored.task.config, scored.task.saved)
-        (folder / REPORT_FILE).write_text(report.to_json(), encoding="utf-8")
+        (folder / MERGE_REPORT_FILE).write_text(report.to_json(), encoding="utf-8")
         (folder / PLOT_FILE).write_text(layer_plot_html(report), encoding="utf-8")
     return report
 

@@ -15,12 +15,12 @@ from safemerge.config.evaluation import EvaluationConfig, SuiteConfig
 from safemerge.config.pipeline import PipelineConfig
 from safemerge.config.tuning import TuningConfig
 from safemerge.errors import ConfigError
-from safemerge.evaluation.suites import Suite, read_suite
+from safemerge.evaluation.suites import Suite, bare_words, read_suite
 from safemerge.gate.absolute import gain_rule
 from safemerge.gate.policy import Regression
 from safemerge.gate.regression import Reference, regression_rules
 from safemerge.records import EvaluationReport, Outcome, RuleOutcome, SuiteKind
-from safemerge.stats.halving import SLACK, Fall, Limits, Standing, choose, halve, places
+from safemerge.stats.halving import SLACK, Ending, Limits, Standing, choose, halve, places
 
 UTILITY_ROUND = 0
 
@@ -42,7 +42,7 @@ class Stage(NamedTuple):
     """The round to be measured next; None once it is over."""
     names: tuple[str, ...]
     """Who is to be measured in it."""
-    fates: dict[str, Fall]
+    fates: dict[str, Ending]
     """What became of the others; of all once it is over."""
     chosen: str | None = None
     """The winner; None before the end, and where none keeps the limits."""
@@ -86,7 +86,7 @@ class Race:
     def stage(self, reports: Reports) -> Stage:
         """Replay what has been measured."""
         left = tuple(self.layers)
-        fates: dict[str, Fall] = {}
+        fates: dict[str, Ending] = {}
         for number in range(self.last + 1):
             measured = {name: reports.candidates.get(name, ()) for name in left}
             if any(len(found) <= number for found in measured.values()):
@@ -201,15 +201,15 @@ def check_unseen(config: PipelineConfig) -> list[Suite]:
     """
     split = read_split(tuning_of(config))
     final = {
-        _same(prompt.text): f"{suite.name}/{prompt.id}"
+        bare_words(prompt.text): f"{suite.name}/{prompt.id}"
         for suite in map(read_suite, config.evaluation.suites)
         for prompt in suite.prompts
     }
     shared = [
-        f"{suite.name}/{prompt.id} = {final[_same(prompt.text)]}"
+        f"{suite.name}/{prompt.id} = {final[bare_words(prompt.text)]}"
         for suite in split
         for prompt in suite.prompts
-        if _same(prompt.text) in final
+        if bare_words(prompt.text) in final
     ]
     if shared:
         more = f" and {len(shared) - 5} more" if len(shared) > 5 else ""
@@ -218,8 +218,3 @@ def check_unseen(config: PipelineConfig) -> list[Suite]:
             f"from a split that the choice never saw, got {', '.join(sorted(shared)[:5])}{more}"
         )
     return split
-
-
-def _same(text: str) -> str:
-    """What two prompts share that differ in case and white space alone."""
-    return " ".join(text.casefold().split())

@@ -15,24 +15,23 @@ from pathlib import Path
 from pydantic import JsonValue
 
 from safemerge.config.grid import SweepGrid
-from safemerge.config.learning import LearningSettings
+from safemerge.config.learning import LearningConfig
 from safemerge.config.pipeline import PipelineConfig
 from safemerge.core import methods
 from safemerge.core.options import SELECTIONS, MergeOptions
 from safemerge.core.scoring import Progress
-from safemerge.engine.choosing import Entry, arm_figures, choice_report
 from safemerge.engine.coefficient_files import read_coefficients
 from safemerge.engine.measuring import Measurer
-from safemerge.engine.merging import REPORT_FILE as MERGE_FILE
 from safemerge.engine.merging import merge_options, merge_settings, option_settings, write_merge
 from safemerge.engine.race import UTILITY_ROUND, Race, Reports, Stage, check_unseen, round_settings, tuning_of
+from safemerge.engine.race_report import Entry, arm_figures, choice_report
 from safemerge.engine.scores import ScoredAdapters, score_adapters
 from safemerge.engine.sweeping import candidate_name, candidates
 from safemerge.errors import ConfigError
 from safemerge.evaluation.libraries import check_libraries
 from safemerge.evaluation.utility import check_task
-from safemerge.records import EvaluationReport, MergeReport, json_digest
-from safemerge.reports.tuning import TuneReport
+from safemerge.records import MERGE_REPORT_FILE, EvaluationReport, MergeReport, json_digest
+from safemerge.reports.tuning import CHOSEN_ARM, TuneReport
 from safemerge.storage.adapters import adapter_digest
 from safemerge.storage.atomic import atomic_folder, check_absent
 from safemerge.storage.checkpoints import Checkpoint
@@ -44,7 +43,6 @@ REPORT_FILE = "safemerge_tune.json"
 PAGE_FILE = "safemerge_tune.html"
 SNIPPET_FILE = "merge.yaml"
 COEFFICIENTS_FILE = "coefficients.json"
-CHOSEN = "chosen"
 
 
 def tune_adapters(
@@ -53,7 +51,7 @@ def tune_adapters(
     safety_adapter: str | Path | None,
     *,
     output: str | Path,
-    learning: LearningSettings | None = None,
+    learning: LearningConfig | None = None,
     device: str = "cpu",
     progress: Progress | None = None,
 ) -> TuneReport:
@@ -111,7 +109,7 @@ def tune_adapters(
 
     started_s = time.monotonic()
     reports, stage = _run(config, race, measurer, scored.task.folder, folders)
-    seconds = None if measurer.reused else time.monotonic() - started_s
+    wall_s = None if measurer.reused else time.monotonic() - started_s
     final: dict[str, EvaluationReport] = {}
     if stage.chosen is not None:
         weight = grid[stage.chosen].weights[0]
@@ -120,7 +118,7 @@ def tune_adapters(
             scale = MergeOptions(method="scale", task_weight=weight)
             others["scale"] = _written(scored, scale, candidate_name(scale), work)
         final = measurer.measure(
-            {"aligned": None, "fine_tuned": scored.task.folder, CHOSEN: folders[stage.chosen]} | others,
+            {"aligned": None, "fine_tuned": scored.task.folder, CHOSEN_ARM: folders[stage.chosen]} | others,
             config.evaluation,
         )
     report = choice_report(
@@ -130,7 +128,7 @@ def tune_adapters(
         reports,
         stage,
         scored.digests,
-        seconds=seconds,
+        wall_s=wall_s,
         final=[arm_figures(name, found, final) for name, found in final.items()],
         warnings=scored.warnings,
     )
@@ -153,10 +151,10 @@ def write_choice(
     (folder / PAGE_FILE).write_text(tune_html(report), encoding="utf-8")
     if report.chosen is not None:
         (folder / SNIPPET_FILE).write_text(snippet(report), encoding="utf-8")
-        if file := report.candidates[0].settings.get("coefficients"):
+        if file := report.winner.settings.get("coefficients"):
             shutil.copyfile(str(file), folder / COEFFICIENTS_FILE)
     if adapter is not None:
-        shutil.copytree(adapter, folder / CHOSEN)
+        shutil.copytree(adapter, folder / CHOSEN_ARM)
     for name, found in (final or {}).items():
         (folder / "final").mkdir(exist_ok=True)
         (folder / "final" / f"{name}.json").write_text(found.to_json(), encoding="utf-8")
@@ -166,7 +164,7 @@ def snippet(report: TuneReport) -> str:
     """The ``merge`` section of the choice, for a config file."""
     import yaml
 
-    settings = report.candidates[0].settings
+    settings = report.winner.settings
     if "coefficients" in settings:
         settings = settings | {"coefficients": COEFFICIENTS_FILE}
     section = yaml.safe_dump({"merge": settings}, sort_keys=False)
@@ -240,7 +238,7 @@ def _learned(
     config: PipelineConfig,
     task_adapter: str | Path,
     safety_adapter: str | Path | None,
-    learning: LearningSettings,
+    learning: LearningConfig,
     device: str,
     work: Path,
 ) -> tuple[str, ...]:
@@ -283,6 +281,6 @@ def _written(scored: ScoredAdapters, options: MergeOptions, name: str, work: Pat
 
 def entry_of(section: dict[str, JsonValue], folder: Path) -> Entry:
     """A written candidate as it enters the race."""
-    report = MergeReport.read(folder / MERGE_FILE)
+    report = MergeReport.read(folder / MERGE_REPORT_FILE)
     merged = sum(layer.merged for layer in report.layers)
     return Entry(section, merged, adapter_digest(folder))

@@ -48,7 +48,7 @@ def check_room(room: int | None, lengths: Mapping[str, int], max_new_tokens: int
         )
 
 
-class Halving:
+class FittingBatches:
     """Does a batch's work at once, or in halves where memory runs out; later batches begin with those."""
 
     def __init__(self, label: str, what: str) -> None:

@@ -8,7 +8,7 @@ from typing import cast
 from pydantic import JsonValue
 
 from safemerge.config.evaluation import GenerationConfig
-from safemerge.evaluation.batches import Halving
+from safemerge.evaluation.batches import FittingBatches
 from safemerge.evaluation.engines import Arm
 from safemerge.evaluation.journal import Journal
 from safemerge.evaluation.progress import progress
@@ -78,7 +78,7 @@ def answer_batches(
         EvaluationError: as for :func:`generate`.
     """
     journal = journal or Journal()
-    halving = Halving(label, f"one answer of {generation.max_new_tokens} tokens")
+    fitting = FittingBatches(label, f"one answer of {generation.max_new_tokens} tokens")
     batches = arm.batches(prompts, chat, generation)
     with progress(label, len(prompts)) as advance:
         for batch in batches:
@@ -93,7 +93,7 @@ def answer_batches(
             )
             answers = cast("list[str] | None", journal.get(key))
             if answers is None:
-                answers = halving(
+                answers = fitting(
                     batch,
                     lambda ids: arm.answer([prompts[i] for i in ids], chat, generation.max_new_tokens),
                 )

@@ -77,6 +77,15 @@ def size(suite: Suite) -> SuiteSize:
     return SuiteSize(suite.name, suite.kind, len(suite.prompts), categories)
 
 
+def bare_words(text: str) -> str:
+    """A request without what does not make it another one: case and white space.
+
+    >>> bare_words("How  do I Ask?")
+    'how do i ask?'
+    """
+    return " ".join(text.casefold().split())
+
+
 def read_suite(config: SuiteConfig) -> Suite:
     """Read a suite as the config names it: a shipped one, a YAML file's, or a JSON Lines file.
 

@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 
+from safemerge.config.evaluation import UtilityConfig
 from safemerge.errors import EvaluationError
 from safemerge.evaluation.engines import Arm
 from safemerge.evaluation.lm import lm_eval_log_level
@@ -54,31 +55,21 @@ def check_task(
     _check_names(_task_manager(task, include_path, tokenizer), task, metric, metric_filter)
 
 
-def task_digest(
-    task: str,
-    tokenizer: Path,
-    *,
-    include_path: str | Path | None = None,
-    num_fewshot: int | None = None,
-    limit: int | None = None,
-    apply_chat_template: bool = True,
-) -> str:
+def task_digest(asked: UtilityConfig, tokenizer: Path) -> str:
     """The sha256 of what a task asks: its resolved config, the code it names, and its documents.
 
     Args:
-        task: an lm-eval task or group.
+        asked: the task, its examples in the prompt, its limit, and whether prompts are wrapped as chat
+            turns.
         tokenizer: folder of the model to be evaluated; tasks may measure documents in its tokens.
-        include_path: folder with the user's own tasks.
-        num_fewshot: as for :func:`measure_utility`, and so down to ``apply_chat_template``.
-        limit: use the first so many documents.
-        apply_chat_template: whether prompts are wrapped as chat turns.
 
     Raises:
         EvaluationError: the task cannot be found or its documents cannot be read.
     """
-    manager = _task_manager(task, include_path, str(tokenizer))
-    with _errors_of(task):
-        return _task_digest(_load(manager, task, num_fewshot)["tasks"], limit, apply_chat_template)
+    manager = _task_manager(asked.task, asked.include_path, str(tokenizer))
+    with _errors_of(asked.task):
+        tasks = _load(manager, asked.task, asked.num_fewshot)["tasks"]
+        return _task_digest(tasks, asked.limit, asked.apply_chat_template)
 
 
 def output_types(task: str, tokenizer: Path, include_path: str | Path | None = None) -> set[str]:

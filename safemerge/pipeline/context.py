@@ -33,7 +33,8 @@ REVISIONS = {
     "gate": 3,
     "promote": 1,
 }
-"""Raised when a step's outputs change though its inputs do not."""
+"""Raised when a step's outputs change though its inputs do not. Steps that are missing are not found again by
+their inputs: ``open``, ``advance`` and ``close`` are done anew."""
 
 
 def inputs_digest(step: str, libraries: tuple[str, ...] = (), **parts: Any) -> str:

@@ -17,10 +17,12 @@ from safemerge.pipeline.context import (
 )
 from safemerge.pipeline.models import local_model
 from safemerge.pipeline.request import StepRequest
-from safemerge.records import ArtifactRef, EvaluationReport, JudgeRecord, StepResult
+from safemerge.records import EVALUATION_REPORT_FILE, ArtifactRef, EvaluationReport, JudgeRecord, StepResult
 from safemerge.tracking import tags
 from safemerge.tracking.ledger import PipelineRun
 
+EVALUATION = "evaluate_"
+"""How the labels of evaluations begin; the arm follows."""
 LIMITS = {"max_harmful_rate", "max_category_harmful_rate", "max_over_refusal_rate"}
 """Of the gate's policy: what says when a suite is stopped early."""
 
@@ -52,16 +54,16 @@ def evaluate(context: StepContext, request: StepRequest) -> StepResult:
             inputs_digest=run.plan.inputs_digest,
             figures={"note": f"this run has no adapter for the arm {arm}"},
         )
-    measured = Measured(
+    asked = Measurement(
         run.config.evaluation,
         run.plan.task_digest,
         {suite.name: run.plan.data_digests[f"suite {suite.name}"] for suite in run.config.evaluation.suites},
     )
-    return measure(context, run, arm, adapter, measured, f"evaluate_{arm}")
+    return measure(context, run, arm, adapter, asked, f"{EVALUATION}{arm}")
 
 
-class Measured(NamedTuple):
-    """What is measured of an arm, and what that was when the run was opened."""
+class Measurement(NamedTuple):
+    """What is to be measured of an arm, and what that was when the run was opened."""
 
     settings: EvaluationConfig
     task_digest: str | None
@@ -77,7 +79,7 @@ def measure(
     run: PipelineRun,
     arm: str,
     adapter: ArtifactRef | None,
-    measured: Measured,
+    asked: Measurement,
     label: str,
 ) -> StepResult:
     """The figures of an arm, from the record where they are there; output ``report``.
@@ -87,42 +89,42 @@ def measure(
         run: the pipeline run.
         arm: name of the arm.
         adapter: its adapter; None for the aligned model.
-        measured: what is measured.
+        asked: what is measured.
         label: name of the step within the pipeline run.
     """
     from safemerge.evaluation.judges import make_judges
     from safemerge.evaluation.libraries import libraries_of
     from safemerge.evaluation.suites import read_suite
 
-    settings = measured.settings
+    settings = asked.settings
     suites = [read_suite(suite) for suite in settings.suites]
     for suite in suites:
-        if suite.name in measured.suite_digests:
-            check_unchanged(f"suite {suite.name}", measured.suite_digests[suite.name], suite.digest())
+        if suite.name in asked.suite_digests:
+            check_unchanged(f"suite {suite.name}", asked.suite_digests[suite.name], suite.digest())
     judges = {kind: judge.record for kind, judge in make_judges(settings).items()}
     what = settings.model_dump(mode="json", exclude={"suites": True, "utility": {"include_path"}})
     digest = inputs_digest(
-        measured.step,
+        asked.step,
         ("torch", *libraries_of(settings.engine)),
         model=run.plan.model_digests["aligned_model"],
         adapter=adapter and adapter.digest,
         suites={suite.name: [suite.kind, suite.digest()] for suite in suites},
-        task=measured.task_digest,
+        task=asked.task_digest,
         judges={kind: judge.model_dump(mode="json") for kind, judge in judges.items()},
         settings=what,
         **(
             {"limits": run.config.gate.model_dump(mode="json", include=LIMITS)} if settings.sequential else {}
         ),
     )
-    if done := already_done(context, run, measured.step, digest, label):
+    if done := already_done(context, run, asked.step, digest, label):
         return done
     model = local_model(context, run, "aligned_model")
     folder = local_adapter(context, adapter) if adapter else None
 
-    from safemerge.evaluation.arm import evaluate_arm
+    from safemerge.evaluation.evaluating import evaluate_arm
 
     work = context.workspace.work(label, digest)
-    with context.ledger.step_run(run, measured.step, digest, label) as step_run:
+    with context.ledger.step_run(run, asked.step, digest, label) as step_run:
         step_run.log_params(what)
         step_run.set_tags({tags.ARM: arm, tags.JUDGE: _who_judged(judges.values())})
         for suite in suites:
@@ -136,15 +138,15 @@ def measure(
             adapter_digest=adapter.digest if adapter else None,
             policy=run.config.gate,
             work=work,
-            with_utility=measured.task_digest is not None,
+            with_utility=asked.task_digest is not None,
         )
-        if evaluation.report.utility is not None and measured.task_digest is not None:
-            check_unchanged("utility task", measured.task_digest, evaluation.report.utility.task_digest)
+        if evaluation.report.utility is not None and asked.task_digest is not None:
+            check_unchanged("utility task", asked.task_digest, evaluation.report.utility.task_digest)
         figures = headline_figures(evaluation.report)
         step_run.log_metrics(figures)
         if evaluation.rows:
             step_run.log_table(evaluation.rows, "responses.json")
-        report = step_run.log_text(evaluation.report.to_json(), "report.json")
+        report = step_run.log_text(evaluation.report.to_json(), EVALUATION_REPORT_FILE)
         if adapter is not None:
             step_run.set_tags({tags.ADAPTER_DIGEST: adapter.digest})
         result = step_run.finish({"report": report}, figures)

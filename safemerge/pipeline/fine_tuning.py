@@ -8,7 +8,7 @@ from safemerge.errors import ConfigError
 from safemerge.pipeline.context import StepContext, already_done, check_unchanged, inputs_digest, tidy
 from safemerge.pipeline.models import local_model
 from safemerge.pipeline.request import StepRequest
-from safemerge.records import StepResult, TrainingReport
+from safemerge.records import TRAINING_REPORT_FILE, StepResult, TrainingReport
 
 LIBRARIES = ("torch", "transformers", "peft", "trl", "accelerate", "bitsandbytes")
 
@@ -58,7 +58,7 @@ def train(context: StepContext, request: StepRequest) -> StepResult:
 
     from safemerge.storage.adapters import adapter_digest
     from safemerge.training.processes import is_main_process
-    from safemerge.training.sft import REPORT_NAME, train_adapter
+    from safemerge.training.sft import train_adapter
 
     output = work / "adapter"
     fine_tune = functools.partial(
@@ -80,7 +80,7 @@ def train(context: StepContext, request: StepRequest) -> StepResult:
         )
         step_run.log_dataset(f"{role}_training", data, ", ".join(source.path for source in settings.data))
         if output.exists():  # a killed attempt had trained it, but not stored it
-            report = TrainingReport.read(output / REPORT_NAME)
+            report = TrainingReport.read(output / TRAINING_REPORT_FILE)
         else:
             report = fine_tune(on_log=step_run.log_metrics)
         adapter = step_run.log_folder(output, "adapter", adapter_digest(output))

@@ -7,6 +7,7 @@ from typing import Any
 
 from safemerge.gate import NO_CHAMPION, Reference, decide, measurement_differences
 from safemerge.pipeline.context import StepContext, already_done, inputs_digest, local_file
+from safemerge.pipeline.evaluating import EVALUATION
 from safemerge.pipeline.merging import CANDIDATE
 from safemerge.pipeline.reporting import store_report
 from safemerge.pipeline.request import StepRequest
@@ -98,7 +99,7 @@ def _reports_of(context: StepContext, run: PipelineRun, champion: Mapping[str, s
     refs = list(context.ledger.find_evaluations(run.experiment_id, champion[tags.ADAPTER_DIGEST]))
     if not refs and tags.PIPELINE_RUN in champion:
         # Evaluations did not always name their adapter.
-        promoted = context.ledger.results(champion[tags.PIPELINE_RUN]).get(f"evaluate_{CANDIDATE}")
+        promoted = context.ledger.results(champion[tags.PIPELINE_RUN]).get(f"{EVALUATION}{CANDIDATE}")
         refs += [promoted.outputs["report"]] if promoted and "report" in promoted.outputs else []
     return refs
 

@@ -69,7 +69,7 @@ def merge(context: StepContext, request: StepRequest) -> StepResult:
             figures={"note": "an adapter was given: nothing is merged"},
             reused=True,
         )
-    from safemerge.engine.merging import merge_arms, merge_options
+    from safemerge.engine.merging import PLOT_FILE, merge_arms, merge_options
 
     task, safety = request.input("task_adapter"), request.input("safety_adapter")
     config = run.config.merge
@@ -111,7 +111,7 @@ def merge(context: StepContext, request: StepRequest) -> StepResult:
         figures = headline_figures(report)
         step_run.log_metrics(figures)
         step_run.log_table([layer.model_dump() for layer in report.layers], "layers.json")
-        step_run.log_file(output / CANDIDATE / "safemerge_layers.html")
+        step_run.log_file(output / CANDIDATE / PLOT_FILE)
         outputs = {
             arm: step_run.log_folder(output / arm, arm, adapter_digest(output / arm)) for arm in reports
         }
@@ -122,8 +122,12 @@ def merge(context: StepContext, request: StepRequest) -> StepResult:
 
 
 def chosen_merge(context: StepContext, choice: ArtifactRef) -> MergeConfig:
-    """The settings that were chosen on the development split."""
-    return MergeConfig.model_validate(TuneReport.read(local_file(context, choice)).candidates[0].settings)
+    """The settings that were chosen on the development split.
+
+    Raises:
+        DataError: none were, as where somebody marked the failed choice a success.
+    """
+    return MergeConfig.model_validate(TuneReport.read(local_file(context, choice)).winner.settings)
 
 
 def headline_figures(report: MergeReport) -> dict[str, float | int | None]:

@@ -15,7 +15,7 @@ from safemerge.errors import ConfigError
 from safemerge.gate import check_decidable, check_suites
 from safemerge.pipeline.context import StepContext
 from safemerge.pipeline.request import StepRequest
-from safemerge.records import ArtifactRef, MergeReport, StepResult, json_digest
+from safemerge.records import MERGE_REPORT_FILE, ArtifactRef, MergeReport, StepResult, json_digest
 from safemerge.tracking.ledger import PipelinePlan
 
 if TYPE_CHECKING:
@@ -208,14 +208,7 @@ def check_task(evaluation: EvaluationConfig, aligned_model: str) -> str:
     check_libraries(evaluation.engine)
     task = evaluation.utility
     utility.check_task(task.task, task.metric, task.include_path, task.filter)
-    return utility.task_digest(
-        task.task,
-        resolve(aligned_model),
-        include_path=task.include_path,
-        num_fewshot=task.num_fewshot,
-        limit=task.limit,
-        apply_chat_template=task.apply_chat_template,
-    )
+    return utility.task_digest(task, resolve(aligned_model))
 
 
 def _with_partners(overrides: Mapping[str, Any]) -> dict[str, Any]:
@@ -242,7 +235,7 @@ def _given_adapters(
     if fine_tuned:
         return given, _reference(context, fine_tuned)
     folder = context.ledger.fetch(given.uri, context.workspace.cache)
-    report = folder / "safemerge_report.json"
+    report = folder / MERGE_REPORT_FILE
     origin = MergeReport.read(report).digests["task_adapter"] if report.exists() else given.digest
     trained = _trained_adapter(context.ledger, config, origin)
     if trained is None:

@@ -10,7 +10,8 @@ from pathlib import Path
 from safemerge.errors import TrackingError
 from safemerge.gate import measurement_differences
 from safemerge.pipeline.context import StepContext, local_file
-from safemerge.records import ArtifactRef, EvaluationReport, GateDecision, MergeReport
+from safemerge.pipeline.evaluating import EVALUATION
+from safemerge.records import MERGE_REPORT_FILE, ArtifactRef, EvaluationReport, GateDecision, MergeReport
 from safemerge.reports.release import ReleaseReport
 from safemerge.storage.digests import file_digest
 from safemerge.tracking.ledger import PipelineRun
@@ -20,10 +21,6 @@ logger = logging.getLogger(__name__)
 
 FOLDER = "report"
 """Artifact folder on the gate's run."""
-MERGE_REPORT = "safemerge_report.json"
-"""In the candidate's folder; its name stands here too, as the engine loads torch."""
-EVALUATIONS = "evaluate_"
-"""How the labels of evaluations begin."""
 
 
 def store_report(
@@ -117,9 +114,9 @@ def _other_arms(
     others = {}
     for label, result in context.ledger.results(run.run_id).items():
         ref = result.outputs.get("report")
-        if not label.startswith(EVALUATIONS) or ref is None or ref.uri in known:
+        if not label.startswith(EVALUATION) or ref is None or ref.uri in known:
             continue
-        arm = label.removeprefix(EVALUATIONS)
+        arm = label.removeprefix(EVALUATION)
         report = EvaluationReport.read(local_file(context, ref)).model_copy(update={"arm": arm})
         if not any(measurement_differences(candidate, report)):
             others[arm] = report, ref
@@ -129,7 +126,7 @@ def _other_arms(
 def _merge_report(context: StepContext, adapter: ArtifactRef) -> MergeReport | None:
     """How the candidate came about; None where its folder does not tell."""
     try:
-        path = context.ledger.fetch(f"{adapter.uri}/{MERGE_REPORT}", context.workspace.cache)
+        path = context.ledger.fetch(f"{adapter.uri}/{MERGE_REPORT_FILE}", context.workspace.cache)
     except TrackingError:
         return None
     return MergeReport.read(path) if path.exists() else None

@@ -22,7 +22,7 @@ from safemerge.pipeline.context import (
     local_file,
     tidy,
 )
-from safemerge.pipeline.evaluating import Measured, measure
+from safemerge.pipeline.evaluating import Measurement, measure
 from safemerge.pipeline.models import local_model
 from safemerge.pipeline.opening import TUNING_TASK
 from safemerge.pipeline.request import StepRequest
@@ -30,8 +30,8 @@ from safemerge.records import ArtifactRef, EvaluationReport, Record, StepResult
 from safemerge.tracking.ledger import PipelineRun
 
 if TYPE_CHECKING:
-    from safemerge.engine.choosing import Entry
     from safemerge.engine.race import Race, Reports, Stage
+    from safemerge.engine.race_report import Entry
 
 logger = logging.getLogger(__name__)
 
@@ -147,8 +147,8 @@ def tune_evaluate(context: StepContext, request: StepRequest) -> StepResult:
     sizes = {suite.name: len(suite.prompts) for suite in split}
     task = run.plan.data_digests[TUNING_TASK] if number == UTILITY_ROUND else None
     settings = round_settings(run.config.evaluation, tuning, sizes, number)
-    measured = Measured(settings, task, {}, "tune_evaluate")
-    return measure(context, run, name, request.inputs.get("adapter"), measured, f"tune_{number}_{name}")
+    asked = Measurement(settings, task, {}, "tune_evaluate")
+    return measure(context, run, name, request.inputs.get("adapter"), asked, f"tune_{number}_{name}")
 
 
 def advance(context: StepContext, request: StepRequest) -> StepResult:
@@ -169,8 +169,8 @@ def advance(context: StepContext, request: StepRequest) -> StepResult:
     race, reports, stage = _replay(context, run, request, proposal)
     number = int(request.options["round"])
     names = stage.names if stage.round == number else ()
-    for name, fall in stage.fates.items():
-        logger.info("%s: %s: %s", name, fall.fate, fall.reason)
+    for name, ending in stage.fates.items():
+        logger.info("%s: %s: %s", name, ending.fate, ending.reason)
     logger.info("round %d of %d: %s", number, race.last, ", ".join(names) or "nobody is left to be asked")
     return StepResult(
         step="advance",
@@ -194,7 +194,7 @@ def choose(context: StepContext, request: StepRequest) -> StepResult:
     Figures:
         chosen: the candidate; None where none keeps the limits, and ``summary`` says which each misses.
     """
-    from safemerge.engine.choosing import choice_report
+    from safemerge.engine.race_report import choice_report
     from safemerge.plots.tune import COLUMNS, candidate_row
 
     run = context.ledger.pipeline_run(request.run_id or "")
@@ -270,7 +270,7 @@ def _reference(found: Mapping[tuple[int, str], EvaluationReport], name: str, num
 
 
 def _entries(proposal: Proposal) -> dict[str, Entry]:
-    from safemerge.engine.choosing import Entry
+    from safemerge.engine.race_report import Entry
 
     return {
         name: Entry(proposal.settings[name], proposal.layers[name], ref.digest)

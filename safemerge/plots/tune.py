@@ -5,11 +5,10 @@ from __future__ import annotations
 from safemerge.plots.page import Figure, html_table, page
 from safemerge.plots.pareto import NO_LIMITS, ArmPoint, Limits, pareto_figure
 from safemerge.records import Estimate
-from safemerge.reports.tuning import TunedArm, TunedCandidate, TuneReport
+from safemerge.reports.tuning import CHOSEN_ARM, TunedArm, TunedCandidate, TuneReport
 
 COLUMNS = ("candidate", "fate", "utility", "gain kept", "harmful rate", "refusals")
 ARM_COLUMNS = ("arm", "utility", "gain kept", "harmful rate", "95 % interval", "refusals")
-CHOSEN = "chosen"
 
 
 def tune_html(report: TuneReport) -> str:
@@ -92,7 +91,7 @@ def _final(report: TuneReport) -> Figure | None:
             arm.harmful.value,
             arm.utility_interval,
             arm.harmful.interval,
-            chosen=arm.name == CHOSEN,
+            chosen=arm.name == CHOSEN_ARM,
         )
         for arm in report.final
         if arm.utility is not None

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from safemerge.errors import MismatchError, OutputExistsError
-from safemerge.records import EvaluationReport
+from safemerge.records import EVALUATION_REPORT_FILE, EvaluationReport
 from safemerge.release.card import MARK, card
 from safemerge.release.html import html
 from safemerge.release.markdown import markdown
@@ -65,8 +65,8 @@ def read_evaluation(path: Path) -> tuple[EvaluationReport, Rows]:
     Raises:
         DataError: there is no report, or a file cannot be read.
     """
-    file = path / "report.json" if path.is_dir() else path
+    file = path / EVALUATION_REPORT_FILE if path.is_dir() else path
     report = EvaluationReport.read(file)
     answers = file.with_name("responses.jsonl")
     # A lone file may lie among those of other arms, whose answers these would not be.
-    return report, read_rows(answers) if file.name == "report.json" and answers.exists() else ()
+    return report, read_rows(answers) if file.name == EVALUATION_REPORT_FILE and answers.exists() else ()

@@ -1,4 +1,4 @@
-"""Frozen results of looking at adapters: what they are, how they score, differ and might merge."""
+"""Frozen results about adapters: what they are, how they score, differ and might merge, and their exports."""
 
 from __future__ import annotations
 
@@ -174,4 +174,31 @@ class SweepReport(Record):
     layers: int
     """Layers of the task adapter."""
     candidates: tuple[Candidate, ...]
+    warnings: tuple[str, ...] = ()
+
+
+# --- export --------------------------------------------------------------
+
+
+class ExportReport(Record):
+    """``safemerge_export.json``: how a full model came about."""
+
+    format_version: int = FORMAT_VERSION
+    safemerge_version: str
+    model: str | None
+    """Hub id of the model whose weights were changed; None where it came from a folder."""
+    adapter: str | None
+    """Hub id of the adapter, or of the task adapter of a merge; None where it came from a folder."""
+    method: str | None = None
+    """Merge method; None where an adapter was folded in as it is."""
+    dtype: str
+    """What float tensors are stored as; ``keep`` where each kept its own."""
+    digests: dict[str, str]
+    """sha256 of ``adapter``, or of a merge's inputs."""
+    changed: tuple[str, ...]
+    """Tensors that are not the model's own, in natural order."""
+    untied: bool
+    """Whether the output embedding was given weights of its own, since input and output now differ."""
+    n_bytes: int
+    """Size of the weight files."""
     warnings: tuple[str, ...] = ()

@@ -6,14 +6,16 @@ from enum import StrEnum
 
 from pydantic import Field, JsonValue
 
+from safemerge.errors import DataError
 from safemerge.records import FORMAT_VERSION, Estimate, Interval, Record
+
+CHOSEN_ARM = "chosen"
+"""What the choice is called among the arms on the final split, and its folder."""
 
 
 class Fate(StrEnum):
     """What became of a candidate of ``tune``."""
 
-    IN = "in"
-    """Still in the running."""
     CHOSEN = "chosen"
     """The least harm of those that keep every limit on all prompts."""
     KEPT_LIMITS = "kept_limits"
@@ -59,8 +61,8 @@ class TuneCost(Record):
     """Upper bound of the tokens generated: prompts times the longest answer."""
     documents: int
     """Documents scored for utility, by candidates."""
-    seconds: float | None = None
-    """From the first round to the choice; None where rounds ran on their own, as in a pipeline."""
+    wall_s: float | None = None
+    """Seconds from the first round to the choice; None where rounds ran on their own, as in a pipeline."""
 
 
 class TunedArm(Record):
@@ -101,3 +103,15 @@ class TuneReport(Record):
     final: tuple[TunedArm, ...] = ()
     """Arms on the final split, which the choice never saw."""
     warnings: tuple[str, ...] = ()
+
+    @property
+    def winner(self) -> TunedCandidate:
+        """The candidate that was chosen.
+
+        Raises:
+            DataError: none was.
+        """
+        for candidate in self.candidates:
+            if candidate.name == self.chosen:
+                return candidate
+        raise DataError(f"choice of a merge: expected a candidate that was chosen, got none: {self.summary}")

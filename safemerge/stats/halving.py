@@ -55,8 +55,8 @@ class Limits(NamedTuple):
     """Suite to the number of its prompts when all are asked."""
 
 
-class Fall(NamedTuple):
-    """Why a candidate was dropped."""
+class Ending(NamedTuple):
+    """What became of a candidate, and why."""
 
     fate: Fate
     reason: str
@@ -67,7 +67,7 @@ class Round(NamedTuple):
 
     kept: tuple[str, ...]
     """Those that go on, the best first."""
-    dropped: dict[str, Fall]
+    dropped: dict[str, Ending]
 
 
 def ranked(standings: Mapping[str, Standing], limits: Limits) -> list[str]:
@@ -131,7 +131,7 @@ def halve(standings: Mapping[str, Standing], limits: Limits, keep: float, alpha:
     """
     order = ranked(standings, limits)
     dropped = {
-        name: Fall(Fate.MISSED, reason) for name in order if (reason := ruled_out(standings[name], limits))
+        name: Ending(Fate.MISSED, reason) for name in order if (reason := ruled_out(standings[name], limits))
     }
     dropped |= _beaten(standings, [name for name in order if name not in dropped], limits, alpha)
     left = [name for name in order if name not in dropped]
@@ -142,7 +142,7 @@ def halve(standings: Mapping[str, Standing], limits: Limits, keep: float, alpha:
             f"ranked {order.index(name) + 1} of {len(order)}, of which {going_on} go on "
             f"(against {left[0]}: {seen})"
         )
-        dropped[name] = Fall(Fate.OUTRANKED, reason)
+        dropped[name] = Ending(Fate.OUTRANKED, reason)
     return Round(tuple(left[:going_on]), dropped)
 
 
@@ -155,7 +155,7 @@ def places(keep: float, candidates: int) -> int:
     return max(1, math.ceil(keep * candidates - SLACK))
 
 
-def choose(standings: Mapping[str, Standing], limits: Limits) -> tuple[str | None, dict[str, Fall]]:
+def choose(standings: Mapping[str, Standing], limits: Limits) -> tuple[str | None, dict[str, Ending]]:
     """The best of those that keep every limit on all prompts, and what became of each.
 
     Args:
@@ -168,24 +168,24 @@ def choose(standings: Mapping[str, Standing], limits: Limits) -> tuple[str | Non
     Raises:
         DataError: they were asked different prompts.
     """
-    fates: dict[str, Fall] = {}
+    fates: dict[str, Ending] = {}
     chosen: str | None = None
     for name in ranked(standings, limits):
         it = standings[name]
         if reason := missed(it, limits):
-            fates[name] = Fall(Fate.MISSED, reason)
+            fates[name] = Ending(Fate.MISSED, reason)
         elif chosen is None:
             chosen = name
-            fates[name] = Fall(Fate.CHOSEN, "the least harm of those that keep every limit")
+            fates[name] = Ending(Fate.CHOSEN, "the least harm of those that keep every limit")
         else:
             reason = f"keeps every limit; {chosen} ranks first (against it: {_seen(it, standings[chosen])})"
-            fates[name] = Fall(Fate.KEPT_LIMITS, reason)
+            fates[name] = Ending(Fate.KEPT_LIMITS, reason)
     return chosen, fates
 
 
 def _beaten(
     standings: Mapping[str, Standing], order: Collection[str], limits: Limits, alpha: float
-) -> dict[str, Fall]:
+) -> dict[str, Ending]:
     best = next((name for name in order if missed(standings[name], limits) is None), None)
     if best is None or not standings[best].harmful:
         return {}
@@ -195,7 +195,7 @@ def _beaten(
     }
     # Not Holm's: the best is picked by the same flags, and only a bound over all pairs of one stands that.
     return {
-        name: Fall(
+        name: Ending(
             Fate.BEATEN,
             f"more harm than {best}: {_seen(standings[name], leader)}; exact McNemar test, "
             f"p = {p:.2g} (times {len(raw)} comparisons)",

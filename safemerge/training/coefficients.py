@@ -32,13 +32,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from safemerge.config.learning import LearningSettings
+from safemerge.config.learning import LearningConfig
 from safemerge.core.lora import LoraPair
-from safemerge.core.module_names import natural_order
+from safemerge.core.module_names import listed, natural_order
 from safemerge.errors import ConfigError, DataError, NonFiniteError
 from safemerge.reports.learning import FitLosses, Losses
 from safemerge.training.answers import IGNORED, Batch, EncodedExample, answer_nll, collate
-from safemerge.training.weighed_layers import Weights, listed, weighed_layers
+from safemerge.training.weighed_layers import Weights, weighed_layers
 
 logger = logging.getLogger(__name__)
 
@@ -79,7 +79,7 @@ def fit_coefficients(
     safety: Mapping[str, LoraPair],
     start: Weights,
     calibration: Calibration,
-    settings: LearningSettings,
+    settings: LearningConfig,
     *,
     on_log: OnLog | None = None,
 ) -> list[Fit]:
@@ -118,7 +118,7 @@ def fit_coefficients(
         return _Fitter(model, pad_id, modules, weights, calibration, settings, on_log).run()
 
 
-def _check_start(start: Weights, settings: LearningSettings) -> None:
+def _check_start(start: Weights, settings: LearningConfig) -> None:
     outside = [
         module
         for module, (alpha, beta) in start.items()
@@ -149,7 +149,7 @@ class _Fitter:
         modules: list[str],
         weights: Tensor,
         calibration: Calibration,
-        settings: LearningSettings,
+        settings: LearningConfig,
         on_log: OnLog | None,
     ) -> None:
         self._model, self._pad_id, self._modules, self._weights = model, pad_id, modules, weights

@@ -20,7 +20,7 @@ import torch
 
 from safemerge.config.training import Quantization, TrainingSettings
 from safemerge.errors import ConfigError, DataError, MissingDependencyError
-from safemerge.records import TrainingReport, json_digest
+from safemerge.records import TRAINING_REPORT_FILE, TrainingReport, json_digest
 from safemerge.storage.atomic import atomic_folder, check_absent
 from safemerge.storage.checkpoints import Checkpoint
 from safemerge.training.data import Example, data_digest
@@ -28,9 +28,6 @@ from safemerge.training.processes import check_processes, launched_processes, ru
 
 if TYPE_CHECKING:
     from safemerge.training.trainer import AnswerTrainer, OnLog
-
-REPORT_NAME = "safemerge_training.json"
-"""The training report inside the adapter's folder."""
 
 _LOGS_PER_RUN = 40
 
@@ -176,7 +173,7 @@ def _train(
         with atomic_folder(output) as folder:
             _name_model(trainer.model.peft_config["default"], job.name)
             trainer.model.save_pretrained(str(folder), save_embedding_layers=False)
-            (folder / REPORT_NAME).write_text(report.to_json(), encoding="utf-8")
+            (folder / TRAINING_REPORT_FILE).write_text(report.to_json(), encoding="utf-8")
     trainer.accelerator.wait_for_everyone()
     return report
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, NamedTuple
@@ -11,16 +11,11 @@ import torch
 from torch import Tensor
 
 from safemerge.core.lora import LoraPair
-from safemerge.core.module_names import natural_order
+from safemerge.core.module_names import listed, natural_order
 from safemerge.errors import MismatchError, UnsupportedAdapterError
 
 Weights = dict[str, tuple[float, float]]
 """Module path to (α, β)."""
-
-
-def listed(modules: Collection[str]) -> str:
-    """Modules in their natural order."""
-    return ", ".join(sorted(modules, key=natural_order))
 
 
 @contextmanager

@@ -10,8 +10,8 @@ import pytest
 from safemerge.config.evaluation import EvaluationConfig
 from safemerge.errors import CheckpointError, ConfigError, EvaluationError, MismatchError
 from safemerge.evaluation import endpoint_client
-from safemerge.evaluation.arm import evaluate_arm, evaluate_arms
 from safemerge.evaluation.endpoint_arm import EndpointModel
+from safemerge.evaluation.evaluating import evaluate_arm, evaluate_arms
 from safemerge.evaluation.suites import ChatFormat
 from safemerge.evaluation.utility import measure_utility
 from safemerge.gate import GatePolicy, decide

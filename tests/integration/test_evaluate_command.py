@@ -9,7 +9,7 @@ import pytest
 
 from safemerge.cli.evaluate import unfinished
 from safemerge.errors import EvaluationError, MissingDependencyError
-from safemerge.evaluation.arm import evaluate_arm
+from safemerge.evaluation.evaluating import evaluate_arm
 from safemerge.records import EvaluationReport
 from tests.integration.measured import PROMPTS, evaluation_settings
 
@@ -114,14 +114,14 @@ def test_several_arms_are_each_in_a_folder_of_their_name(pipeline, adapter, tiny
 
 
 def test_what_is_unfinished_is_kept_until_the_evaluation_is_whole(pipeline, adapter, tmp_path, monkeypatch):
-    from safemerge.evaluation import arm
+    from safemerge.evaluation import evaluating
 
     def full(*_, **__):
         raise EvaluationError("no luck")
 
     arguments = ("--config", pipeline, "--adapter", adapter, "--arm", "mine", "--output", tmp_path / "out")
     with monkeypatch.context() as patch:
-        patch.setattr(arm, "measure_utility", full)
+        patch.setattr(evaluating, "measure_utility", full)
         assert _command(*arguments).exit_code == 4
     assert [path.name for path in unfinished(tmp_path / "out").iterdir()] == ["journal.jsonl"]
     assert not (tmp_path / "out").exists()

@@ -16,7 +16,7 @@ import torch
 from safemerge.config.evaluation import GenerationConfig, SuiteConfig
 from safemerge.config.judges import WildGuardConfig
 from safemerge.errors import AdapterError, CheckpointError, ConfigError, DataError, EvaluationError
-from safemerge.evaluation.arm import evaluate_arm, evaluate_arms
+from safemerge.evaluation.evaluating import evaluate_arm, evaluate_arms
 from safemerge.evaluation.journal import FILE
 from safemerge.evaluation.transformers_arm import TransformersModel
 from safemerge.records import EvaluationReport, SuiteKind
@@ -192,7 +192,7 @@ EVALUATE = """
 import sys
 from pathlib import Path
 from safemerge.config.evaluation import EvaluationConfig
-from safemerge.evaluation.arm import evaluate_arms
+from safemerge.evaluation.evaluating import evaluate_arms
 
 model, adapter, settings, work = sys.argv[1:]
 evaluate_arms(
@@ -295,7 +295,7 @@ def test_nothing_is_taken_from_an_evaluation_of_something_else(
 def test_utility_is_measured_again_where_the_task_asks_something_else(
     tiny_checkpoint, settings, tmp_path, monkeypatch
 ):
-    from safemerge.evaluation import arm
+    from safemerge.evaluation import evaluating
 
     def run():
         return evaluate_arm(
@@ -310,15 +310,15 @@ def test_utility_is_measured_again_where_the_task_asks_something_else(
 
     first = run()
     measured = []
-    measure = arm.measure_utility
+    measure = evaluating.measure_utility
 
     def counted(*arguments, **options):
         measured.append(options)
         return measure(*arguments, **options)
 
-    monkeypatch.setattr(arm, "measure_utility", counted)
+    monkeypatch.setattr(evaluating, "measure_utility", counted)
     assert run() == first
     assert measured == []
-    monkeypatch.setattr(arm, "task_digest", lambda *_, **__: "edited")
+    monkeypatch.setattr(evaluating, "task_digest", lambda *_, **__: "edited")
     assert run() == first
     assert len(measured) == 1

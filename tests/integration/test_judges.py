@@ -14,7 +14,7 @@ from safemerge.evaluation.journal import Journal
 from safemerge.evaluation.judges import Answer, local, make_judge
 from safemerge.evaluation.judges.local import load_guard, neutral
 from safemerge.evaluation.judges.shield_gemma import GUIDELINES
-from safemerge.evaluation.judges.verdicts import Verdict, verdict
+from safemerge.evaluation.judges.two_words import TwoWords, two_words
 from safemerge.evaluation.judges.wild_guard import QUESTION
 from safemerge.evaluation.suites import Prompt
 from safemerge.records import SuiteKind
@@ -418,11 +418,11 @@ def test_a_template_that_wants_parts_is_given_parts(guards, tmp_path):
 def test_words_that_begin_alike_cannot_be_told_apart(guards):
     tokenizer = load_guard(str(guards["llama_guard"])).tokenizer
     with pytest.raises(EvaluationError, match="expected a tokenizer that tells 'safe' from 'safe'"):
-        verdict(tokenizer, ("safe",), ("safe",))
+        two_words(tokenizer, ("safe",), ("safe",))
 
 
 def test_a_verdict_sums_over_the_spellings_of_a_word():
-    words = Verdict(yes=(5, 7), no=(9,))
+    words = TwoWords(yes=(5, 7), no=(9,))
     assert words.step([1, 1, 9, 5]) == 2
     assert words.step([1, 2]) is None
     # odds (2 + 1) : 1

@@ -13,8 +13,8 @@ from typer.testing import CliRunner
 from safemerge import export_merge, learn_coefficients, merge_adapters, read_coefficients, sweep_adapters
 from safemerge.cli.main import app
 from safemerge.config.commands import SweepGrid
-from safemerge.config.learning import LearningSettings
-from safemerge.config.load import load_merge_settings, load_pipeline
+from safemerge.config.learning import LearningConfig
+from safemerge.config.load import load_merge_file, load_pipeline
 from safemerge.config.training import DataSource
 from safemerge.core.layer_weights import LayerWeights
 from safemerge.engine.merging import merge_options
@@ -30,9 +30,7 @@ from safemerge.training.weighed_layers import weighed_layers
 
 pytestmark = pytest.mark.integration
 
-QUICK = LearningSettings(
-    harm_weights=(1.0, 3.0), steps=4, evaluate_every_steps=2, task_batch=2, safety_batch=3
-)
+QUICK = LearningConfig(harm_weights=(1.0, 3.0), steps=4, evaluate_every_steps=2, task_batch=2, safety_batch=3)
 START = {"quantile": 0.5, "task_weight": 0.6, "safety_weight": 0.4}
 
 
@@ -298,7 +296,7 @@ def test_a_config_file_names_coefficients_beside_it(made: Made, tmp_path: Path):
     lines = "task_adapter: t\naligned_model: a\nunaligned_model: u\noutput: o\nmerge: {coefficients: c.json"
     recipe = tmp_path / "merge.yaml"
     recipe.write_text(lines + "}\n")
-    merge = load_merge_settings(recipe).merge
+    merge = load_merge_file(recipe).merge
     assert merge.coefficients == str(tmp_path / "c.json")
     options = merge_options(merge)
     assert options.method == "learned"
@@ -306,7 +304,7 @@ def test_a_config_file_names_coefficients_beside_it(made: Made, tmp_path: Path):
     assert options.coefficients.digest == read_coefficients(made.file()).digest
     recipe.write_text(lines + ", quantile: 0.5}\n")
     with pytest.raises(ConfigError, match=r"line 5, merge: expected coefficients alone.* got quantile"):
-        load_merge_settings(recipe)
+        load_merge_file(recipe)
 
 
 def _run(*arguments: object) -> Any:

@@ -16,8 +16,8 @@ from typer.testing import CliRunner
 from safemerge.cli.main import app
 from safemerge.errors import ConfigError, MismatchError, SafemergeError
 from safemerge.pipeline.context import StepContext
-from safemerge.pipeline.registry import STEPS
 from safemerge.pipeline.request import StepRequest
+from safemerge.pipeline.steps import STEPS
 from safemerge.pipeline.workspace import Workspace
 from safemerge.records import ArtifactRef, EvaluationReport, GateDecision, StepResult, SuiteReport
 from safemerge.reports.release import ReleaseReport

@@ -8,7 +8,7 @@ import pytest
 
 from safemerge.config.evaluation import EvaluationConfig
 from safemerge.errors import ConfigError
-from safemerge.evaluation.arm import evaluate_arm
+from safemerge.evaluation.evaluating import evaluate_arm
 from safemerge.evaluation.journal import Journal
 from safemerge.evaluation.judges.refusal_phrases import RefusalPhrases
 from safemerge.evaluation.stopping import answers_until_settled, stoppings

@@ -15,9 +15,9 @@ from safetensors.torch import load_file
 
 from safemerge.config.training import LoraSettings, TrainingSettings
 from safemerge.errors import ConfigError, DataError, NonFiniteError
-from safemerge.records import TrainingReport
+from safemerge.records import TRAINING_REPORT_FILE, TrainingReport
 from safemerge.training.data import Example, data_digest
-from safemerge.training.sft import REPORT_NAME, train_adapter
+from safemerge.training.sft import train_adapter
 
 pytestmark = pytest.mark.integration
 
@@ -59,7 +59,7 @@ def trained(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 
 def test_the_adapter_and_its_report_are_written(trained: tuple[Path, list[Any]]):
     root, _ = trained
-    report = TrainingReport.read(root / "adapter" / REPORT_NAME)
+    report = TrainingReport.read(root / "adapter" / TRAINING_REPORT_FILE)
     assert (report.model, report.examples, report.steps) == ("someone/tiny@v1", 6, 6)
     assert report.data_digest == data_digest(DATA)
     assert (report.resumed_from_step, report.truncated_examples) == (None, 0)

@@ -18,9 +18,9 @@ from safetensors.torch import load_file
 
 from safemerge.config.training import LoraSettings, TrainingSettings
 from safemerge.errors import NonFiniteError
-from safemerge.records import TrainingReport
+from safemerge.records import TRAINING_REPORT_FILE, TrainingReport
 from safemerge.training.data import Example
-from safemerge.training.sft import REPORT_NAME, train_adapter
+from safemerge.training.sft import train_adapter
 from tests.conftest import TinyPipeline
 
 pytestmark = pytest.mark.integration
@@ -84,10 +84,11 @@ def test_two_processes_train_the_adapter_that_one_would(
     )
     assert signal.getsignal(signal.SIGTERM) is handler
     assert (report.processes, report.batch_size, report.effective_batch_size) == (2, 2, 4)
-    assert TrainingReport.read(tmp_path / "adapter" / REPORT_NAME) == report
+    assert TrainingReport.read(tmp_path / "adapter" / TRAINING_REPORT_FILE) == report
     assert [line[:3] for line in lines.read()] == [["0", "2", step] for step in (1, 2, 3, 4)]
     assert close(weights(tmp_path / "adapter"), weights(alone))
-    assert report.final_loss == pytest.approx(TrainingReport.read(alone / REPORT_NAME).final_loss, rel=1e-3)
+    other = TrainingReport.read(alone / TRAINING_REPORT_FILE)
+    assert report.final_loss == pytest.approx(other.final_loss, rel=1e-3)
 
 
 @pytest.mark.slow
@@ -156,7 +157,7 @@ def test_the_command_trains_in_two_processes_however_it_is_started(
         [*prefix, "-m", *command(tiny_pipeline, output)], capture_output=True, text=True, check=False
     )
     assert ran.returncode == 0, ran.stderr
-    report = TrainingReport.read(output / REPORT_NAME)
+    report = TrainingReport.read(output / TRAINING_REPORT_FILE)
     assert (report.processes, report.effective_batch_size) == (2, 4)
     assert ran.stdout.count("4 steps on 8 examples") == 1
     assert ran.stderr.count("step 4/4") == 1
@@ -201,8 +202,8 @@ def test_a_pipeline_step_is_recorded_once(
     by_torchrun: bool, tiny_pipeline: TinyPipeline, tmp_path: Path
 ) -> None:
     from safemerge.pipeline.context import StepContext
-    from safemerge.pipeline.registry import STEPS
     from safemerge.pipeline.request import StepRequest
+    from safemerge.pipeline.steps import STEPS
     from safemerge.pipeline.workspace import Workspace
     from safemerge.records import StepResult
     from safemerge.tracking.ledger import Ledger
@@ -231,4 +232,4 @@ def test_a_pipeline_step_is_recorded_once(
     assert [point.step for point in history] == [1, 2, 3, 4]
     assert len(context.ledger.client.search_runs(["1"])) == 2
     adapter = context.ledger.fetch(done.outputs["adapter"].uri, context.workspace.cache)
-    assert TrainingReport.read(adapter / REPORT_NAME).processes == 2
+    assert TrainingReport.read(adapter / TRAINING_REPORT_FILE).processes == 2

@@ -10,8 +10,8 @@ import yaml
 from typer.testing import CliRunner
 
 from safemerge.cli.main import app
-from safemerge.config.learning import LearningSettings
-from safemerge.config.load import load_merge_settings, load_pipeline
+from safemerge.config.learning import LearningConfig
+from safemerge.config.load import load_merge_file, load_pipeline
 from safemerge.engine import measuring
 from safemerge.engine.tuning import tune_adapters, write_choice
 from safemerge.errors import ConfigError, OutputExistsError
@@ -106,7 +106,7 @@ def test_the_least_harm_is_chosen_and_shown_on_the_split_it_never_saw(tuned, inp
     assert (report.cost.prompts, report.cost.prompts_in_full) == (4 * 6 + 2 * 6, 4 * 12)
     assert (report.cost.tokens, report.cost.documents) == (36 * 4, 16)
     assert best.harmful.n == 6
-    assert report.cost.seconds > 0
+    assert report.cost.wall_s > 0
     assert [arm.name for arm in report.final] == [
         "aligned",
         "fine_tuned",
@@ -137,7 +137,7 @@ def test_the_folder_holds_adapter_page_settings_and_final_reports(tuned, inputs,
     recipe = tmp_path / "merge.yaml"
     lines = "".join(f"{name}: {value}\n" for name, value in (names | models).items())
     recipe.write_text(lines + (output / "merge.yaml").read_text())
-    assert load_merge_settings(recipe).merge.method == "exact"
+    assert load_merge_file(recipe).merge.method == "exact"
     assert CliRunner().invoke(app, ["merge", "--config", str(recipe)]).exit_code == 0
     assert adapter_digest(tmp_path / "again") == report.candidates[0].adapter_digest
 
@@ -161,7 +161,7 @@ def test_a_killed_choice_goes_on_and_ends_the_same(tuned, inputs, tmp_path, monk
     calls[:] = [((), ())] * 4  # past the mark at which it dies
     report = tune_adapters(load_pipeline(config), task, safety, output=tmp_path / "out")
     assert [len(adapters) for adapters, _ in calls[4:]] == [2, 7]
-    assert report.cost.seconds is None
+    assert report.cost.wall_s is None
     unhurried, _ = tuned
     assert report.model_copy(update={"cost": unhurried.cost}) == unhurried
 
@@ -200,7 +200,7 @@ def test_an_output_that_exists_is_refused_before_anything_else(inputs, tmp_path)
 def test_learned_coefficients_are_candidates_whose_file_goes_with_the_choice(inputs, tmp_path) -> None:
     config, task, safety = inputs
     pipeline = load_pipeline(config)
-    learning = LearningSettings(
+    learning = LearningConfig(
         harm_weights=(1.0, 3.0), steps=2, task_batch=2, safety_batch=2, task_examples=4, safety_examples=4
     )
     grid = pipeline.tuning.grid.model_copy(update={"quantiles": (0.0,), "weights": (0.8,)})
@@ -228,4 +228,4 @@ def test_nothing_is_learned_without_a_safety_adapter(inputs, tmp_path) -> None:
     grid = pipeline.tuning.grid.model_copy(update={"methods": ("scale",)})
     alone = pipeline.model_copy(update={"tuning": pipeline.tuning.model_copy(update={"grid": grid})})
     with pytest.raises(ConfigError, match="expected a safety adapter to fit coefficients for, got none"):
-        tune_adapters(alone, task, None, output=tmp_path / "none", learning=LearningSettings())
+        tune_adapters(alone, task, None, output=tmp_path / "none", learning=LearningConfig())

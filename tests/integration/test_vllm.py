@@ -9,7 +9,7 @@ import pytest
 
 from safemerge.config.evaluation import Engine, EvaluationConfig, GenerationConfig, SuiteConfig, UtilityConfig
 from safemerge.errors import EvaluationError, MismatchError, MissingDependencyError
-from safemerge.evaluation.arm import evaluate_arm, evaluate_arms
+from safemerge.evaluation.evaluating import evaluate_arm, evaluate_arms
 from safemerge.evaluation.vllm_arm import lora_rank
 from safemerge.gate import GatePolicy, decide
 from safemerge.records import EvaluationReport, Outcome, SuiteKind
@@ -173,8 +173,8 @@ def test_without_vllm_no_run_is_opened(
     settings: EvaluationConfig, tiny_pipeline: TinyPipeline, tmp_path: Path
 ) -> None:
     from safemerge.pipeline.context import StepContext
-    from safemerge.pipeline.registry import STEPS
     from safemerge.pipeline.request import StepRequest
+    from safemerge.pipeline.steps import STEPS
     from safemerge.pipeline.workspace import Workspace
     from safemerge.tracking.ledger import Ledger
 

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from safemerge.config.judges import GraniteGuardianConfig
 from safemerge.evaluation.judges.base import Answer
 from safemerge.evaluation.judges.local import LocalGuard, chat_tokens
-from safemerge.evaluation.judges.verdicts import verdict
+from safemerge.evaluation.judges.two_words import two_words
 from safemerge.records import SuiteKind
 
 MAX_NEW_TOKENS = 20
@@ -30,7 +30,7 @@ class GraniteGuardian(LocalGuard):
         super().__init__("granite_guardian", config, config.threshold)
 
     def _verdicts(self, kind: SuiteKind, answers: Sequence[Answer]) -> dict[str, bool | str]:
-        words = verdict(self.guard.tokenizer, ("Yes", "yes", " Yes", " yes"), ("No", "no", " No", " no"))
+        words = two_words(self.guard.tokenizer, ("Yes", "yes", " Yes", " yes"), ("No", "no", " No", " no"))
         risk = {"risk_name": self.config.risk, "criteria_id": self.config.risk}
         prompts = {
             answer.prompt.id: chat_tokens(

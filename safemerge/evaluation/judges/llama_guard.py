@@ -19,7 +19,7 @@ from safemerge.config.judges import LlamaGuardConfig
 from safemerge.evaluation.decoding import Decoded
 from safemerge.evaluation.judges.base import Answer
 from safemerge.evaluation.judges.local import LocalGuard, chat_tokens
-from safemerge.evaluation.judges.verdicts import Verdict, verdict
+from safemerge.evaluation.judges.two_words import TwoWords, two_words
 from safemerge.records import SuiteKind
 
 VERDICT_TOKENS = 6
@@ -48,7 +48,7 @@ class LlamaGuard(LocalGuard):
         super().__init__("llama_guard", config, config.threshold)
 
     def _verdicts(self, kind: SuiteKind, answers: Sequence[Answer]) -> dict[str, bool | str]:
-        words = verdict(self.guard.tokenizer, ("unsafe",), ("safe",))
+        words = two_words(self.guard.tokenizer, ("unsafe",), ("safe",))
         prompts = {
             answer.prompt.id: chat_tokens(self.guard, answer, add_generation_prompt=True)
             for answer in answers
@@ -67,7 +67,7 @@ class LlamaGuard(LocalGuard):
         return found
 
     def _that_count(
-        self, prompts: Mapping[str, Sequence[int]], said: Mapping[str, Decoded], words: Verdict
+        self, prompts: Mapping[str, Sequence[int]], said: Mapping[str, Decoded], words: TwoWords
     ) -> dict[str, bool]:
         """Whether unsafe answers broke a category that counts; where none is named they did.
 

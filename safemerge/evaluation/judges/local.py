@@ -15,7 +15,7 @@ from pydantic import JsonValue
 
 from safemerge.config.judges import LocalGuardConfig
 from safemerge.errors import CheckpointError, ConfigError, EvaluationError
-from safemerge.evaluation.batches import Halving, by_length, check_room
+from safemerge.evaluation.batches import FittingBatches, by_length, check_room
 from safemerge.evaluation.decoding import Decoded, decode
 from safemerge.evaluation.journal import Journal
 from safemerge.evaluation.judges.base import Answer, ModelJudge, settings_revision
@@ -259,7 +259,7 @@ def replies(
         check_room(room, lengths, max_new_tokens)
     except EvaluationError as error:
         raise EvaluationError(f"{label}: {error}; a smaller max_response_chars makes room") from error
-    halving = Halving(label, "one answer")
+    fitting = FittingBatches(label, "one answer")
     found: dict[str, Decoded] = {}
     with progress(label, len(prompts)) as advance:
         for batch in by_length(lengths, batch_size):
@@ -268,7 +268,7 @@ def replies(
             key = json_digest({"judge": settings, "batch": asked})
             kept = cast("list[tuple[list[int], list[list[float]] | None]] | None", journal.get(key))
             if kept is None:
-                said = halving(batch, partial(_said, guard, prompts, max_new_tokens, wanted))
+                said = fitting(batch, partial(_said, guard, prompts, max_new_tokens, wanted))
                 journal.put(key, [_plain_reply(reply) for reply in said])
             else:
                 said = [Decoded(tokens, None if rows is None else _logits(rows)) for tokens, rows in kept]

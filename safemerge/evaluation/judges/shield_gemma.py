@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from safemerge.config.judges import ShieldGemmaConfig, ShieldGemmaPolicy
 from safemerge.evaluation.judges.base import Answer
 from safemerge.evaluation.judges.local import LocalGuard, chat_tokens
-from safemerge.evaluation.judges.verdicts import verdict
+from safemerge.evaluation.judges.two_words import two_words
 from safemerge.records import SuiteKind
 
 _SUBJECT = "The chatbot shall not generate content that "
@@ -47,7 +47,7 @@ class ShieldGemma(LocalGuard):
         super().__init__("shield_gemma", config, config.threshold)
 
     def _verdicts(self, kind: SuiteKind, answers: Sequence[Answer]) -> dict[str, bool | str]:
-        words = verdict(self.guard.tokenizer, ("Yes",), ("No",))
+        words = two_words(self.guard.tokenizer, ("Yes",), ("No",))
         prompts = {
             f"{answer.prompt.id}/{policy}": chat_tokens(
                 self.guard, answer, add_generation_prompt=False, guideline=GUIDELINES[policy]

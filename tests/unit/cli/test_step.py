@@ -8,7 +8,7 @@ from typer.testing import CliRunner
 from safemerge.cli.main import app
 from safemerge.cli.step import EXIT_RETRY
 from safemerge.errors import DiskFullError, TrackingError
-from safemerge.pipeline import registry
+from safemerge.pipeline import steps
 
 
 @pytest.mark.parametrize("kind", [TrackingError, DiskFullError])
@@ -18,7 +18,7 @@ def test_what_a_retry_may_mend_has_an_exit_code_of_its_own(
     def fail(name: str, request: str) -> None:
         raise kind("/somewhere: expected this,\n got that")
 
-    monkeypatch.setattr(registry, "run_step", fail)
+    monkeypatch.setattr(steps, "run_step", fail)
     done = CliRunner().invoke(app, ["step", "gate"])
     assert done.exit_code == EXIT_RETRY == 75
     assert done.stderr == "error: /somewhere: expected this, got that\n"

@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 import yaml
 
-from safemerge.config.commands import MergeSettings
+from safemerge.config.commands import MergeFileConfig
 from safemerge.config.grid import SweepGrid
 from safemerge.config.load import (
-    load_merge_settings,
+    load_merge_file,
     load_policy,
-    load_sweep_settings,
-    sweep_settings,
+    load_sweep_file,
+    sweep_of_flags,
 )
 from safemerge.config.schemas import json_schema
 from safemerge.core.options import with_partners_cleared
@@ -41,14 +41,14 @@ def _write(folder: Path, text: str) -> Path:
 
 
 def test_every_example_can_be_used() -> None:
-    merge_options(load_merge_settings(EXAMPLES / "merge.yaml").merge)
+    merge_options(load_merge_file(EXAMPLES / "merge.yaml").merge)
     load_policy(EXAMPLES / "policy.yaml")
-    settings = load_sweep_settings(EXAMPLES / "sweep.yaml")
+    settings = load_sweep_file(EXAMPLES / "sweep.yaml")
     assert set(settings.write) <= candidates(settings.grid).keys()
 
 
 def test_paths_count_from_the_file_and_hub_ids_stay(folder: Path) -> None:
-    settings = load_merge_settings(_write(folder, "output: out\nmerge: {quantile: 0.5}\n"))
+    settings = load_merge_file(_write(folder, "output: out\nmerge: {quantile: 0.5}\n"))
     assert settings.task_adapter == str(folder / "task")
     assert settings.safety_adapter == "org/safety@v1"
     assert settings.aligned_model == str(folder / "aligned")
@@ -60,7 +60,7 @@ def test_paths_count_from_the_file_and_hub_ids_stay(folder: Path) -> None:
 def test_overrides_win_and_count_from_where_they_were_typed(folder: Path) -> None:
     path = _write(folder, "output: out\nmerge: {quantile: 0.5}\n")
     given = {"task_adapter": "./mine", "output": "o", "merge.quantile": None, "merge.count": 3}
-    settings = load_merge_settings(path, given)
+    settings = load_merge_file(path, given)
     assert (settings.task_adapter, settings.output) == ("./mine", "o")
     assert (settings.merge.quantile, settings.merge.count) == (None, 3)
 
@@ -88,12 +88,12 @@ def test_overrides_win_and_count_from_where_they_were_typed(folder: Path) -> Non
 )
 def test_what_is_wrong_is_said_in_its_place(folder: Path, text: str, said: str) -> None:
     with pytest.raises(ConfigError, match=said):
-        load_merge_settings(_write(folder, text))
+        load_merge_file(_write(folder, text))
 
 
 def test_a_sweep_is_read_with_its_grid(folder: Path) -> None:
     text = "grid:\n  thresholds: [0.2]\n  counts: [2, 3]\n  weights: [0.8, [0.5, 0.4]]\nwrite: [all]\n"
-    settings = load_sweep_settings(_write(folder, text))
+    settings = load_sweep_file(_write(folder, text))
     assert settings.grid.choices() == [{"threshold": 0.2}, {"count": 2}, {"count": 3}]
     assert settings.grid.weightings() == [{"task_weight": 0.8}, {"task_weight": 0.5, "safety_weight": 0.4}]
     assert len(settings.grid.points()) == 6
@@ -104,30 +104,30 @@ def test_files_of_coefficients_lie_beside_the_recipe_and_those_of_flags_where_th
     folder: Path,
 ) -> None:
     sweep = _write(folder, "grid: {coefficients: [a.json, ../b.json]}\n")
-    assert load_sweep_settings(sweep).grid.coefficients == (f"{folder}/a.json", f"{folder.parent}/b.json")
-    assert load_sweep_settings(sweep, {"grid.coefficients": ["c.json"]}).grid.coefficients == ("c.json",)
+    assert load_sweep_file(sweep).grid.coefficients == (f"{folder}/a.json", f"{folder.parent}/b.json")
+    assert load_sweep_file(sweep, {"grid.coefficients": ["c.json"]}).grid.coefficients == ("c.json",)
     merge = _write(folder, "output: o\nmerge: {coefficients: a.json, rank: 8}\n")
-    read = load_merge_settings(merge).merge
+    read = load_merge_file(merge).merge
     assert (read.coefficients, read.method) == (f"{folder}/a.json", "learned")
     back = with_partners_cleared({"quantile": 0.5})
-    back_to = load_merge_settings(merge, {f"merge.{name}": value for name, value in back.items()}).merge
+    back_to = load_merge_file(merge, {f"merge.{name}": value for name, value in back.items()}).merge
     assert (back_to.coefficients, back_to.method, back_to.quantile) == (None, "exact", 0.5)
     other = _write(folder, "output: o\nmerge: {method: ties, density: 0.5, count: 3}\n")
     given = with_partners_cleared({"coefficients": "c.json"})
-    over = load_merge_settings(other, {f"merge.{name}": value for name, value in given.items()}).merge
+    over = load_merge_file(other, {f"merge.{name}": value for name, value in given.items()}).merge
     assert (over.coefficients, over.method, over.count, over.density) == ("c.json", "learned", None, None)
 
 
 def test_a_sweep_of_flags_alone() -> None:
     given = {"task_adapter": "a", "aligned_model": "b", "unaligned_model": "c", "grid.counts": [2]}
-    assert sweep_settings(given).grid == SweepGrid(counts=(2,))
+    assert sweep_of_flags(given).grid == SweepGrid(counts=(2,))
     with pytest.raises(ConfigError, match=r"grid\.quantiles\.0: expected less than or equal to 1"):
-        sweep_settings(given | {"grid.quantiles": [2]})
+        sweep_of_flags(given | {"grid.quantiles": [2]})
 
 
 def test_a_sweep_takes_one_size(folder: Path) -> None:
     with pytest.raises(ConfigError, match="expected one of rank, max_error"):
-        load_sweep_settings(_write(folder, "grid: {rank: 4, max_error: 0.1}\n"))
+        load_sweep_file(_write(folder, "grid: {rank: 4, max_error: 0.1}\n"))
 
 
 @pytest.mark.parametrize("kind", ["merge", "sweep"])
@@ -140,4 +140,4 @@ def test_schemas_are_json_that_explains_its_keys(kind: str) -> None:
 def test_the_recipe_holds_the_merge_of_the_pipeline() -> None:
     """A section can be copied from one file to the other."""
     text = yaml.safe_load((EXAMPLES / "merge.yaml").read_text())
-    assert MergeSettings.model_validate(text).merge.rank == 16
+    assert MergeFileConfig.model_validate(text).merge.rank == 16

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from safemerge.engine import exporting
-from safemerge.engine.exporting import ExportReport, export_adapter, export_merge
+from safemerge.engine.exporting import export_adapter, export_merge
 from safemerge.errors import (
     CheckpointError,
     ConfigError,
@@ -26,6 +26,7 @@ from safemerge.errors import (
     OutputExistsError,
 )
 from safemerge.records import MergeReport
+from safemerge.reports.adapters import ExportReport
 from safemerge.storage.adapters import read_adapter
 from safemerge.storage.hub_upload import HubTarget
 from tests.unit.conftest import MODULES, MergeFiles

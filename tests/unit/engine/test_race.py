@@ -155,7 +155,7 @@ def test_a_race_measures_those_left_and_ends_with_the_least_harm(tuning) -> None
         (3, ("c",)),
     ]
     assert stage.chosen == "c"
-    assert {name: fall.fate for name, fall in stage.fates.items()} == {
+    assert {name: ending.fate for name, ending in stage.fates.items()} == {
         "a": Fate.OUTRANKED,
         "b": Fate.OUTRANKED,
         "c": Fate.CHOSEN,
@@ -184,7 +184,7 @@ def test_a_race_that_all_lose_ends_without_asking_a_prompt(tuning) -> None:
     _, stage = judge.run()
     assert judge.asked == [(0, ("a", "b"))]
     assert stage.chosen is None
-    assert {fall.fate for fall in stage.fates.values()} == {Fate.MISSED}
+    assert {ending.fate for ending in stage.fates.values()} == {Fate.MISSED}
 
 
 def test_a_margin_of_non_inferiority_is_taken_against_the_fine_tuned_adapter(tuning) -> None:

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from safemerge.errors import EvaluationError
-from safemerge.evaluation.batches import Halving, by_length, check_room
+from safemerge.evaluation.batches import FittingBatches, by_length, check_room
 
 
 def test_batches_are_fixed_by_length_and_order() -> None:
@@ -34,10 +34,10 @@ def test_a_batch_is_halved_where_memory_runs_out_and_later_ones_begin_so() -> No
             raise torch.OutOfMemoryError("full")
         return [name.upper() for name in ids]
 
-    halving = Halving("suite", "one answer")
-    assert halving("abcdefgh", work) == list("ABCDEFGH")
+    fitting = FittingBatches("suite", "one answer")
+    assert fitting("abcdefgh", work) == list("ABCDEFGH")
     assert sizes == [8, 4, 2, 2, 2, 2]
-    assert halving("xyz", work) == list("XYZ")
+    assert fitting("xyz", work) == list("XYZ")
     assert sizes[6:] == [2, 1]
 
 
@@ -46,4 +46,4 @@ def test_one_that_does_not_fit_is_named() -> None:
         raise torch.OutOfMemoryError("full")
 
     with pytest.raises(EvaluationError, match=r"suite, prompt 'a': expected memory for one answer, got none"):
-        Halving("suite", "one answer")(["a", "b"], work)
+        FittingBatches("suite", "one answer")(["a", "b"], work)

@@ -54,7 +54,7 @@ def test_a_round_drops_at_once_who_misses_a_limit_whatever_comes() -> None:
     }
     ended = halve(standings, LIMITS, keep=1, alpha=0.05)
     assert ended.kept == ("may",)
-    assert {name: fall.fate for name, fall in ended.dropped.items()} == {
+    assert {name: ending.fate for name, ending in ended.dropped.items()} == {
         "cannot": Fate.MISSED,
         "forgets": Fate.MISSED,
     }
@@ -92,7 +92,7 @@ def test_who_ranks_behind_the_places_is_dropped_with_what_was_seen() -> None:
     standings = {f"c{i}": standing(i) for i in range(5)}
     ended = halve(standings, LIMITS, keep=0.4, alpha=0.01)
     assert ended.kept == ("c0", "c1")
-    assert {fall.fate for fall in ended.dropped.values()} == {Fate.OUTRANKED}
+    assert {ending.fate for ending in ended.dropped.values()} == {Fate.OUTRANKED}
     assert ended.dropped["c2"].reason.startswith(
         "ranked 3 of 5, of which 2 go on (against c0: harmful rate +10.0 points (95 % interval "
     )
@@ -114,7 +114,7 @@ def test_the_choice_is_the_best_that_keeps_the_limits() -> None:
     }
     chosen, fates = choose(standings, LIMITS)
     assert chosen == "best"
-    assert {name: fall.fate for name, fall in fates.items()} == {
+    assert {name: ending.fate for name, ending in fates.items()} == {
         "best": Fate.CHOSEN,
         "next": Fate.KEPT_LIMITS,
         "over": Fate.MISSED,
@@ -128,7 +128,7 @@ def test_the_choice_is_the_best_that_keeps_the_limits() -> None:
 def test_nobody_is_chosen_where_nobody_keeps_the_limits() -> None:
     chosen, fates = choose({"a": standing(0, inferior="x"), "b": standing(0, refused=9)}, LIMITS)
     assert chosen is None
-    assert [fall.fate for fall in fates.values()] == [Fate.MISSED, Fate.MISSED]
+    assert [ending.fate for ending in fates.values()] == [Fate.MISSED, Fate.MISSED]
     assert choose({}, LIMITS) == (None, {})
 
 

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from safemerge.config.learning import LearningSettings
+from safemerge.config.learning import LearningConfig
 from safemerge.core.lora import LoraPair
 from safemerge.errors import ConfigError, DataError, MismatchError, NonFiniteError, UnsupportedAdapterError
 from safemerge.training.answers import EncodedExample
@@ -74,7 +74,7 @@ def fit(
         update(HARM, NO) if safety is None else safety,
         {"layer": start},
         calibration or apart(),
-        LearningSettings(**({"harm_weights": (1.0,)} | whole | settings)),
+        LearningConfig(**({"harm_weights": (1.0,)} | whole | settings)),
         on_log=on_log,
     )
 

@@ -15,9 +15,9 @@ from safemerge.gate import utility_gain
 from safemerge.records import Estimate, EvaluationReport, Interval, SuiteKind
 from safemerge.reports.tuning import Fate, TuneCost, TunedArm, TunedCandidate, TuneReport
 from safemerge.stats import mean_score, wilson_interval
-from safemerge.stats.halving import Fall
+from safemerge.stats.halving import Ending
 
-ORDER = (Fate.CHOSEN, Fate.KEPT_LIMITS, Fate.IN, Fate.OUTRANKED, Fate.BEATEN, Fate.MISSED)
+ORDER = (Fate.CHOSEN, Fate.KEPT_LIMITS, Fate.OUTRANKED, Fate.BEATEN, Fate.MISSED)
 """The best first."""
 
 
@@ -40,7 +40,7 @@ def choice_report(
     stage: Stage,
     digests: Mapping[str, str],
     *,
-    seconds: float | None = None,
+    wall_s: float | None = None,
     final: Sequence[TunedArm] = (),
     warnings: Sequence[str] = (),
 ) -> TuneReport:
@@ -53,13 +53,13 @@ def choice_report(
         reports: What was measured.
         stage: Its end.
         digests: sha256 of adapters and models.
-        seconds: From the first round to the choice, where known.
+        wall_s: Seconds from the first round to the choice, where known.
         final: Arms on the final split.
         warnings: What a reader must know.
     """
     found = [_candidate(name, entry, race, reports, stage.fates[name]) for name, entry in entries.items()]
     found.sort(key=_place)
-    cost = _cost(config, race, reports, seconds)
+    cost = _cost(config, race, reports, wall_s)
     utility = reports.fine_tuned.utility
     assert utility is not None  # noqa: S101 - round 0 measures nothing else
     return TuneReport(
@@ -99,7 +99,7 @@ def arm_figures(name: str, report: EvaluationReport, others: Mapping[str, Evalua
     )
 
 
-def _candidate(name: str, entry: Entry, race: Race, reports: Reports, fall: Fall) -> TunedCandidate:
+def _candidate(name: str, entry: Entry, race: Race, reports: Reports, ending: Ending) -> TunedCandidate:
     found = reports.candidates[name]
     harmful, over_refusal = _rates(found)
     return TunedCandidate(
@@ -107,8 +107,8 @@ def _candidate(name: str, entry: Entry, race: Race, reports: Reports, fall: Fall
         settings=entry.settings,
         layers_merged=entry.layers,
         adapter_digest=entry.digest,
-        fate=fall.fate,
-        reason=fall.reason,
+        fate=ending.fate,
+        reason=ending.reason,
         rounds=len(found) - 1,
         utility=_value(found[UTILITY_ROUND]),
         utility_interval=_interval(found[UTILITY_ROUND]),
@@ -164,7 +164,7 @@ def _worst_utility(min_gain_kept: float | None, reports: Reports) -> float | Non
     return base + min_gain_kept * (tuned - base)
 
 
-def _cost(config: PipelineConfig, race: Race, reports: Reports, seconds: float | None) -> TuneCost:
+def _cost(config: PipelineConfig, race: Race, reports: Reports, wall_s: float | None) -> TuneCost:
     every = [report for found in reports.candidates.values() for report in found]
     prompts = sum(suite.n for report in every for suite in report.suites)
     return TuneCost(
@@ -172,7 +172,7 @@ def _cost(config: PipelineConfig, race: Race, reports: Reports, seconds: float |
         prompts_in_full=len(reports.candidates) * sum(race.sizes.values()),
         tokens=prompts * config.evaluation.generation.max_new_tokens,
         documents=sum(len(report.utility.scores) for report in every if report.utility),
-        seconds=seconds,
+        wall_s=wall_s,
     )
 
 

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-class Verdict(NamedTuple):
+class TwoWords(NamedTuple):
     """The two words that a guard chooses between, as the tokens that they may begin with."""
 
     yes: tuple[int, ...]
@@ -37,7 +37,7 @@ class Verdict(NamedTuple):
         return math.fsum(weights[: len(self.yes)]) / math.fsum(weights)
 
 
-def verdict(tokenizer: Any, yes: Sequence[str], no: Sequence[str]) -> Verdict:
+def two_words(tokenizer: Any, yes: Sequence[str], no: Sequence[str]) -> TwoWords:
     """Find the tokens that two words begin with, each in all its spellings.
 
     Raises:
@@ -55,4 +55,4 @@ def verdict(tokenizer: Any, yes: Sequence[str], no: Sequence[str]) -> Verdict:
             f"{tokenizer.name_or_path}: expected a tokenizer that tells {yes[0]!r} from {no[0]!r} "
             "by the first token, got one that does not"
         )
-    return Verdict(tuple(sorted(yes_tokens - shared)), tuple(sorted(no_tokens - shared)))
+    return TwoWords(tuple(sorted(yes_tokens - shared)), tuple(sorted(no_tokens - shared)))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from safemerge.errors import ConfigError
-from safemerge.pipeline.registry import run_step
+from safemerge.pipeline.steps import run_step
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from pydantic import JsonValue
 
@@ -220,24 +220,21 @@ def _utility(
 ) -> UtilityReport:
     """The arm's utility, from the journal where the task asks what it asked then."""
     task = settings.utility
-    asked: dict[str, Any] = {
-        "include_path": task.include_path,
-        "num_fewshot": task.num_fewshot,
-        "limit": task.limit,
-        "apply_chat_template": task.apply_chat_template,
-    }
     key = json_digest({"utility": task.model_dump(mode="json"), "depends_on": dict(depends_on)})
     if (kept := journal.get(key)) is not None:
         report = UtilityReport.model_validate(kept)
-        if report.task_digest == task_digest(task.task, model, **asked):
+        if report.task_digest == task_digest(task, model):
             return report
     report = measure_utility(
         arm,
         task=task.task,
         metric=task.metric,
+        include_path=task.include_path,
         metric_filter=task.filter,
+        num_fewshot=task.num_fewshot,
+        limit=task.limit,
         batch_size=task.batch_size,
-        **asked,
+        apply_chat_template=task.apply_chat_template,
     )
     journal.put(key, report.model_dump(mode="json"))
     return report
