@@ -182,13 +182,16 @@ def _with_candidate(
 
 
 def _pipeline(policy: Path) -> PipelineConfig | None:
-    """The pipeline that the policy is part of; None where it is a file of its own."""
-    from safemerge.config.load import load_pipeline
+    """The pipeline that the policy is part of; None where there is no whole one."""
+    from safemerge.config.load import has_gate_section, load_pipeline
     from safemerge.errors import ConfigError
 
+    if not has_gate_section(policy):
+        return None
     try:
         return load_pipeline(policy)
-    except ConfigError:
+    except ConfigError as error:
+        typer.echo(f"warning: the report cannot say of data and seeds: {error}", err=True)
         return None
 
 

@@ -90,6 +90,15 @@ def load_policy(path: Path) -> GatePolicy:
     return _validated(GatePolicy, data, path, lines, prefix)
 
 
+def has_gate_section(path: Path) -> bool:
+    """Whether a policy's file is a pipeline's.
+
+    Raises:
+        ConfigError: the file cannot be read.
+    """
+    return "gate" in _read_yaml(path)[0]
+
+
 def load_merge_file(path: Path, overrides: Mapping[str, Any] | None = None) -> MergeFileConfig:
     """Read the config file of ``safemerge merge``.
 

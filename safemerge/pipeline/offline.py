@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 
 from safemerge.config.evaluation import SuiteConfig
+from safemerge.config.grid import SweepGrid
 from safemerge.config.load import load_suite_spec
 from safemerge.config.pipeline import PipelineConfig
 from safemerge.config.suites import SuiteSpec, shipped_suite
@@ -50,6 +51,11 @@ def _checks(config: PipelineConfig) -> Iterator[tuple[str, Callable[[], object]]
     yield "evaluation.utility.include_path", partial(_check_include_path, config)
     yield "evaluation.judge", partial(check_judges, config)
     yield "gate", partial(_check_gate, config)
+    if config.tuning is not None:
+        yield "tuning.grid", partial(_check_grid, config.tuning.grid)
+        for number, suite in enumerate(config.tuning.suites):
+            yield f"tuning.suites.{number}", partial(_size, suite)
+        yield "tuning.suites", partial(_check_unseen, config)
 
 
 def _check_model(source: str) -> None:
@@ -100,6 +106,22 @@ def _spec(suite: SuiteConfig) -> SuiteSpec | None:
         return shipped_suite(suite.suite)
     path = Path(str(suite.path))
     return load_suite_spec(path) if path.suffix in (".yaml", ".yml") else None
+
+
+def _check_grid(grid: SweepGrid) -> None:
+    from safemerge.engine.sweeping import candidates
+
+    candidates(grid)
+
+
+def _check_unseen(config: PipelineConfig) -> None:
+    """Check that the choice sees no prompt of the final split, where both lie on this machine."""
+    from safemerge.engine.race import check_unseen
+
+    suites = [*config.evaluation.suites, *(config.tuning.suites if config.tuning else ())]
+    specs = [_spec(suite) for suite in suites]
+    if all(spec is None or spec.dataset is None or Path(spec.dataset).is_dir() for spec in specs):
+        check_unseen(config)
 
 
 def _check_gate(config: PipelineConfig) -> None:

@@ -127,3 +127,13 @@ def test_a_merge_report_may_be_named_by_itself(folder: Path) -> None:
     ran = call(folder, "--candidate", folder / "eval" / "safemerge", "--merge", folder / "task", "--json")
     assert ran.exit_code == 4
     assert "safemerge_report.json: expected a MergeReport, got no such file" in ran.stderr
+
+
+def test_a_policy_in_a_pipeline_that_is_not_whole_is_said(folder: Path) -> None:
+    policy = folder / "policy.yaml"
+    policy.write_text(yaml.safe_dump({"gate": yaml.safe_load(policy.read_text())}))
+    arguments = ("--reports", *evaluations(folder), "--candidate", "safemerge", "--no-champion")
+    ran = call(folder, *arguments, "--output", folder / "report")
+    assert ran.exit_code == 0, ran.output
+    assert "warning: the report cannot say of data and seeds" in ran.stderr
+    assert not ReleaseReport.read(folder / "report" / "report.json").provenance.seeds

@@ -125,3 +125,20 @@ def test_suites_of_the_hub_are_known_by_their_description(tiny_pipeline: TinyPip
     evaluation["suites"][0]["revision"] = "main"
     (problem,) = _changed(tiny_pipeline, evaluation=evaluation, gate=gate)
     assert "can never be shown by the 10 prompts of suite directharm4" in problem
+
+
+def test_a_choice_that_sees_the_final_split_is_found_without_a_run(tmp_path: Path) -> None:
+    path = new_recipe("mine", "demo", tmp_path)
+    recipe = yaml.safe_load(path.read_text(encoding="utf-8"))
+    recipe["tuning"] = {
+        "suites": recipe["evaluation"]["suites"],
+        "utility": recipe["evaluation"]["utility"] | {"task": "safemerge_demo_dev"},
+        "grid": {"quantiles": [0.5]},
+        "min_gain_kept": 0.9,
+        "max_over_refusal_rate": 0.5,
+    }
+    path.write_text(yaml.safe_dump(recipe), encoding="utf-8")
+    (read,) = read_recipes([path])
+    found = {problem.partition(":")[0]: problem for problem in read.problems}
+    assert found.keys() == {"aligned_model", "unaligned_model", "tuning.suites"}
+    assert "expected prompts that evaluation.suites does not ask" in found["tuning.suites"]
