@@ -19,7 +19,7 @@ from airflow.sdk.exceptions import AirflowFailException
 from safemerge.config.people import Event, NotificationConfig
 from safemerge.errors import ConfigError
 from safemerge.records import StepResult, printable
-from safemerge_airflow.mlflow_link import mlflow_run_url
+from safemerge_airflow.mlflow_link import mlflow_page_url, mlflow_run_url
 
 Notifications = Sequence[NotificationConfig]
 
@@ -185,8 +185,8 @@ def _links(context: Mapping[str, Any]) -> dict[str, str]:
 def _more_links(operator: Any, context: Mapping[str, Any], result: StepResult) -> dict[str, str]:
     """To the step's own run, and to where a person answers."""
     links = {"MLflow run": mlflow_run_url(operator.run_id)} if operator.run_id else {}
-    if "report" in result.outputs:
-        links["Report"] = report_url(result.outputs["report"].uri)
+    if page := result.figures.get("report_page"):
+        links["Report"] = mlflow_page_url(str(page))
     if result.figures.get("ask") is True:
         dag_run = context["dag_run"]
         base = str(conf.get("api", "base_url", fallback="")).rstrip("/")
@@ -198,8 +198,3 @@ def _more_links(operator: Any, context: Mapping[str, Any], result: StepResult) -
 
 SIGN_OFF_TASK = "sign_off"
 """Id of the task that waits for a person."""
-
-
-def report_url(uri: str) -> str:
-    """The MLflow run that holds a release report, from the address of the report among its artifacts."""
-    return mlflow_run_url(uri.removeprefix("runs:/").partition("/")[0])

@@ -15,8 +15,7 @@ from airflow.sdk import Param
 from airflow.sdk.exceptions import AirflowSkipException
 
 from safemerge.config.people import ApprovalConfig
-from safemerge_airflow.messages import report_url
-from safemerge_airflow.mlflow_link import mlflow_run_url
+from safemerge_airflow.mlflow_link import mlflow_page_url, mlflow_run_url
 from safemerge_airflow.operators import Artifact, SafemergeStepOperator
 
 ASKED = "asked"
@@ -83,7 +82,9 @@ class SignOffOperator(SafemergeStepOperator, HITLOperator):
             raise AirflowSkipException("nobody is asked: the gate decided alone")
         result = self.run_step(context)
         self.subject = str(result.figures["subject"])
-        self.body = f"{result.figures['body']}\n{self._links()}\n\n{self._terms()}\n"
+        self.body = (
+            f"{result.figures['body']}\n{self._links(result.figures.get('report_page'))}\n\n{self._terms()}\n"
+        )
         shown = {"decision_digest": self.decision["digest"], "adapter_digest": self.adapter["digest"]}
         context["ti"].xcom_push(ASKED, shown)
         return HITLOperator.execute(self, context)
@@ -103,10 +104,10 @@ class SignOffOperator(SafemergeStepOperator, HITLOperator):
         self.log.info("%s", answer)
         return {"run_id": self.run_id, "answer": answer}
 
-    def _links(self) -> str:
+    def _links(self, report_page: Any) -> str:
         links = {"MLflow run": mlflow_run_url(str(self.run_id))}
-        if self.decision is not None:
-            links["Verdict and report"] = report_url(self.decision["uri"])
+        if report_page:
+            links["Release report"] = mlflow_page_url(str(report_page))
         return " · ".join(f"[{name}]({address})" for name, address in links.items())
 
     def _terms(self) -> str:

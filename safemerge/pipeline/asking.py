@@ -19,8 +19,9 @@ def ask(context: StepContext, request: StepRequest) -> StepResult:
         decision: the gate's verdict about it.
 
     Returns:
-        The figures ``subject``, one line, and ``body``, Markdown in which nothing that data hold can become a
-        link or a tag; only a figure ``note`` where the answer would change nothing.
+        The figures ``subject``, one line; ``body``, Markdown in which nothing that data hold can become a
+        link or a tag; and ``report_page``, where there is a release report. Only a figure ``note`` where the
+        answer would change nothing.
 
     Raises:
         MismatchError: the verdict is about another adapter, or leaves nothing to decide.
@@ -44,6 +45,8 @@ def ask(context: StepContext, request: StepRequest) -> StepResult:
         subject = f"{run.config.name}: {verdict}. Release adapter {adapter.digest[:12]} as {name}@champion?"
         body = f"{markdown(decision)}\n{_champion_now(context, name)}\n"
         figures = {"subject": printable(subject), "body": body}
+        if page := context.ledger.report_page(run):
+            figures["report_page"] = page
         context.ledger.note_sign_off(run, "waiting")
     return StepResult(
         step="ask", run_id=run.run_id, inputs_digest=run.plan.inputs_digest, figures=dict(figures)

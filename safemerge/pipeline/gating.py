@@ -68,7 +68,8 @@ def gate(context: StepContext, request: StepRequest) -> StepResult:
     ask = result.figures["wants_person"] is True and run.plan.promote
     if verdict is not Verdict.PASS or ask:
         context.ledger.close_pipeline_run(run, verdict=verdict, summary=summary, gate_run_id=result.run_id)
-    return result.model_copy(update={"figures": result.figures | {"ask": ask}})
+    here = {"ask": ask, "report_page": context.ledger.report_page(run)}
+    return result.model_copy(update={"figures": result.figures | here})
 
 
 def find_champion(context: StepContext, run: PipelineRun, candidate: EvaluationReport) -> Reference:

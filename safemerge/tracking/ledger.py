@@ -169,10 +169,17 @@ class Ledger:
         if ref is None:
             return
         folder = ref.uri.rpartition("/")[0]
-        path = folder.removeprefix(f"runs:/{gate.run_id}/")
-        page = f"#/experiments/{run.experiment_id}/runs/{gate.run_id}/artifacts/{path}/report.html"
         self.client.set_tag(run.run_id, tags.REPORT, f"{folder}/report.html")
-        self.client.set_tag(run.run_id, "mlflow.note.content", f"[Release report]({page})")
+        note = f"[Release report]({self.report_page(run)})"
+        self.client.set_tag(run.run_id, "mlflow.note.content", note)
+
+    def report_page(self, run: PipelineRun) -> str | None:
+        """Where MLflow's pages show the run's release report, from their ``#`` on; None where there is none."""
+        uri = self.client.get_run(run.run_id).data.tags.get(tags.REPORT)
+        if uri is None:
+            return None
+        gate_run_id, _, path = uri.removeprefix("runs:/").partition("/")
+        return f"#/experiments/{run.experiment_id}/runs/{gate_run_id}/artifacts/{path}"
 
     def note_sign_off(self, run: PipelineRun, state: str, answer: Answer | None = None) -> None:
         """Write on the pipeline run what became of asking a person."""
