@@ -82,9 +82,8 @@ class SignOffOperator(SafemergeStepOperator, HITLOperator):
             raise AirflowSkipException("nobody is asked: the gate decided alone")
         result = self.run_step(context)
         self.subject = str(result.figures["subject"])
-        self.body = (
-            f"{result.figures['body']}\n{self._links(result.figures.get('report_page'))}\n\n{self._terms()}\n"
-        )
+        links = self._links(result.figures.get("report_page"))
+        self.body = f"{result.figures['body']}\n{links}\n\n{self._terms()}\n"
         shown = {"decision_digest": self.decision["digest"], "adapter_digest": self.adapter["digest"]}
         context["ti"].xcom_push(ASKED, shown)
         return HITLOperator.execute(self, context)

@@ -174,7 +174,7 @@ class Ledger:
         self.client.set_tag(run.run_id, "mlflow.note.content", note)
 
     def report_page(self, run: PipelineRun) -> str | None:
-        """Where MLflow's pages show the run's release report, from their ``#`` on; None where there is none."""
+        """Where MLflow's pages show the run's release report, from ``#`` on; None where there is none."""
         uri = self.client.get_run(run.run_id).data.tags.get(tags.REPORT)
         if uri is None:
             return None
