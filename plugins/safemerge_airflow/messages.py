@@ -12,6 +12,7 @@ import inspect
 import logging
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
+from urllib.parse import quote
 
 from airflow.sdk import conf
 from airflow.sdk.exceptions import AirflowFailException
@@ -22,6 +23,8 @@ from safemerge.records import StepResult, printable
 from safemerge_airflow.mlflow_link import mlflow_page_url, mlflow_run_url
 
 Notifications = Sequence[NotificationConfig]
+SIGN_OFF_TASK = "sign_off"
+"""Id of the task that waits for a person."""
 
 logger = logging.getLogger(__name__)
 
@@ -191,10 +194,6 @@ def _more_links(operator: Any, context: Mapping[str, Any], result: StepResult) -
         dag_run = context["dag_run"]
         base = str(conf.get("api", "base_url", fallback="")).rstrip("/")
         links["Answer"] = (
-            f"{base}/dags/{dag_run.dag_id}/runs/{dag_run.run_id}/tasks/{SIGN_OFF_TASK}/required_actions"
+            f"{base}/dags/{dag_run.dag_id}/runs/{quote(dag_run.run_id)}/tasks/{SIGN_OFF_TASK}/required_actions"
         )
     return links
-
-
-SIGN_OFF_TASK = "sign_off"
-"""Id of the task that waits for a person."""

@@ -17,7 +17,7 @@ from safemerge.config.recipes import RecipeConfig
 from safemerge.core import methods
 from safemerge_airflow.assets import champion_asset, data_assets
 from safemerge_airflow.device_lane import device_lane
-from safemerge_airflow.messages import FailureMessage
+from safemerge_airflow.messages import SIGN_OFF_TASK, FailureMessage
 from safemerge_airflow.operators import (
     CloseRunOperator,
     EvaluateOperator,
@@ -216,7 +216,7 @@ def gate_and_promote(made: Made, reports: Mapping[str, Any], recipe: RecipeConfi
     # The controls are no input of the gate: it waits for them so that all is measured when it speaks.
     [report.operator for report in reports.values()] >> gate
     signed = SignOffOperator(
-        task_id="sign_off",
+        task_id=SIGN_OFF_TASK,
         run_id=made.run_id,
         adapter=made.safemerge,
         decision=gate.output["decision"],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -127,7 +128,7 @@ def test_any_other_answer_promotes_nothing_and_is_kept(
 ) -> None:
     result = answered(context, run, decided(tmp_path, ASK, FEW), **(YES | answer))
     assert result.outputs == {}
-    assert pytest.importorskip("re").search(says, str(result.figures["refused"]))
+    assert re.search(says, str(result.figures["refused"]))
     assert context.ledger.champions.current("tiny-lora") is None
     on_run = tags_of(context, run)
     assert (on_run[tags.SIGN_OFF], on_run[tags.VERDICT]) == (state, "cannot_tell")
