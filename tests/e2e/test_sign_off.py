@@ -115,15 +115,13 @@ def test_people_are_asked_heard_and_waited_for(tmp_path: Path) -> None:
             _answer(api, late, "Approve", "let me")
         runs = {"late": late} | {name: _started(api, name) for name in RUNS if name != "late"}
 
-        for name, chosen, reason in (
-            ("approve", "Approve", "checked by hand"),
-            ("reject", "Reject", "too close"),
-        ):
+        answers = {"approve": ("Approve", "checked by hand"), "reject": ("Reject", "too close")}
+        for name, said in answers.items():
             (asked,) = _waited(lambda name=name: _questions(api, name), 1)
             assert asked["subject"] == f"Release {name}?"
             assert asked["body"].startswith("# CANNOT TELL {{ 7 * 7 }}\n[MLflow run](http")
             _waited(lambda name=name: _waiting(api, runs[name]), 1)
-            _answer(api, runs[name], chosen, reason)
+            _answer(api, runs[name], *said)
 
         ended = {name: _ended(api, run) for name, run in runs.items()}
         assert {name: state for name, (state, _) in ended.items()} == {
@@ -131,7 +129,7 @@ def test_people_are_asked_heard_and_waited_for(tmp_path: Path) -> None:
             **dict.fromkeys(("block", "reject", "late"), "failed"),
         }
         tasks = {
-            name: {task: states[task] for task in ("gate", "sign_off", "promote")}
+            name: [states[task] for task in ("gate", "sign_off", "promote")]
             for name, (_, states) in ended.items()
         }
         assert tasks["pass"] == ["success", "skipped", "success"]
