@@ -86,8 +86,8 @@ def _after(champions: list[str], move: Move) -> list[str]:
 def read(client: MlflowClient, name: str) -> list[Move]:
     """Every move of a registered model's alias, the first one first.
 
-    Versions that an earlier release of safemerge made champions have no tag there: they count as
-    released when their run was opened.
+    Versions that an earlier release of safemerge released have no tag for that: they count as released when
+    their run was opened.
     """
     moves = []
     for key, text in client.get_registered_model(name).tags.items():
@@ -96,7 +96,7 @@ def read(client: MlflowClient, name: str) -> list[Move]:
                 moves.append(Move.model_validate_json(text).model_copy(update={"key": key}))
             except ValidationError:
                 continue
-    known = {move.version for move in moves}
+    known = {move.version for move in moves if move.how is How.PROMOTION}
     for version in client.search_model_versions(f"name = '{name}'"):
         if str(version.version) not in known and tags.PIPELINE_RUN in version.tags:
             at_ms = int(version.tags.get(tags.OPENED) or version.creation_timestamp)
