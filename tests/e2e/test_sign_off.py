@@ -107,48 +107,53 @@ def test_people_are_asked_heard_and_waited_for(tmp_path: Path) -> None:
     try:
         prepare_airflow(home, environment)
         api = Api(airflow.start([sys.executable, "-m", "airflow", "standalone"], port, environment), home)
-        known = _waited(lambda: sorted(dag["dag_id"] for dag in api.ask("/api/v2/dags")["dags"]), 5)
-        assert known == sorted(RUNS)
-        late = _started(api, "late")
-        _waited(lambda: _questions(api, "late"), 1)
-        with pytest.raises(urllib.error.HTTPError, match="403"):
-            _answer(api, late, "Approve", "let me")
-        runs = {"late": late} | {name: _started(api, name) for name in RUNS if name != "late"}
-
-        answers = {"approve": ("Approve", "checked by hand"), "reject": ("Reject", "too close")}
-        for name, said in answers.items():
-            (asked,) = _waited(lambda name=name: _questions(api, name), 1)
-            assert asked["subject"] == f"Release {name}?"
-            assert asked["body"].startswith("# CANNOT TELL {{ 7 * 7 }}\n[MLflow run](http")
-            _waited(lambda name=name: _waiting(api, runs[name]), 1)
-            _answer(api, runs[name], *said)
-
-        ended = {name: _ended(api, run) for name, run in runs.items()}
-        assert {name: state for name, (state, _) in ended.items()} == {
-            **dict.fromkeys(("pass", "approve"), "success"),
-            **dict.fromkeys(("block", "reject", "late"), "failed"),
-        }
-        tasks = {
-            name: [states[task] for task in ("gate", "sign_off", "promote")]
-            for name, (_, states) in ended.items()
-        }
-        assert tasks["pass"] == ["success", "skipped", "success"]
-        assert tasks["block"] == ["failed", "upstream_failed", "upstream_failed"]
-        assert tasks["approve"] == ["success", "success", "success"]
-        for name in ("reject", "late"):
-            assert tasks[name] == ["success", "success", "failed"]
-
-        promotions = dict(map(json.loads, log.read_text(encoding="utf-8").splitlines()))
-        assert promotions.pop("pass") is None
-        for name, answer in promotions.items():
-            assert answer.pop("at").startswith("20")
-            assert answer.pop("decision_digest") == f"decision of {name}"
-            assert answer.pop("adapter_digest") == "ab"
-        assert promotions["approve"] == {"approved": True, "by": "admin", "reason": "checked by hand"}
-        assert promotions["reject"] == {"approved": False, "by": "admin", "reason": "too close"}
-        assert promotions["late"] == {"approved": False, "by": None, "reason": ""}
+        _answer_and_wait(api, log)
     finally:
         airflow.stop()
+
+
+def _answer_and_wait(api: Api, log: Path) -> None:
+    """Start all runs, answer those that are to be, and look at what became of them."""
+    known = _waited(lambda: sorted(dag["dag_id"] for dag in api.ask("/api/v2/dags")["dags"]), 5)
+    assert known == sorted(RUNS)
+    late = _started(api, "late")
+    _waited(lambda: _questions(api, "late"), 1)
+    with pytest.raises(urllib.error.HTTPError, match="403"):
+        _answer(api, late, "Approve", "let me")
+    runs = {"late": late} | {name: _started(api, name) for name in RUNS if name != "late"}
+
+    answers = {"approve": ("Approve", "checked by hand"), "reject": ("Reject", "too close")}
+    for name, said in answers.items():
+        (asked,) = _waited(lambda name=name: _questions(api, name), 1)
+        assert asked["subject"] == f"Release {name}?"
+        assert asked["body"].startswith("# CANNOT TELL {{ 7 * 7 }}\n[MLflow run](http")
+        _waited(lambda name=name: _waiting(api, runs[name]), 1)
+        _answer(api, runs[name], *said)
+
+    ended = {name: _ended(api, run) for name, run in runs.items()}
+    assert {name: state for name, (state, _) in ended.items()} == {
+        **dict.fromkeys(("pass", "approve"), "success"),
+        **dict.fromkeys(("block", "reject", "late"), "failed"),
+    }
+    tasks = {
+        name: [states[task] for task in ("gate", "sign_off", "promote")]
+        for name, (_, states) in ended.items()
+    }
+    assert tasks["pass"] == ["success", "skipped", "success"]
+    assert tasks["block"] == ["failed", "upstream_failed", "upstream_failed"]
+    assert tasks["approve"] == ["success", "success", "success"]
+    for name in ("reject", "late"):
+        assert tasks[name] == ["success", "success", "failed"]
+
+    promotions = dict(map(json.loads, log.read_text(encoding="utf-8").splitlines()))
+    assert promotions.pop("pass") is None
+    for name, answer in promotions.items():
+        assert answer.pop("at").startswith("20")
+        assert answer.pop("decision_digest") == f"decision of {name}"
+        assert answer.pop("adapter_digest") == "ab"
+    assert promotions["approve"] == {"approved": True, "by": "admin", "reason": "checked by hand"}
+    assert promotions["reject"] == {"approved": False, "by": "admin", "reason": "too close"}
+    assert promotions["late"] == {"approved": False, "by": None, "reason": ""}
 
 
 def _answer(api: Api, run: str, chosen: str, reason: str) -> None:
