@@ -74,7 +74,7 @@ class SafemergeStepOperator(BaseOperator):
         self.mlflow_run_id = self.run_id
         if self.run_id:  # the link while the step runs; Airflow asks for it again at the end
             context["ti"].xcom_push(MlflowRunLink().xcom_key, mlflow_run_url(self.run_id))
-        request = {"run_id": self.run_id, "inputs": self.inputs(), "options": self.options()}
+        request = self.request()
         self.log.info("%s", shlex.join(["safemerge", "step", self.step, json.dumps(request)]))
         self._process = StepProcess(self.command(), self.log, step_environment())
         try:
@@ -89,6 +89,10 @@ class SafemergeStepOperator(BaseOperator):
         for name, figure in result.figures.items():
             self.log.info("%s: %s", name, figure)
         return result
+
+    def request(self) -> dict[str, Any]:
+        """What the step is asked."""
+        return {"run_id": self.run_id, "inputs": self.inputs(), "options": self.options()}
 
     def inputs(self) -> dict[str, Any]:
         """The step's inputs; those that are None are left out."""

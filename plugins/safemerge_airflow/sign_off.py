@@ -71,6 +71,10 @@ class SignOffOperator(SafemergeStepOperator, HITLOperator):
         self.wanted = wanted
         self.approval = approval
 
+    def request(self) -> dict[str, Any]:
+        """What the step is asked; it has no options: here, they are what the person may choose."""
+        return {"run_id": self.run_id, "inputs": self.inputs(), "options": {}}
+
     def execute(self, context: Mapping[str, Any]) -> Any:
         """Put the decision into words and wait for an answer.
 

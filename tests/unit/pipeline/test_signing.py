@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 from markdown_it import MarkdownIt
-from safemerge.config.pipeline import PipelineConfig
 
+from safemerge.config.pipeline import PipelineConfig
 from safemerge.errors import ConfigError, MismatchError
 from safemerge.gate import NO_CHAMPION, GatePolicy, SignOff, decide
 from safemerge.pipeline import promotion

@@ -73,7 +73,14 @@ def asked(
     }
     monkeypatch.setattr(task, "command", lambda: command)
     monkeypatch.setattr(SignOffOperator, "step", "echo")
-    monkeypatch.setattr(task, "options", lambda: {"lines": [], "result": {"figures": figures}})
+    options = {"lines": [], "result": {"figures": figures}}
+    request = task.request()
+    assert request == {
+        "run_id": "parent",
+        "inputs": {"adapter": ADAPTER, "decision": DECISION},
+        "options": {},
+    }
+    monkeypatch.setattr(task, "request", lambda: request | {"options": options})
     with pytest.raises(TaskAwaitingInput) as waiting:
         task.execute(context)
     return waiting.value
