@@ -166,13 +166,16 @@ def test_the_shipped_recipes_hold() -> None:
         assert recipe.tracking.registered_model == recipe.name
 
 
-def test_their_commented_schedules_hold(tmp_path: Path) -> None:
+def test_their_commented_schedules_and_people_hold(tmp_path: Path) -> None:
     for file in (PACKAGE / "recipes").glob("*.yaml"):
-        lines = file.read_text(encoding="utf-8").splitlines()
-        begin = lines.index("# schedule:")
-        end = next(number for number in range(begin, len(lines)) if not lines[number].startswith("#"))
-        lines[begin:end] = [line.removeprefix("# ") for line in lines[begin:end]]
+        lines = [*file.read_text(encoding="utf-8").splitlines(), ""]
+        for first in ("# schedule:", "# approval: {approvers: [alice], timeout_hours: 24}"):
+            begin = lines.index(first)
+            end = next(number for number in range(begin, len(lines)) if not lines[number].startswith("#"))
+            lines[begin:end] = [line.removeprefix("# ") for line in lines[begin:end]]
         (tmp_path / file.name).write_text("\n".join(lines), encoding="utf-8")
-        schedule = load_recipe(tmp_path / file.name).schedule
-        assert schedule.cron
-        assert schedule.data[0].sets
+        recipe = load_recipe(tmp_path / file.name)
+        assert recipe.schedule.cron
+        assert recipe.schedule.data[0].sets
+        assert recipe.approval.approvers == ("alice",)
+        assert recipe.notifications[0].on == ("block", "cannot_tell", "failure")

@@ -112,7 +112,11 @@ def test_an_approval_promotes_and_is_kept(
 @pytest.mark.parametrize(
     ("answer", "state", "says"),
     [
-        ({"approved": False}, "rejected", "rejected by alice at 2026-11-01T02:00:00+00:00: checked by hand"),
+        (
+            {"approved": False},
+            "rejected",
+            r"rejected by alice at 2026-11-01T02:00:00\+00:00: checked by hand",
+        ),
         ({"approved": False, "reason": ""}, "rejected", "rejected by alice at .*: no reason given"),
         ({"approved": False, "by": None}, "timed_out", "rejected: nobody had answered by 2026-11-01"),
         (
