@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from safemerge.engine.sweeping import sweep_adapters
     from safemerge.engine.tuning import tune_adapters
     from safemerge.peft_model import merge_into
+    from safemerge.pipeline.rolling_back import rollback
 
 __version__ = "0.1.0"
 
@@ -32,6 +33,7 @@ __all__ = [
     "merge_adapters",
     "merge_into",
     "read_coefficients",
+    "rollback",
     "safemerge",
     "score_cosines",
     "sweep_adapters",
@@ -49,6 +51,7 @@ _HOMES = {
     "merge_adapters": "safemerge.engine.merging",
     "merge_into": "safemerge.peft_model",
     "read_coefficients": "safemerge.engine.coefficient_files",
+    "rollback": "safemerge.pipeline.rolling_back",
     "safemerge": "safemerge.core.merge",
     "score_cosines": "safemerge.engine.cosines",
     "sweep_adapters": "safemerge.engine.sweeping",

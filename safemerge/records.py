@@ -53,6 +53,10 @@ def valid_unicode(text: str) -> str:
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
+Printable = Annotated[str, AfterValidator(printable)]
+"""Text that people typed or data hold, safe to show on a terminal."""
+
+
 class Record(BaseModel):
     """A frozen result with one JSON form."""
 
@@ -301,6 +305,7 @@ class RuleOutcome(Record):
     """Interval of what was measured, where the rule looked at one."""
 
 
+HEADLINE_RULES = ("max_harmful_rate", "max_over_refusal_rate", "min_utility", "min_gain_kept")
 SUMMARY_LENGTH = 2000
 """Characters of a verdict's one line: it becomes a tag, a description and the message of a failed task."""
 
@@ -314,6 +319,8 @@ class GateDecision(Record):
     passed: bool
     """Whether the verdict is a pass."""
     verdict: Verdict
+    sign_off: bool = False
+    """Whether the policy wants a person's signature even where all rules passed."""
     rules: tuple[RuleOutcome, ...]
     policy_digest: str
     champion_digest: str | None = None
@@ -348,6 +355,15 @@ class GateDecision(Record):
         """Whether any of its rules is about the champion, even if there was none yet."""
         return any(rule.rule.startswith("against.champion.") for rule in self.rules)
 
+    @property
+    def wants_person(self) -> bool:
+        """Whether a person decides if it ships: never where it is blocked."""
+        return self.verdict is Verdict.CANNOT_TELL or (self.passed and self.sign_off)
+
+    def headline(self) -> tuple[str, ...]:
+        """What the rules about the candidate's own figures found: a few lines for a message."""
+        return tuple(rule.explanation for rule in self.rules if rule.rule in HEADLINE_RULES)
+
     def summary(self) -> str:
         """The verdict and every rule that kept it from passing: one line of at most 2000 characters."""
         missed = "; ".join(
@@ -357,9 +373,39 @@ class GateDecision(Record):
         verdict = f"{said}{' (smoke judge)' if self.smoke_judge else ''}"
         idle = sum(r.outcome is Outcome.NOT_APPLICABLE for r in self.rules)
         met = f"met all {len(self.rules) - idle} rules{f' ({idle} not applicable)' if idle else ''}"
-        found = met if self.passed else missed
+        signature = "; the policy wants a person's signature" if self.wants_person else ""
+        found = f"{met}{signature}" if self.passed else missed
         line = " ".join(f"{verdict}: {printable(self.arm)}{' ' if self.passed else ': '}{found}".split())
         return line if len(line) <= SUMMARY_LENGTH else f"{line[: SUMMARY_LENGTH - 1]}…"
+
+
+class Answer(Record):
+    """What a person answered who was asked whether an adapter may ship."""
+
+    approved: bool
+    by: Printable | None
+    """Who answered; None where nobody did in time."""
+    at: Printable
+    """When, in ISO 8601."""
+    reason: Printable = ""
+    decision_digest: str
+    """sha256 of the decision that the person was shown."""
+    adapter_digest: str
+    """sha256 of the adapter that it is about."""
+
+    @property
+    def valid(self) -> bool:
+        """Whether it lets an adapter ship: an approval by somebody, with a reason."""
+        return self.approved and bool(self.by) and bool(self.reason)
+
+    def says(self) -> str:
+        """The answer in one line."""
+        if self.by is None and not self.approved:
+            return f"rejected: nobody had answered by {self.at}"
+        if self.approved and not self.valid:
+            return f"not approved: expected who approved and a reason, got {self.by or 'nobody'} without one"
+        what = "approved" if self.approved else "rejected"
+        return f"{what} by {self.by} at {self.at}: {self.reason or 'no reason given'}"
 
 
 def possible_verdicts(rules: Iterable[RuleOutcome]) -> tuple[Verdict, ...]:

@@ -27,7 +27,8 @@ def champion_asset(recipe: RecipeConfig) -> Asset:
 def champion_event(result: StepResult, run_id: str | None) -> dict[str, Any]:
     """What the event of a promotion carries; ``run_id`` is the pipeline run's in MLflow."""
     version = result.outputs["model_version"]
-    return {
+    approved_by = result.figures.get("approved_by")
+    return ({"approved_by": approved_by} if approved_by else {}) | {
         "version": str(result.figures["version"]),
         "model": version.uri,
         "adapter_digest": version.digest,

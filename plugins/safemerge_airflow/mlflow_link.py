@@ -16,7 +16,12 @@ LOCAL_MLFLOW = "http://127.0.0.1:5000"
 
 
 def mlflow_run_url(run_id: str) -> str:
-    """Address of an MLflow run's page.
+    """Address of an MLflow run's page."""
+    return mlflow_page_url(f"#/runs/{run_id}")
+
+
+def mlflow_page_url(page: str) -> str:
+    """Address of one of MLflow's pages, given from its ``#`` on.
 
     The base is ``[safemerge] mlflow_url``, else the tracking server where it is one that a
     browser can open, else a server on this machine.
@@ -25,7 +30,7 @@ def mlflow_run_url(run_id: str) -> str:
     base = conf.get("safemerge", "mlflow_url", fallback=None) or (
         tracking if tracking.startswith(("http://", "https://")) else LOCAL_MLFLOW
     )
-    return f"{base.rstrip('/')}/#/runs/{run_id}"
+    return f"{base.rstrip('/')}/{page}"
 
 
 class MlflowRunLink(BaseOperatorLink):

@@ -14,13 +14,15 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 from airflow.sdk import Asset, BaseOperator, conf
-from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
+from airflow.sdk.exceptions import AirflowSkipException
 
+from safemerge.config.people import Event
 from safemerge.config.recipes import NewData
 from safemerge.records import StepResult
 from safemerge_airflow.assets import champion_event, data_overrides
 from safemerge_airflow.connections import step_environment
 from safemerge_airflow.device_lane import device_lane
+from safemerge_airflow.messages import Notifications, NotReleasedError, tell
 from safemerge_airflow.mlflow_link import MlflowRunLink, mlflow_run_url
 from safemerge_airflow.step_process import StepProcess
 
@@ -72,7 +74,7 @@ class SafemergeStepOperator(BaseOperator):
         self.mlflow_run_id = self.run_id
         if self.run_id:  # the link while the step runs; Airflow asks for it again at the end
             context["ti"].xcom_push(MlflowRunLink().xcom_key, mlflow_run_url(self.run_id))
-        request = {"run_id": self.run_id, "inputs": self.inputs(), "options": self.options()}
+        request = self.request()
         self.log.info("%s", shlex.join(["safemerge", "step", self.step, json.dumps(request)]))
         self._process = StepProcess(self.command(), self.log, step_environment())
         try:
@@ -87,6 +89,10 @@ class SafemergeStepOperator(BaseOperator):
         for name, figure in result.figures.items():
             self.log.info("%s: %s", name, figure)
         return result
+
+    def request(self) -> dict[str, Any]:
+        """What the step is asked."""
+        return {"run_id": self.run_id, "inputs": self.inputs(), "options": self.options()}
 
     def inputs(self) -> dict[str, Any]:
         """The step's inputs; those that are None are left out."""
@@ -251,11 +257,14 @@ class EvaluateOperator(DeviceStepOperator):
 class GateOperator(SafemergeStepOperator):
     """Judges the candidate by the pipeline's policy; pushes ``decision`` and fails where it is blocked.
 
+    Pushes ``ask`` as well: whether a person decides what follows.
+
     Args:
         candidate: evaluation of the adapter that is to be released.
         aligned: evaluation of the aligned model.
         fine_tuned: evaluation of the unrepaired adapter.
         adapter: the adapter that the candidate's evaluation is about.
+        notifications: whom to tell of the verdict.
     """
 
     step = "gate"
@@ -270,6 +279,7 @@ class GateOperator(SafemergeStepOperator):
         aligned: Artifact | None,
         fine_tuned: Artifact | None,
         adapter: Artifact | None,
+        notifications: Notifications = (),
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -277,20 +287,28 @@ class GateOperator(SafemergeStepOperator):
         self.aligned = aligned
         self.fine_tuned = fine_tuned
         self.adapter = adapter
+        self.notifications = notifications
 
     def execute(self, context: Mapping[str, Any]) -> dict[str, Any]:
         """Judge; everything is recorded before the task fails.
 
         Raises:
-            AirflowFailException: the verdict, unless it is a pass.
+            NotReleasedError: the verdict, unless it is a pass or a person decides.
         """
         result = self.run_step(context)
         xcoms = self.xcoms(result)
-        if result.figures.get("passed") is not True:
+        verdict = str(result.figures.get("verdict", ""))
+        if verdict in set(Event):
+            tell(self, Event(verdict), context, result)
+        if result.figures.get("passed") is not True and not xcoms["ask"]:
             for key, value in xcoms.items():
                 context["ti"].xcom_push(key, value)
-            raise AirflowFailException(str(result.figures.get("summary", "the gate gave no verdict")))
+            raise NotReleasedError(str(result.figures.get("summary", "the gate gave no verdict")))
         return xcoms
+
+    def xcoms(self, result: StepResult) -> dict[str, Any]:
+        """What later tasks read."""
+        return super().xcoms(result) | {"ask": result.figures.get("ask") is True}
 
 
 class PromoteOperator(SafemergeStepOperator):
@@ -299,29 +317,44 @@ class PromoteOperator(SafemergeStepOperator):
     Args:
         adapter: the adapter that passed.
         decision: the gate's decision on it.
+        answer: what a person said about it; None where nobody was asked.
         champion: asset to tell of the new champion, which becomes an outlet of the task.
+        notifications: whom to tell of the new champion, or of a person's refusal.
     """
 
     step = "promote"
     step_inputs = ("adapter", "decision")
-    template_fields = ("run_id", "adapter", "decision")
+    step_options = ("answer",)
+    template_fields = ("run_id", "adapter", "decision", "answer")
 
     def __init__(
         self,
         *,
         adapter: Artifact | None,
         decision: Artifact | None,
+        answer: Mapping[str, Any] | None = None,
         champion: Asset | None = None,
+        notifications: Notifications = (),
         **kwargs: Any,
     ) -> None:
         super().__init__(outlets=[champion] if champion else None, **kwargs)
         self.adapter = adapter
         self.decision = decision
+        self.answer = answer
         self.champion = champion
+        self.notifications = notifications
 
     def execute(self, context: Mapping[str, Any]) -> dict[str, Any]:
-        """Promote, and let the champion's event say what was promoted."""
+        """Promote, and let the champion's event say what was promoted.
+
+        Raises:
+            NotReleasedError: a person's answer does not let the adapter through.
+        """
         result = self.run_step(context)
+        if "refused" in result.figures:
+            tell(self, Event.REJECTED, context, result)
+            raise NotReleasedError(str(result.figures["refused"]))
+        tell(self, Event.PROMOTED, context, result)
         if self.champion is not None:
             context["outlet_events"][self.champion].extra = champion_event(result, self.run_id)
         return self.xcoms(result)

@@ -10,12 +10,14 @@ from collections.abc import Mapping
 from datetime import timedelta
 from typing import Any, NamedTuple
 
-from airflow.sdk import DAG, Asset, Param, TaskGroup
+from airflow.sdk import DAG, Param, TaskGroup
 
+from safemerge.config.people import ApprovalConfig
 from safemerge.config.recipes import RecipeConfig
 from safemerge.core import methods
 from safemerge_airflow.assets import champion_asset, data_assets
 from safemerge_airflow.device_lane import device_lane
+from safemerge_airflow.messages import SIGN_OFF_TASK, FailureMessage
 from safemerge_airflow.operators import (
     CloseRunOperator,
     EvaluateOperator,
@@ -25,6 +27,7 @@ from safemerge_airflow.operators import (
     SafeMergeOperator,
     TrainAdapterOperator,
 )
+from safemerge_airflow.sign_off import SignOffOperator
 from safemerge_airflow.tune_operators import (
     PROPOSAL,
     AdvanceOperator,
@@ -42,8 +45,10 @@ those that cannot win are dropped round by round, and the run fails at `choose` 
 
 - **Pass**: the adapter becomes a new version in the MLflow Model Registry and takes the alias `champion`.
 - **Block**: the run fails at `gate` with the verdict as its message; `champion` stays. All is recorded.
-- **Cannot tell** (where the policy says `on_cannot_tell: ask`): the run fails at `gate` too, and a person
-  decides: with more prompts or another policy, start it again; only what changed is done anew.
+- **Cannot tell** (where the policy says `on_cannot_tell: ask`), or a pass where it says `sign_off: required`:
+  `sign_off` waits for a person, who approves with a reason or rejects. The answer is on the model version or
+  the run. Without one in time, or without a reason, the run fails at `promote` and nothing is released. To be
+  asked again, clear `sign_off`.
 
 Starting a run again repeats nothing that MLflow already holds for the same inputs. Each task has a
 button to its MLflow run.
@@ -94,11 +99,13 @@ def pipeline_dag(dag_id: str, config: str | None, recipe: RecipeConfig | None = 
         "default_args": {"owner": "safemerge", "retries": 2, "retry_delay": timedelta(seconds=30)},
         "tags": ["safemerge", "safety", "lora"],
     }
+    if recipe and recipe.notifications:
+        defaults["default_args"]["on_failure_callback"] = FailureMessage(recipe.notifications)
     with DAG(dag_id=dag_id, **defaults | settings) as dag:
         run_id = open_run(dag, config if recipe else dag.param("config"), recipe).output["run_id"]
         made = train_and_merge(run_id)
         reports = evaluate(made)
-        gate_and_promote(made, reports, champion_asset(recipe) if recipe else None)
+        gate_and_promote(made, reports, recipe)
         close_run(dag, run_id)
     # Given to the DAG beforehand, they would be copied once for each task, at each parsing.
     dag.params = run_params(force=False) | data_params(recipe) if recipe else any_config_params(config)
@@ -190,8 +197,12 @@ def evaluate(made: Made) -> Mapping[str, Any]:
         }
 
 
-def gate_and_promote(made: Made, reports: Mapping[str, Any], champion: Asset | None) -> None:
-    """Judges the candidate and releases it where it passes, which is an event of the champion's asset."""
+def gate_and_promote(made: Made, reports: Mapping[str, Any], recipe: RecipeConfig | None) -> None:
+    """Judges the candidate and releases it where it passes, or a person lets it through.
+
+    That is an event of the champion's asset.
+    """
+    notifications = recipe.notifications if recipe else ()
     gate = GateOperator(
         task_id="gate",
         run_id=made.run_id,
@@ -199,16 +210,28 @@ def gate_and_promote(made: Made, reports: Mapping[str, Any], champion: Asset | N
         aligned=reports["aligned"],
         fine_tuned=reports["fine_tuned"],
         adapter=made.safemerge,
+        notifications=notifications,
         trigger_rule=NOT_FAILED,
     )
     # The controls are no input of the gate: it waits for them so that all is measured when it speaks.
     [report.operator for report in reports.values()] >> gate
+    signed = SignOffOperator(
+        task_id=SIGN_OFF_TASK,
+        run_id=made.run_id,
+        adapter=made.safemerge,
+        decision=gate.output["decision"],
+        wanted=gate.output["ask"],
+        approval=recipe.approval if recipe else ApprovalConfig(),
+        trigger_rule=NOT_FAILED,
+    )
     PromoteOperator(
         task_id="promote",
         run_id=made.run_id,
         adapter=made.safemerge,
         decision=gate.output["decision"],
-        champion=champion,
+        answer=signed.output["answer"],
+        champion=champion_asset(recipe) if recipe else None,
+        notifications=notifications,
         trigger_rule=NOT_FAILED,
         # Across all runs: cleared ones and backfills do not heed max_active_runs.
         max_active_tis_per_dag=1,

@@ -10,6 +10,7 @@ from safemerge.config.load import load_recipe
 from safemerge.config.recipes import RecipeConfig
 from safemerge.errors import ConfigError
 from safemerge_airflow.assets import schedule_of
+from safemerge_airflow.messages import check_notifiers
 from safemerge_airflow.pipeline_dag import DOC, pipeline_dag
 
 ANY_CONFIG = "safemerge_pipeline"
@@ -27,6 +28,7 @@ def recipe_dag(path: str | Path) -> DAG:
     """
     try:
         recipe = load_recipe(Path(path))
+        check_notifiers(recipe.notifications, str(path))
         if recipe.name == ANY_CONFIG:
             raise ConfigError(f"{path}: name: expected another name than that of the DAG for any config")
     except ConfigError as error:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from safemerge.records import GateDecision
 
 EXIT_CODES = {"pass": 0, "block": 1, "cannot_tell": 3}
-"""Exit code by verdict."""
+"""Exit code by verdict. A pass that wants a signature has that of "cannot tell": a person must decide."""
 
 EPILOG = epilog(
     "safemerge gate --policy pipeline.yaml --candidate safemerge.json --aligned aligned.json "
@@ -34,7 +34,8 @@ EPILOG = epilog(
     "safemerge gate --policy policy.yaml --reports candidate=new.json champion=released.json "
     "--junit gate.xml --markdown gate.md",
     "safemerge gate --policy policy.yaml --candidate report.json --json | jq .verdict",
-    exit_codes="Exit code: 0 pass, 1 block, 3 cannot tell (where the policy says on_cannot_tell: ask), "
+    exit_codes="Exit code: 0 pass, 1 block, 3 a person must decide (where the policy says "
+    "on_cannot_tell: ask or sign_off: required), "
     "2 wrong usage, 4 an input that cannot be read or a policy that cannot be decided on these suites.",
 )
 
@@ -91,7 +92,7 @@ def gate(
         typer.echo(decision.to_json(), nl=False)
     else:
         _print(decision)
-    if code := EXIT_CODES[decision.verdict]:
+    if code := EXIT_CODES["cannot_tell" if decision.wants_person else decision.verdict]:
         raise typer.Exit(code)
 
 

@@ -6,10 +6,9 @@ torch, transformers, mlflow or plotly at its head: commands import what they nee
 when they run, so that ``safemerge --help`` answers at once.
 
 Exit codes, of every command alike: 0 done; 1 blocked by the gate, and nothing else; 2 wrong
-usage; 3 where the gate cannot tell; 4 an error that safemerge names on one line, or a problem that
-``inspect`` found; 5 adapters that differ, where ``diff --check`` asked; 6 where
-``tune`` finds no merge that keeps its limits; 75 a pipeline step that may be tried
-again; 130 interrupted.
+usage; 3 where the gate wants a person to decide; 4 an error that safemerge names on one line, or a problem
+that ``inspect`` found; 5 adapters that differ, where ``diff --check`` asked; 6 where ``tune`` finds no merge
+that keeps its limits; 75 a pipeline step that may be tried again; 130 interrupted.
 """
 
 from __future__ import annotations
@@ -35,6 +34,7 @@ from safemerge.cli import (
     merge,
     recipe,
     report,
+    rollback,
     schema,
     score,
     step,
@@ -61,6 +61,7 @@ _COMMANDS = (
     gate,
     recipe,
     report,
+    rollback,
     schema,
     step,
     demo,

@@ -34,8 +34,8 @@ def step(
     name: Annotated[
         str,
         typer.Argument(
-            help="open, train, propose, tune_evaluate, advance, choose, merge, evaluate, gate, promote "
-            "or close.",
+            help="open, train, propose, tune_evaluate, advance, choose, merge, evaluate, gate, ask, "
+            "promote or close.",
             show_default=False,
         ),
     ],

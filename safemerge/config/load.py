@@ -35,7 +35,15 @@ FileConfig = TypeVar("FileConfig", bound=Inputs)
 Key = tuple[str | int, ...]
 
 # The same in C, where PyYAML has it: a scheduler reads many recipes again and again.
-_Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+_Safe = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+# `on`, `yes` and the like are text, as in YAML 1.2 and in editors: `on` is a key of ours.
+_Loader: Any = type("_Loader", (_Safe,), {})
+_BOOL = "tag:yaml.org,2002:bool"
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag != _BOOL]
+    for first, resolvers in _Safe.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver(_BOOL, re.compile("(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF"))
 _FILE_SUFFIXES = (".jsonl", ".json")
 
 

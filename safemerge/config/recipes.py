@@ -9,6 +9,7 @@ from zoneinfo import ZoneInfo
 from pydantic import AfterValidator, Field, model_validator
 
 from safemerge.config.base import Config, PlainName
+from safemerge.config.people import ApprovalConfig, NotificationConfig
 from safemerge.config.pipeline import PipelineConfig
 
 VERSION = "{version}"
@@ -112,6 +113,10 @@ class RecipeConfig(PipelineConfig):
     schedule: ScheduleConfig = ScheduleConfig()
     owners: Annotated[tuple[PlainName, ...], Field(min_length=1)] = ("safemerge",)
     """Whose it is: names of people or teams."""
+    approval: ApprovalConfig = ApprovalConfig()
+    """Who answers where a person decides, and for how long they are waited for."""
+    notifications: tuple[NotificationConfig, ...] = ()
+    """Messages about a run, by Airflow's notifiers."""
     tags: tuple[Annotated[str, Field(min_length=1, max_length=100)], ...] = ()
     """To find it by, beside ``safemerge``."""
 

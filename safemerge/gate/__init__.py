@@ -7,7 +7,7 @@ missing, not finite, or not comparable blocks the release just as a bad figure d
 from safemerge.gate.comparison import measurement_differences, utility_gain
 from safemerge.gate.decision import NO_CHAMPION, decide
 from safemerge.gate.feasibility import SuiteSize, check_decidable, check_suites, sizes
-from safemerge.gate.policy import GatePolicy, OnCannotTell
+from safemerge.gate.policy import GatePolicy, OnCannotTell, SignOff
 from safemerge.gate.regression import Reference
 from safemerge.gate.stopping import StopRule, check_stoppable, is_settled, stop_rules
 
@@ -16,6 +16,7 @@ __all__ = [
     "GatePolicy",
     "OnCannotTell",
     "Reference",
+    "SignOff",
     "StopRule",
     "SuiteSize",
     "check_decidable",

@@ -15,7 +15,7 @@ from safemerge.gate.absolute import (
 )
 from safemerge.gate.comparison import categories_of, check_adapter, differences, odd_keys, suites_of
 from safemerge.gate.feasibility import sizes
-from safemerge.gate.policy import GatePolicy, OnCannotTell
+from safemerge.gate.policy import GatePolicy, OnCannotTell, SignOff
 from safemerge.gate.regression import CHAMPION, Reference, regression_rules
 from safemerge.gate.stopping import stop_rule
 from safemerge.gate.wording import cannot_judge, kept, limit_in_percent
@@ -77,6 +77,7 @@ def decide(
         adapter_digest=candidate.adapter_digest,
         passed=verdict is Verdict.PASS,
         verdict=verdict,
+        sign_off=policy.sign_off is SignOff.REQUIRED,
         rules=rules,
         policy_digest=policy.digest(),
         champion_digest=champion.report.adapter_digest if champion.report else None,

@@ -32,6 +32,15 @@ class OnCannotTell(StrEnum):
     """The verdict is "cannot tell": nothing ships until a person has decided."""
 
 
+class SignOff(StrEnum):
+    """Whether a person must sign what passed."""
+
+    NONE = "none"
+    """What passes ships."""
+    REQUIRED = "required"
+    """What passes waits for a person's signature. What is blocked is never signed."""
+
+
 class Regression(BaseModel):
     """How much worse than a reference an adapter may be, measured on the same prompts and documents."""
 
@@ -95,6 +104,8 @@ class GatePolicy(BaseModel):
     on_cannot_tell: OnCannotTell = OnCannotTell.BLOCK
     """What follows where no rule is broken, but the data cannot decide one. What is missing, not finite or
     not comparable blocks in any case."""
+    sign_off: SignOff = SignOff.NONE
+    """Whether an adapter that passes all rules also needs a person's signature."""
 
     def digest(self) -> str:
         """Sha256 of the policy's canonical JSON."""

@@ -19,6 +19,8 @@ SAYS = {
     Verdict.CANNOT_TELL: "CANNOT TELL: a person must decide",
 }
 """A verdict as a headline."""
+SIGNED = "PASS: may ship once a person has signed"
+"""The headline of a pass where the policy wants a signature."""
 
 _JUNIT_ELEMENTS = {
     Outcome.FAIL: "failure",
@@ -31,7 +33,8 @@ _JUNIT_ELEMENTS = {
 def markdown(decision: GateDecision) -> str:
     """The decision as a page of Markdown, such as a CI job's summary."""
     smoke = " (smoke judge)" if decision.smoke_judge else ""
-    lines = [f"# {SAYS[decision.verdict]}{smoke}", "", f"Adapter: {escaped(decision.arm)}", ""]
+    said = SIGNED if decision.passed and decision.sign_off else SAYS[decision.verdict]
+    lines = [f"# {said}{smoke}", "", f"Adapter: {escaped(decision.arm)}", ""]
     lines += rules_table(decision)
     if decision.warnings:
         lines += ["", "Warnings:", "", *(f"- {escaped(warning)}" for warning in decision.warnings)]
@@ -98,5 +101,7 @@ def _test_case(suite: ET.Element, rule: RuleOutcome) -> None:
 def escaped(text: str) -> str:
     """Text that Markdown shows as it is."""
     safe = re.sub(r"([\\`*_\[\]|~#!])", r"\\\1", html.escape(printable(text), quote=False))
-    # Neither an address nor a mention.
-    return safe.replace("://", "&#58;//").replace("@", "&#64;")
+    # Neither an address nor a mention. Pages that look for addresses in what was decoded already find
+    # a space of no width.
+    safe = re.sub(r"(?i)\b(www)\.", r"\1&#8203;.", safe)
+    return safe.replace("://", "&#58;&#8203;//").replace("@", "&#8203;&#64;")

@@ -30,11 +30,11 @@ REVISIONS = {
     "choose": 1,
     "merge": 1,
     "evaluate": 2,
-    "gate": 3,
+    "gate": 4,
     "promote": 1,
 }
 """Raised when a step's outputs change though its inputs do not. Steps that are missing are not found again by
-their inputs: ``open``, ``advance`` and ``close`` are done anew."""
+their inputs: ``open``, ``advance``, ``ask`` and ``close`` are done anew."""
 
 
 def inputs_digest(step: str, libraries: tuple[str, ...] = (), **parts: Any) -> str:

@@ -28,7 +28,7 @@ def gate(context: StepContext, request: StepRequest) -> StepResult:
         adapter: the candidate itself.
 
     Outputs:
-        decision: the verdict as JSON.
+        decision: the verdict as JSON. The figure ``ask`` says whether a person decides what follows.
         report: the release report as JSON, with its pages beside it; missing where it could not be
             drawn, which changes no verdict.
     """
@@ -64,9 +64,12 @@ def gate(context: StepContext, request: StepRequest) -> StepResult:
         result = _record(context, run, digest, decision, shown, refs, adapter)
     context.ledger.link_report(run, result)
     verdict, summary = Verdict(str(result.figures["verdict"])), str(result.figures["summary"])
-    if verdict is not Verdict.PASS:
+    # Nobody is asked about a run that was told not to promote.
+    ask = result.figures["wants_person"] is True and run.plan.promote
+    if verdict is not Verdict.PASS or ask:
         context.ledger.close_pipeline_run(run, verdict=verdict, summary=summary, gate_run_id=result.run_id)
-    return result
+    here = {"ask": ask, "report_page": context.ledger.report_page(run)}
+    return result.model_copy(update={"figures": result.figures | here})
 
 
 def find_champion(context: StepContext, run: PipelineRun, candidate: EvaluationReport) -> Reference:
@@ -127,7 +130,13 @@ def _record(
         report = store_report(context, run, step_run, decision, reports, refs, adapter)
         return step_run.finish(
             {"decision": stored, **report},
-            {"passed": decision.passed, "verdict": decision.verdict.value, "summary": decision.summary()},
+            {
+                "passed": decision.passed,
+                "verdict": decision.verdict.value,
+                "wants_person": decision.wants_person,
+                "summary": decision.summary(),
+                "headline": "\n".join(decision.headline()),
+            },
         )
 
 

@@ -15,6 +15,7 @@ from safemerge.errors import ConfigError
 from safemerge.gate import check_decidable, check_suites
 from safemerge.pipeline.context import StepContext
 from safemerge.pipeline.request import StepRequest
+from safemerge.pipeline.rolling_back import describe_rollback
 from safemerge.records import MERGE_REPORT_FILE, ArtifactRef, MergeReport, StepResult, json_digest
 from safemerge.tracking.ledger import PipelinePlan
 
@@ -111,14 +112,26 @@ def open_run(context: StepContext, request: StepRequest) -> StepResult:
 
 
 def nothing_new(context: StepContext, config: PipelineConfig, plan: PipelinePlan) -> StepResult | None:
-    """Why there is nothing to do: the champion came of the very same inputs. None where there is."""
+    """Why there is nothing to do; None where there is something.
+
+    The champion came of the very same inputs, or what came of them was taken back by a person.
+    """
     name = config.tracking.registered_model
     found = context.ledger.find_promotion(config.tracking.experiment, plan.inputs_digest)
     champion = context.ledger.champions.current(name)
     if found is None or champion is None:
         return None
     run_id, promotion = found
-    if promotion.outputs["model_version"].uri != f"models:/{name}/{champion.version}":
+    released = promotion.outputs["model_version"]
+    taken_back = context.ledger.champions.withdrawn(name, released.digest)
+    if taken_back is not None:
+        note = (
+            f"nothing new: the same inputs gave {released.uri}, which {describe_rollback(name, taken_back)}"
+        )
+        return StepResult(
+            step="open", run_id=run_id, inputs_digest=plan.inputs_digest, figures={"note": note}
+        )
+    if released.uri != f"models:/{name}/{champion.version}":
         return None
     note = (
         f"nothing new: models:/{name}/{champion.version}, the champion, came of the same inputs (digest "

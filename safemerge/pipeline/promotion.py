@@ -1,16 +1,20 @@
-"""Make an adapter that passed the gate the champion."""
+"""Make an adapter that passed the gate, or that a person let through, the champion."""
 
 from __future__ import annotations
 
 import logging
 
-from safemerge.errors import MismatchError
+from pydantic import ValidationError
+
+from safemerge.errors import ConfigError, MismatchError
 from safemerge.pipeline.context import StepContext, inputs_digest, local_adapter, local_file
 from safemerge.pipeline.reporting import model_card
 from safemerge.pipeline.request import StepRequest
-from safemerge.records import ArtifactRef, GateDecision, StepResult, Verdict
+from safemerge.pipeline.rolling_back import describe_rollback
+from safemerge.records import Answer, ArtifactRef, GateDecision, StepResult
 from safemerge.tracking import tags
 from safemerge.tracking.champions import Release
+from safemerge.tracking.history import How
 from safemerge.tracking.ledger import PipelineRun
 
 logger = logging.getLogger(__name__)
@@ -21,39 +25,64 @@ def promote(context: StepContext, request: StepRequest) -> StepResult:
 
     Never skipped because it was done before: another adapter may have become the champion since. Not done
     where a later run has released one: a run that was slow, or was started again, does not undo that.
+    Nor where a person has taken this very adapter back.
 
     Inputs:
         adapter: the candidate that the gate judged.
         decision: the gate's verdict; read here again, so that no scheduler can promote
             what did not pass.
 
+    Options:
+        answer: what a person said, where the gate wants one to decide: an :class:`Answer`.
+
     Outputs:
-        model_version: ``models:/<name>/<version>``; none where nothing was promoted, and a note says why.
+        model_version: ``models:/<name>/<version>``; none where nothing was promoted: a figure ``note`` says
+            why there was nothing to do, ``refused`` why a person's answer does not let the adapter through.
 
     Raises:
-        MismatchError: the verdict is not a pass, is about another adapter, or compares it with a
-            champion that another has replaced since; or a later run released one at the same moment.
+        MismatchError: the verdict is a block, is about another adapter, or compares it with a
+            champion that another has replaced since; a person must decide, and none was heard about this
+            very decision; or a later run released an adapter at the same moment.
     """
     run = context.ledger.pipeline_run(request.run_id or "")
     adapter, decision_ref = request.input("adapter"), request.input("decision")
     decision = GateDecision.read(local_file(context, decision_ref))
-    if not decision.passed or decision.adapter_digest != adapter.digest:
+    may_ship = decision.passed or (decision.wants_person and run.plan.promote)
+    if not may_ship or decision.adapter_digest != adapter.digest:
         raise MismatchError(
             f"promotion of adapter {adapter.digest[:12]}: expected a passing verdict about it, got "
             f"{decision.verdict.replace('_', ' ')} about {str(decision.adapter_digest)[:12]}"
         )
-    name = run.config.tracking.registered_model
-    later = context.ledger.champions.released_after(name, run.opened_at_ms)
-    if not run.plan.promote or later is not None:
-        why = _overtaken(name, later) if later else "this run was asked not to promote"
+    answer = heard(context, run, request, decision) if decision.wants_person else None
+    obstacle = why_not(context, run, adapter.digest)
+    if obstacle is not None:
         _close(context, run, decision, decision_ref)
-        return StepResult(
-            step="promote",
-            run_id=run.run_id,
-            inputs_digest=run.plan.inputs_digest,
-            figures={"note": f"it passed; {why}"},
-        )
-    digest = inputs_digest("promote", name=name, adapter=adapter.digest, decision=decision_ref.digest)
+        return _nothing(run, note=f"{_verdict_was(decision)}; {obstacle}")
+    if decision.wants_person:
+        if answer is None:
+            raise MismatchError(
+                f"promotion of adapter {adapter.digest[:12]}: expected a person's answer about it, got none; "
+                "nothing is promoted"
+            )
+        if not answer.valid:
+            _close(context, run, decision, decision_ref)
+            return _nothing(run, refused=f"{answer.says()}; nothing is promoted")
+    return _promoted(context, run, adapter, decision, decision_ref, answer)
+
+
+def _promoted(
+    context: StepContext,
+    run: PipelineRun,
+    adapter: ArtifactRef,
+    decision: GateDecision,
+    decision_ref: ArtifactRef,
+    answer: Answer | None,
+) -> StepResult:
+    name = run.config.tracking.registered_model
+    said = answer.model_dump() if answer else None
+    digest = inputs_digest(
+        "promote", name=name, adapter=adapter.digest, decision=decision_ref.digest, answer=said
+    )
     done = context.ledger.results(run.run_id).get("promote")
     if done is not None and done.inputs_digest == digest:  # by this run: a later one moves the alias anew
         _close(context, run, decision, decision_ref)
@@ -70,27 +99,97 @@ def promote(context: StepContext, request: StepRequest) -> StepResult:
             opened_at_ms=run.opened_at_ms,
             source_run_id=step_run.run_id,
             experiment_id=run.experiment_id,
-            summary=decision.summary(),
+            summary=f"{answer.says()}; {decision.summary()}" if answer else decision.summary(),
+            verdict=decision.verdict,
+            approval=answer,
             card=card,
         )
         # MLflow cannot compare and swap: of two runs that release at once, the earlier puts things right.
         if later := context.ledger.champions.released_after(name, run.opened_at_ms):
-            context.ledger.champions.appoint(name, later.version)
+            context.ledger.champions.appoint(name, later.version, How.REPAIR)
             raise MismatchError(f"promotion of adapter {adapter.digest[:12]}: {_overtaken(name, later)}")
         uri = f"models:/{name}/{version}"
         step_run.set_tags({"safemerge.model_version": uri})
+        if answer is not None:
+            step_run.log_text(answer.to_json(), "approval.json")
         result = step_run.finish(
             {"model_version": ArtifactRef(uri=uri, digest=adapter.digest)},
-            {"version": version, "alias": "champion", "verdict": decision.verdict.value},
+            {
+                "version": version,
+                "alias": "champion",
+                "verdict": decision.verdict.value,
+                "approved_by": answer.by if answer else None,
+                "headline": "\n".join(decision.headline()),
+            },
         )
     _close(context, run, decision, decision_ref)
     logger.info("%s is the champion of %s", uri, name)
     return result
 
 
+def why_not(context: StepContext, run: PipelineRun, adapter_digest: str) -> str | None:
+    """Why this run promotes nothing, whatever gate and people say; None where it may."""
+    name = run.config.tracking.registered_model
+    if not run.plan.promote:
+        return "this run was asked not to promote"
+    champions = context.ledger.champions
+    if later := champions.released_after(name, run.opened_at_ms):
+        return _overtaken(name, later)
+    if taken_back := champions.withdrawn(name, adapter_digest):
+        return f"this very adapter {describe_rollback(name, taken_back)}: nothing is promoted"
+    return None
+
+
+def heard(
+    context: StepContext, run: PipelineRun, request: StepRequest, decision: GateDecision
+) -> Answer | None:
+    """A person's answer about this very decision, kept on the pipeline run; None where there is none.
+
+    Raises:
+        ConfigError: it cannot be read.
+        MismatchError: it is about another decision or adapter.
+    """
+    given = request.options.get("answer")
+    if given is None:
+        return None
+    try:
+        answer = Answer.model_validate(given)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "the answer"
+        raise ConfigError(
+            f"option answer: expected a person's answer, got at {where}: {first['msg']}"
+        ) from error
+    decision_digest = request.input("decision").digest
+    if (answer.decision_digest, answer.adapter_digest) != (decision_digest, decision.adapter_digest):
+        raise MismatchError(
+            f"promotion of adapter {str(decision.adapter_digest)[:12]}: expected an answer about it and "
+            f"decision {decision_digest[:12]}, got one about adapter {answer.adapter_digest[:12]} and "
+            f"decision {answer.decision_digest[:12]}; ask again"
+        )
+    context.ledger.note_sign_off(run, _state(answer), answer)
+    return answer
+
+
+def _state(answer: Answer) -> str:
+    if answer.approved:
+        return "approved" if answer.valid else "rejected"
+    return "rejected" if answer.by else "timed_out"
+
+
+def _nothing(run: PipelineRun, **why: str) -> StepResult:
+    return StepResult(
+        step="promote", run_id=run.run_id, inputs_digest=run.plan.inputs_digest, figures=dict(why)
+    )
+
+
+def _verdict_was(decision: GateDecision) -> str:
+    return "it passed" if decision.passed else "the gate could not tell"
+
+
 def _close(context: StepContext, run: PipelineRun, decision: GateDecision, decision_ref: ArtifactRef) -> None:
     context.ledger.close_pipeline_run(
-        run, verdict=Verdict.PASS, summary=decision.summary(), gate_run_id=_run_id_of(decision_ref)
+        run, verdict=decision.verdict, summary=decision.summary(), gate_run_id=_run_id_of(decision_ref)
     )
 
 

@@ -9,6 +9,7 @@ from difflib import get_close_matches
 from pydantic import ValidationError
 
 from safemerge.errors import ConfigError
+from safemerge.pipeline.asking import ask
 from safemerge.pipeline.closing import close
 from safemerge.pipeline.context import StepContext
 from safemerge.pipeline.evaluating import evaluate
@@ -34,6 +35,7 @@ STEPS: dict[str, Callable[[StepContext, StepRequest], StepResult]] = {
     "merge": merge,
     "evaluate": evaluate,
     "gate": gate,
+    "ask": ask,
     "promote": promote,
     "close": close,
 }

@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import tempfile
+import time
+from collections.abc import Mapping
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from safemerge.tracking import tags
+from safemerge.errors import MismatchError
+from safemerge.records import Answer, Verdict
+from safemerge.tracking import history, tags
+from safemerge.tracking.history import How, Move
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -43,6 +49,8 @@ class Champions:
         experiment_id: str,
         summary: str,
         card: str | None = None,
+        verdict: Verdict = Verdict.PASS,
+        approval: Answer | None = None,
     ) -> str:
         """Make the adapter a version of the registered model and the champion.
 
@@ -60,19 +68,22 @@ class Champions:
             experiment_id: their experiment.
             summary: the gate's verdict.
             card: the model card, README.md in the version, in place of one among the adapter's files.
+            verdict: the same in one word.
+            approval: who let it through, where that was a person.
 
         Returns:
             The version's number.
         """
         self._ensure_model(name)
         version = self._find(name, adapter_digest)
-        release = {tags.PIPELINE_RUN: pipeline_run_id, tags.OPENED: str(opened_at_ms)}
+        release = {
+            tags.PIPELINE_RUN: pipeline_run_id,
+            tags.OPENED: str(opened_at_ms),
+            tags.VERDICT: verdict,
+            tags.VERDICT_SUMMARY: summary[:5000],
+        } | _approval_tags(approval)
         if version is None:
-            labels = release | {
-                tags.ADAPTER_DIGEST: adapter_digest,
-                tags.VERDICT: "pass",
-                tags.VERDICT_SUMMARY: summary[:5000],
-            }
+            labels = release | {tags.ADAPTER_DIGEST: adapter_digest}
             model = self._stored(experiment_id, adapter_digest)
             if model is None:
                 model = self.client.create_logged_model(
@@ -95,15 +106,90 @@ class Champions:
                 model_id=model.model_id,
             )
         else:
-            for key, value in release.items():
-                self.client.set_model_version_tag(name, version.version, key, value)
+            self._retag(name, version, release)
         number = str(version.version)
-        self.appoint(name, number)
+        self.appoint(name, number, How.PROMOTION, run_id=pipeline_run_id)
         return number
 
-    def appoint(self, name: str, version: str) -> None:
-        """Move the alias to a version."""
+    def appoint(self, name: str, version: str, how: How = How.REPAIR, **about: str) -> Move:
+        """Move the alias to a version, and keep that it was.
+
+        Args:
+            name: the registered model.
+            version: its new champion.
+            how: why.
+            about: what else is known of the move: ``by``, ``reason``, ``left``, ``run_id``.
+        """
+        now_ms = time.time_ns() // 1_000_000
+        # What is not yet the champion may stand in its history; a champion without one may not.
+        move = history.write(
+            self.client, name, Move.model_validate(about | {"version": version, "at_ms": now_ms, "how": how})
+        )
         self.client.set_registered_model_alias(name, ALIAS, version)
+        return move
+
+    def history(self, name: str) -> list[Move]:
+        """Every move of the alias, the first one first."""
+        return history.read(self.client, name)
+
+    def withdrawn(self, name: str, adapter_digest: str) -> Move | None:
+        """The rollback that took this adapter back; None where none did, or it was put back since."""
+        version = self._find(name, adapter_digest)
+        return history.withdrawn(self.history(name)).get(str(version.version)) if version else None
+
+    def take_back(self, name: str, to: str, *, left: str, by: str, reason: str, seen: list[Move]) -> Move:
+        """Put an earlier champion in the place of the present one.
+
+        MLflow cannot compare and swap. So what a promotion does at the same moment is looked for afterwards,
+        and stands.
+
+        Args:
+            name: the registered model.
+            to: version to go back to.
+            left: version that is the champion now.
+            by: who wants it.
+            reason: why.
+            seen: all moves until now.
+
+        Raises:
+            MismatchError: another has moved the alias meanwhile; it stays where they moved it.
+        """
+        self._check_unmoved(name, left)
+        mine = self.appoint(name, to, How.ROLLBACK, left=left, by=by, reason=reason)
+        known = {move.key for move in (*seen, mine)}
+        others = [move for move in self.history(name) if move.key not in known]
+        if others:
+            self.client.set_registered_model_alias(name, ALIAS, others[-1].version)
+        try:
+            self._check_unmoved(name, to)
+        except MismatchError:
+            history.forget(self.client, name, mine)
+            raise
+        notes = {"at": _iso(mine.at_ms), "by": mine.by, "reason": mine.reason}
+        for version, prefix, last in (
+            (left, tags.ROLLED_BACK, {"to": to}),
+            (to, tags.RESTORED, {"from": left}),
+        ):
+            for key, text in (notes | last).items():
+                self.client.set_model_version_tag(name, version, prefix + key, text)
+        return mine
+
+    def _check_unmoved(self, name: str, version: str) -> None:
+        now = self.current(name)
+        if now is None or str(now.version) != version:
+            got = f"version {now.version}" if now else "none"
+            raise MismatchError(
+                f"rollback of {name}: expected version {version} to be the champion, got {got}: another has "
+                "moved the alias meanwhile, and it stays there; look again"
+            )
+
+    def _retag(self, name: str, version: ModelVersion, release: Mapping[str, str]) -> None:
+        """Describe the release of a version that had been released before."""
+        for key in (tags.APPROVED_BY, tags.APPROVED_AT, tags.APPROVAL_REASON):
+            if key in version.tags and key not in release:
+                self.client.delete_model_version_tag(name, version.version, key)
+        for key, value in release.items():
+            self.client.set_model_version_tag(name, version.version, key, value)
 
     def released_after(self, name: str, opened_at_ms: int) -> Release | None:
         """What the latest of the pipeline runs released that were opened after the time given.
@@ -158,3 +244,17 @@ class Champions:
         return next(
             (version for version in versions if version.tags.get(tags.ADAPTER_DIGEST) == adapter_digest), None
         )
+
+
+def _approval_tags(approval: Answer | None) -> dict[str, str]:
+    if approval is None:
+        return {}
+    return {
+        tags.APPROVED_BY: str(approval.by)[:5000],
+        tags.APPROVED_AT: approval.at,
+        tags.APPROVAL_REASON: approval.reason[:5000],
+    }
+
+
+def _iso(at_ms: int) -> str:
+    return datetime.fromtimestamp(at_ms / 1000, UTC).isoformat(timespec="seconds")

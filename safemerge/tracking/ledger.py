@@ -18,7 +18,7 @@ from pydantic import ValidationError
 
 from safemerge.config.pipeline import PipelineConfig
 from safemerge.errors import MismatchError, MissingDependencyError, OutputExistsError, TrackingError
-from safemerge.records import ArtifactRef, Record, StepResult, Verdict
+from safemerge.records import Answer, ArtifactRef, Record, StepResult, Verdict
 from safemerge.storage.atomic import atomic_folder
 from safemerge.tracking import tags
 from safemerge.tracking.champions import Champions
@@ -169,10 +169,31 @@ class Ledger:
         if ref is None:
             return
         folder = ref.uri.rpartition("/")[0]
-        path = folder.removeprefix(f"runs:/{gate.run_id}/")
-        page = f"#/experiments/{run.experiment_id}/runs/{gate.run_id}/artifacts/{path}/report.html"
         self.client.set_tag(run.run_id, tags.REPORT, f"{folder}/report.html")
-        self.client.set_tag(run.run_id, "mlflow.note.content", f"[Release report]({page})")
+        note = f"[Release report]({self.report_page(run)})"
+        self.client.set_tag(run.run_id, "mlflow.note.content", note)
+
+    def report_page(self, run: PipelineRun) -> str | None:
+        """Where MLflow's pages show the run's release report, from ``#`` on; None where there is none."""
+        uri = self.client.get_run(run.run_id).data.tags.get(tags.REPORT)
+        if uri is None:
+            return None
+        gate_run_id, _, path = uri.removeprefix("runs:/").partition("/")
+        return f"#/experiments/{run.experiment_id}/runs/{gate_run_id}/artifacts/{path}"
+
+    def note_sign_off(self, run: PipelineRun, state: str, answer: Answer | None = None) -> None:
+        """Write on the pipeline run what became of asking a person."""
+        notes = {tags.SIGN_OFF: state}
+        if answer is not None:
+            notes |= {tags.SIGN_OFF_AT: answer.at, tags.SIGN_OFF_REASON: answer.reason}
+            notes |= {tags.SIGN_OFF_BY: answer.by} if answer.by else {}
+        for key, text in notes.items():
+            self.client.set_tag(run.run_id, key, text[:5000])
+
+    def leave_unanswered(self, run: PipelineRun) -> None:
+        """Say of a run that ends that nobody answered, where a person was asked and none did."""
+        if self.client.get_run(run.run_id).data.tags.get(tags.SIGN_OFF) == "waiting":
+            self.note_sign_off(run, "unanswered")
 
     def find_pipeline_run(self, experiment: str, run_key: str) -> str | None:
         """MLflow's id of the pipeline run that the scheduler calls so; None where there is none."""
@@ -184,13 +205,13 @@ class Ledger:
 
     def find_promotion(self, experiment: str, inputs_digest: str) -> tuple[str, StepResult] | None:
         """The newest pipeline run of these inputs that released an adapter: its id, and its promotion."""
-        passed = self.client.search_runs(
+        not_blocked = self.client.search_runs(
             [self._experiment(experiment)],
             f"tags.`{tags.KIND}` = 'pipeline' and tags.`{tags.INPUTS_DIGEST}` = '{inputs_digest}'"
-            f" and tags.`{tags.VERDICT}` = '{Verdict.PASS}'",
+            f" and tags.`{tags.VERDICT}` != '{Verdict.BLOCK}'",
             order_by=["attributes.start_time DESC"],
         )
-        for run in passed:
+        for run in not_blocked:
             promotion = self.results(run.info.run_id).get("promote")
             if promotion is not None:
                 return run.info.run_id, promotion

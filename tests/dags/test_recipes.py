@@ -6,13 +6,16 @@ import json
 import os
 import subprocess
 import sys
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 from airflow.sdk import AssetOrTimeSchedule
+from airflow.serialization.serialized_objects import DagSerialization
 
 from safemerge.errors import ConfigError
+from safemerge_airflow.messages import FailureMessage
 from safemerge_airflow.recipe_bundle import RecipeBundle
 from safemerge_airflow.recipe_dag import recipe_dag
 from tests.dags.test_safemerge_pipeline import UPSTREAM
@@ -108,6 +111,51 @@ def test_a_run_is_told_file_and_versions(recipes: Path, monkeypatch: pytest.Monk
         "force": False,
         "overrides": {"task_training.data.0.path": "tickets/v3.jsonl"},
     }
+
+
+PEOPLE = {
+    "approval": {"approvers": ["alice", "bob"], "timeout_hours": 8},
+    "notifications": [
+        {
+            "on": ["block", "failure"],
+            "notifier": "airflow.providers.smtp.notifications.smtp.SmtpNotifier",
+            "args": {"to": "ops@example.org"},
+        }
+    ],
+}
+
+
+def test_a_recipe_says_who_signs_and_who_is_told(recipes: Path) -> None:
+    dag = recipe_dag(write(recipes, "people", name="people", **PEOPLE))
+    signature = dag.get_task("sign_off")
+    assert [user["id"] for user in signature.assigned_users] == ["alice", "bob"]
+    assert signature.response_timeout == timedelta(hours=8)
+    assert (signature.options, signature.defaults) == (["Approve", "Reject"], ["Reject"])
+    for task in ("gate", "promote"):
+        assert [one.notifier.rpartition(".")[2] for one in dag.get_task(task).notifications] == [
+            "SmtpNotifier"
+        ]
+    for task in dag.tasks:
+        (callback,) = task.on_failure_callback
+        assert isinstance(callback, FailureMessage), task.task_id
+    texts = [json.dumps(DagSerialization.serialize_dag(recipe_dag(recipes / "people.yaml")), default=str)]
+    texts += [json.dumps(DagSerialization.serialize_dag(dag), default=str)]
+    assert texts[0] == texts[1]
+    assert " at 0x" not in texts[0]
+
+
+def test_nobody_is_told_and_anybody_signs_where_a_recipe_is_silent(recipes: Path) -> None:
+    dag = recipe_dag(recipes / "night.yaml")
+    assert dag.get_task("sign_off").assigned_users is None
+    assert dag.get_task("gate").notifications == ()
+    assert not any(task.on_failure_callback for task in dag.tasks)
+
+
+def test_a_notifier_that_is_not_installed_breaks_the_recipe(recipes: Path) -> None:
+    told = [{"on": ["block"], "notifier": "airflow.providers.pigeon.PigeonNotifier"}]
+    path = write(recipes, "pigeon", name="pigeon", notifications=told)
+    with pytest.raises(ConfigError, match=r"pigeon.yaml: notifications: .* no module of airflow.provid"):
+        recipe_dag(path)
 
 
 def test_no_recipe_takes_the_place_of_the_dag_for_any_config(recipes: Path) -> None:

@@ -41,7 +41,8 @@ UPSTREAM = {
         *("open_run", "safemerge", "evaluate.aligned", "evaluate.fine_tuned"),
         *("evaluate.safemerge", "evaluate.scale", "evaluate.scale_selected"),
     },
-    "promote": {"open_run", "safemerge", "gate"},
+    "sign_off": {"open_run", "safemerge", "gate"},
+    "promote": {"open_run", "safemerge", "gate", "sign_off"},
 }
 UPSTREAM["close_run"] = set(UPSTREAM)
 ON_A_DEVICE = {

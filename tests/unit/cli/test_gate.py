@@ -153,6 +153,15 @@ def test_where_the_data_cannot_tell_the_policy_says_block_or_ask(files):
     assert run(files, "fine_tuned").exit_code == 1
 
 
+def test_a_pass_that_wants_a_signature_is_no_plain_pass(files):
+    assert run(files, "safemerge").exit_code == 0
+    (files / "policy.yaml").write_text(POLICY + "sign_off: required\n")
+    result = run(files, "safemerge")
+    assert result.exit_code == 3
+    assert "; the policy wants a person's signature" in " ".join(result.stdout.split())
+    assert run(files, "fine_tuned").exit_code == 1
+
+
 def test_a_policy_that_no_answers_could_pass_is_code_4(files):
     (files / "policy.yaml").write_text("max_harmful_rate: 0.03\nmax_over_refusal_rate: 0.1\n")
     result = run(files, "safemerge")

@@ -69,6 +69,19 @@ def test_a_pipeline_is_a_recipe_that_is_run_by_hand(tmp_path: Path) -> None:
     assert recipe.owners == ("safemerge",)
 
 
+def test_a_recipe_says_who_signs_and_who_is_told(tmp_path: Path) -> None:
+    path = write(tmp_path)
+    told = "notifications:\n- on: [block, rejected]\n  notifier: a.b.C\n  args: {to: yes, now: true}\n"
+    text = path.read_text(encoding="utf-8") + told + "approval: {approvers: [alice], timeout_hours: 8}\n"
+    path.write_text(text.replace("gate:\n", "gate:\n  sign_off: required\n"), encoding="utf-8")
+    recipe = load_recipe(path)
+    (one,) = recipe.notifications
+    assert (one.on, one.notifier) == (("block", "rejected"), "a.b.C")
+    assert one.args == {"to": "yes", "now": True}
+    assert (recipe.approval.approvers, recipe.approval.timeout_hours) == (("alice",), 8)
+    assert recipe.pipeline().gate.sign_off == "required"
+
+
 def test_a_version_replaces_what_it_is_said_to(tmp_path: Path) -> None:
     (data,) = load_recipe(write(tmp_path)).schedule.data
     overrides = data.overrides("2026-11-01")
@@ -101,6 +114,15 @@ def test_its_name_is_that_of_its_file(tmp_path: Path) -> None:
         ({"schedule": {"timezone": "../etc"}}, "schedule.timezone: expected a time zone"),
         ({"schedule": {"crom": "0 2 * * *"}}, "schedule.crom: unknown key; did you mean cron?"),
         ({"schedul": {}}, "schedul: unknown key; did you mean schedule?"),
+        ({"approval": {"timeout_hours": 0}}, "approval.timeout_hours: expected"),
+        ({"approval": {"approvers": [""]}}, "approval.approvers.0: expected"),
+        ({"notifications": [{"on": [], "notifier": "a.B"}]}, "notifications.0.on: expected"),
+        ({"notifications": [{"on": ["passed"], "notifier": "a.B"}]}, "notifications.0.on.0: expected"),
+        (
+            {"notifications": [{"on": ["pass", "pass"], "notifier": "a.B"}]},
+            "expected each event once, got pass, ",
+        ),
+        ({"notifications": [{"on": ["pass"], "notifier": "B"}]}, "notifications.0.notifier: expected"),
         ({"owners": []}, "owners: expected"),
         ({"owners": ["a, b"]}, "owners.0: expected a text that matches"),
         (
@@ -144,13 +166,16 @@ def test_the_shipped_recipes_hold() -> None:
         assert recipe.tracking.registered_model == recipe.name
 
 
-def test_their_commented_schedules_hold(tmp_path: Path) -> None:
+def test_their_commented_schedules_and_people_hold(tmp_path: Path) -> None:
     for file in (PACKAGE / "recipes").glob("*.yaml"):
-        lines = file.read_text(encoding="utf-8").splitlines()
-        begin = lines.index("# schedule:")
-        end = next(number for number in range(begin, len(lines)) if not lines[number].startswith("#"))
-        lines[begin:end] = [line.removeprefix("# ") for line in lines[begin:end]]
+        lines = [*file.read_text(encoding="utf-8").splitlines(), ""]
+        for first in ("# schedule:", "# approval: {approvers: [alice], timeout_hours: 24}"):
+            begin = lines.index(first)
+            end = next(number for number in range(begin, len(lines)) if not lines[number].startswith("#"))
+            lines[begin:end] = [line.removeprefix("# ") for line in lines[begin:end]]
         (tmp_path / file.name).write_text("\n".join(lines), encoding="utf-8")
-        schedule = load_recipe(tmp_path / file.name).schedule
-        assert schedule.cron
-        assert schedule.data[0].sets
+        recipe = load_recipe(tmp_path / file.name)
+        assert recipe.schedule.cron
+        assert recipe.schedule.data[0].sets
+        assert recipe.approval.approvers == ("alice",)
+        assert recipe.notifications[0].on == ("block", "cannot_tell", "failure")

@@ -33,6 +33,7 @@ EXAMPLES = Path(__file__).parents[3] / "examples"
         {"max_category_harmful_rate": {}},
         {"max_category_harmful_rate": {"fraud": 1.1}},
         {"on_cannot_tell": "pass"},
+        {"sign_off": "maybe"},
         {"against": {"champion": {"max_harmful_increase": 1.1}}},
         {"against": {"champion": {"max_harmful_increase": math.nan}}},
         {"against": {"champion": {"harmful_alpha": 0}}},
@@ -50,6 +51,7 @@ def test_a_policy_out_of_bounds_is_refused(change):
 def test_the_policys_digest_changes_with_its_limits():
     assert POLICY.digest() == GatePolicy(**POLICY.model_dump()).digest()
     assert POLICY.digest() != POLICY.model_copy(update={"min_utility": 0.6}).digest()
+    assert POLICY.digest() != GatePolicy(**POLICY.model_dump() | {"sign_off": "required"}).digest()
 
 
 def test_a_comparison_that_asks_nothing_is_refused():

@@ -68,6 +68,12 @@ def test_markdown_leads_with_the_verdict_and_has_a_row_a_rule():
     assert "Warnings" not in text
 
 
+def test_markdown_says_that_a_pass_wants_a_signature():
+    policy = GatePolicy(max_harmful_rate=0.25, max_over_refusal_rate=0.1, sign_off="required")
+    text = markdown(judge(report(), policy, None, None))
+    assert text.startswith("# PASS: may ship once a person has signed\n")
+
+
 def test_markdown_names_a_smoke_judge_and_warnings():
     text = markdown(decision().model_copy(update={"smoke_judge": True, "warnings": ("look here",)}))
     assert text.startswith("# BLOCK: must not ship (smoke judge)\n")

@@ -1,0 +1,123 @@
+"""The task that waits for a person, where the gate wants one to decide.
+
+Holds no slot while it waits. It judges no answer: the promotion does, which refuses one without a reason or
+about another decision.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import timedelta
+from typing import Any, ClassVar
+
+from airflow.providers.standard.operators.hitl import ApprovalOperator, HITLOperator
+from airflow.sdk import Param
+from airflow.sdk.exceptions import AirflowSkipException
+
+from safemerge.config.people import ApprovalConfig
+from safemerge_airflow.mlflow_link import mlflow_page_url, mlflow_run_url
+from safemerge_airflow.operators import Artifact, SafemergeStepOperator
+
+ASKED = "asked"
+"""XCom of what the person was shown: digests of decision and adapter."""
+
+
+class SignOffOperator(SafemergeStepOperator, HITLOperator):
+    """Asks a person to approve or reject, in Airflow's UI or by its REST API; pushes ``answer``.
+
+    Skipped where nobody is to be asked. Without an answer in time it counts as rejected. Either answer lets
+    the task succeed, so that the promotion records it.
+
+    Args:
+        adapter: the candidate.
+        decision: the gate's decision about it.
+        wanted: whether a person decides.
+        approval: who may answer, and how long they are waited for.
+    """
+
+    step = "ask"
+    step_inputs: ClassVar[tuple[str, ...]] = ("adapter", "decision")
+    # Subject and body hold what data named: they are never read as templates.
+    template_fields = ("run_id", "adapter", "decision", "wanted")
+    ui_color = "#e7d6ee"
+
+    def __init__(
+        self,
+        *,
+        adapter: Artifact | None,
+        decision: Artifact | None,
+        wanted: bool | None,
+        approval: ApprovalConfig,
+        **kwargs: Any,
+    ) -> None:
+        reason = Param(
+            "",
+            type="string",
+            maxLength=1000,
+            title="Reason",
+            description="Why; without a reason nothing is released.",
+        )
+        super().__init__(
+            subject="Release the adapter?",
+            options=[ApprovalOperator.APPROVE, ApprovalOperator.REJECT],
+            defaults=ApprovalOperator.REJECT,
+            params={"reason": reason},
+            assigned_users=[{"id": one, "name": one} for one in approval.approvers] or None,
+            response_timeout=timedelta(hours=approval.timeout_hours),
+            **kwargs,
+        )
+        self.adapter = adapter
+        self.decision = decision
+        self.wanted = wanted
+        self.approval = approval
+
+    def request(self) -> dict[str, Any]:
+        """What the step is asked; it has no options: here, they are what the person may choose."""
+        return {"run_id": self.run_id, "inputs": self.inputs(), "options": {}}
+
+    def execute(self, context: Mapping[str, Any]) -> Any:
+        """Put the decision into words and wait for an answer.
+
+        Raises:
+            AirflowSkipException: the gate decided alone, or the answer would change nothing.
+            TaskAwaitingInput: how Airflow is told to wait.
+        """
+        if self.wanted is not True or self.decision is None or self.adapter is None:
+            raise AirflowSkipException("nobody is asked: the gate decided alone")
+        result = self.run_step(context)
+        self.subject = str(result.figures["subject"])
+        links = self._links(result.figures.get("report_page"))
+        self.body = f"{result.figures['body']}\n{links}\n\n{self._terms()}\n"
+        shown = {"decision_digest": self.decision["digest"], "adapter_digest": self.adapter["digest"]}
+        context["ti"].xcom_push(ASKED, shown)
+        return HITLOperator.execute(self, context)
+
+    def execute_complete(self, context: Mapping[str, Any], event: dict[str, Any]) -> dict[str, Any]:
+        """Hand on what was answered, about what the person was shown."""
+        self.mlflow_run_id = self.run_id
+        said = HITLOperator.execute_complete(self, context, event)
+        user = said["responded_by_user"]
+        answer = {
+            "approved": said["chosen_options"] == [ApprovalOperator.APPROVE],
+            "by": _named(user) if user else None,
+            "at": said["responded_at"].isoformat(timespec="seconds"),
+            "reason": str((said["params_input"] or {}).get("reason") or ""),
+            **context["ti"].xcom_pull(task_ids=self.task_id, key=ASKED),
+        }
+        self.log.info("%s", answer)
+        return {"run_id": self.run_id, "answer": answer}
+
+    def _links(self, report_page: Any) -> str:
+        links = {"MLflow run": mlflow_run_url(str(self.run_id))}
+        if report_page:
+            links["Release report"] = mlflow_page_url(str(report_page))
+        return " · ".join(f"[{name}]({address})" for name, address in links.items())
+
+    def _terms(self) -> str:
+        hours = f"{self.approval.timeout_hours:g} hours"
+        return f"Approve with a reason: without one nothing is released. After {hours} it counts as rejected."
+
+
+def _named(user: Mapping[str, str]) -> str:
+    name, known_as = user["name"], user["id"]
+    return name if name == known_as else f"{name} ({known_as})"

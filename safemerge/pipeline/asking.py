@@ -1,0 +1,61 @@
+"""Put a decision that a person must take into words. Who answers, and how, is the scheduler's part."""
+
+from __future__ import annotations
+
+from safemerge.errors import MismatchError
+from safemerge.gate.rendering import markdown
+from safemerge.pipeline.context import StepContext, local_file
+from safemerge.pipeline.promotion import why_not
+from safemerge.pipeline.request import StepRequest
+from safemerge.records import GateDecision, StepResult, printable
+from safemerge.tracking import tags
+
+
+def ask(context: StepContext, request: StepRequest) -> StepResult:
+    """Say what a person is to decide, and note on the pipeline run that it waits for one.
+
+    Inputs:
+        adapter: the candidate.
+        decision: the gate's verdict about it.
+
+    Returns:
+        The figures ``subject``, one line; ``body``, Markdown in which nothing that data hold can become a
+        link or a tag; and ``report_page``, where there is a release report. Only a figure ``note`` where the
+        answer would change nothing.
+
+    Raises:
+        MismatchError: the verdict is about another adapter, or leaves nothing to decide.
+    """
+    run = context.ledger.pipeline_run(request.run_id or "")
+    adapter, decision_ref = request.input("adapter"), request.input("decision")
+    decision = GateDecision.read(local_file(context, decision_ref))
+    if not decision.wants_person or decision.adapter_digest != adapter.digest:
+        raise MismatchError(
+            f"signature for adapter {adapter.digest[:12]}: expected a verdict about it that a person "
+            f"decides, got {decision.verdict.replace('_', ' ')} about {str(decision.adapter_digest)[:12]}"
+        )
+    figures = (
+        {"note": f"nobody is asked: {obstacle}"}
+        if (obstacle := why_not(context, run, adapter.digest))
+        else {}
+    )
+    if not figures:
+        name = run.config.tracking.registered_model
+        verdict = decision.verdict.replace("_", " ")
+        subject = f"{run.config.name}: {verdict}. Release adapter {adapter.digest[:12]} as {name}@champion?"
+        body = f"{markdown(decision)}\n{_champion_now(context, name)}\n"
+        figures = {"subject": printable(subject), "body": body}
+        if page := context.ledger.report_page(run):
+            figures["report_page"] = page
+        context.ledger.note_sign_off(run, "waiting")
+    return StepResult(
+        step="ask", run_id=run.run_id, inputs_digest=run.plan.inputs_digest, figures=dict(figures)
+    )
+
+
+def _champion_now(context: StepContext, name: str) -> str:
+    version = context.ledger.champions.current(name)
+    if version is None:
+        return "There is no champion yet."
+    digest = version.tags.get(tags.ADAPTER_DIGEST, "unknown")
+    return f"The champion now is version {version.version}, adapter sha256 {digest}."
