@@ -1,4 +1,4 @@
-"""The button that leads from a task to its MLflow run."""
+"""The buttons that lead from a task to its MLflow run and to the run's report."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import os
 from typing import TYPE_CHECKING
 
 from airflow.sdk import BaseOperatorLink, conf
+
+from safemerge_airflow.page import framed_path
 
 if TYPE_CHECKING:
     from airflow.sdk import BaseOperator
@@ -48,3 +50,17 @@ class MlflowRunLink(BaseOperatorLink):
         """
         run_id = getattr(operator, "mlflow_run_id", None)
         return mlflow_run_url(run_id) if run_id else ""
+
+
+class ReportLink(BaseOperatorLink):
+    """Leads to the pipeline run's page, with its report, in Airflow's own frame."""
+
+    @property
+    def name(self) -> str:
+        """Text of the button."""
+        return "Report"
+
+    def get_link(self, operator: BaseOperator, *, ti_key: TaskInstanceKey) -> str:
+        """Address of the page, empty where no pipeline run was opened."""
+        run_id = getattr(operator, "run_id", None)
+        return framed_path(f"/runs/{run_id}") if run_id else ""

@@ -13,7 +13,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
-from airflow.sdk import Asset, BaseOperator, conf
+from airflow.sdk import Asset, BaseOperator, BaseOperatorLink, conf
 from airflow.sdk.exceptions import AirflowSkipException
 
 from safemerge.config.people import Event
@@ -23,7 +23,7 @@ from safemerge_airflow.assets import champion_event, data_overrides
 from safemerge_airflow.connections import step_environment
 from safemerge_airflow.device_lane import device_lane
 from safemerge_airflow.messages import Notifications, NotReleasedError, tell
-from safemerge_airflow.mlflow_link import MlflowRunLink, mlflow_run_url
+from safemerge_airflow.mlflow_link import MlflowRunLink, ReportLink, mlflow_run_url
 from safemerge_airflow.step_process import StepProcess
 
 Artifact = Mapping[str, str]
@@ -45,7 +45,7 @@ class SafemergeStepOperator(BaseOperator):
     step_options: ClassVar[tuple[str, ...]] = ()
     """Attributes that hold plain values."""
 
-    operator_extra_links = (MlflowRunLink(),)
+    operator_extra_links: tuple[BaseOperatorLink, ...] = (MlflowRunLink(),)
     ui_color = "#e8f1ec"
 
     def __init__(self, *, run_id: str | None, **kwargs: Any) -> None:
@@ -268,6 +268,7 @@ class GateOperator(SafemergeStepOperator):
     """
 
     step = "gate"
+    operator_extra_links = (MlflowRunLink(), ReportLink())
     step_inputs = ("candidate", "aligned", "fine_tuned", "adapter")
     template_fields = ("run_id", "candidate", "aligned", "fine_tuned", "adapter")
     ui_color = "#f3e3c8"
@@ -323,6 +324,7 @@ class PromoteOperator(SafemergeStepOperator):
     """
 
     step = "promote"
+    operator_extra_links = (MlflowRunLink(), ReportLink())
     step_inputs = ("adapter", "decision")
     step_options = ("answer",)
     template_fields = ("run_id", "adapter", "decision", "answer")

@@ -35,6 +35,9 @@ def provider_info() -> dict[str, Any]:
                 "hook-name": "Hugging Face Hub",
             },
         ],
-        "extra-links": ["safemerge_airflow.mlflow_link.MlflowRunLink"],
+        "extra-links": [
+            "safemerge_airflow.mlflow_link.MlflowRunLink",
+            "safemerge_airflow.mlflow_link.ReportLink",
+        ],
         "config": {"safemerge": {"description": "The pipelines of safemerge.", "options": options}},
     }

@@ -13,6 +13,7 @@ from safemerge.pipeline.reporting import store_report
 from safemerge.pipeline.request import StepRequest
 from safemerge.records import ArtifactRef, EvaluationReport, GateDecision, RuleOutcome, StepResult, Verdict
 from safemerge.tracking import tags
+from safemerge.tracking.figures import run_figures
 from safemerge.tracking.ledger import PipelineRun
 
 
@@ -63,6 +64,7 @@ def gate(context: StepContext, request: StepRequest) -> StepResult:
         shown = reports if champion.report is None else {**reports, "champion": champion.report}
         result = _record(context, run, digest, decision, shown, refs, adapter)
     context.ledger.link_report(run, result)
+    context.ledger.note_on_pipeline_run(run, tags.FIGURES, run_figures(reports).to_tag())
     verdict, summary = Verdict(str(result.figures["verdict"])), str(result.figures["summary"])
     # Nobody is asked about a run that was told not to promote.
     ask = result.figures["wants_person"] is True and run.plan.promote

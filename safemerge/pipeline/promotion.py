@@ -109,7 +109,8 @@ def _promoted(
             context.ledger.champions.appoint(name, later.version, How.REPAIR)
             raise MismatchError(f"promotion of adapter {adapter.digest[:12]}: {_overtaken(name, later)}")
         uri = f"models:/{name}/{version}"
-        step_run.set_tags({"safemerge.model_version": uri})
+        step_run.set_tags({tags.MODEL_VERSION: uri})
+        context.ledger.note_on_pipeline_run(run, tags.MODEL_VERSION, uri)
         if answer is not None:
             step_run.log_text(answer.to_json(), "approval.json")
         result = step_run.finish(

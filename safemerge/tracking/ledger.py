@@ -117,6 +117,7 @@ class Ledger:
                     tags.PIPELINE: config.name,
                     tags.RUN_KEY: run_key,
                     tags.INPUTS_DIGEST: plan.inputs_digest,
+                    tags.REGISTERED_MODEL: config.tracking.registered_model,
                 },
             )
             logger.info("opened MLflow run %s for %s", found.info.run_id, run_key)
@@ -194,6 +195,10 @@ class Ledger:
         """Say of a run that ends that nobody answered, where a person was asked and none did."""
         if self.client.get_run(run.run_id).data.tags.get(tags.SIGN_OFF) == "waiting":
             self.note_sign_off(run, "unanswered")
+
+    def note_on_pipeline_run(self, run: PipelineRun, tag: str, text: str) -> None:
+        """Set a tag on the pipeline run, for those who look at lists of runs."""
+        self.client.set_tag(run.run_id, tag, text)
 
     def find_pipeline_run(self, experiment: str, run_key: str) -> str | None:
         """MLflow's id of the pipeline run that the scheduler calls so; None where there is none."""

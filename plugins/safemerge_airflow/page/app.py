@@ -1,0 +1,202 @@
+"""The page's routes. All of them read; all of them are behind Airflow's login and permissions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Annotated, Any
+
+from fastapi import Depends, FastAPI, HTTPException, Request
+from fastapi.responses import FileResponse, HTMLResponse, JSONResponse, Response, StreamingResponse
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from starlette.exceptions import HTTPException as StarletteHTTPException
+
+from safemerge_airflow.mlflow_link import mlflow_run_url
+from safemerge_airflow.page import page_path, views
+from safemerge_airflow.page.access import ReadableDags, may_read_runs
+from safemerge_airflow.page.chart import RUNS, charts
+from safemerge_airflow.page.history import NEWEST, History
+from safemerge_airflow.page.mlflow_api import MlflowUnavailableError
+from safemerge_airflow.page.records import PipelineRun
+
+HERE = Path(__file__).parent
+STATIC = {
+    "page.css": "text/css",
+    "page.js": "text/javascript",
+    "icon.svg": "image/svg+xml",
+    "icon-dark.svg": "image/svg+xml",
+}
+
+PAGE_POLICY = (
+    "default-src 'none'; style-src 'self'; script-src 'self'; img-src 'self'; frame-src 'self'; "
+    "frame-ancestors 'self'; base-uri 'none'; form-action 'none'"
+)
+"""No script, style or frame but the page's own: a name that slipped through as HTML would do nothing."""
+
+REPORT_POLICY = (
+    "sandbox allow-scripts; default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; "
+    "img-src data: blob:; font-src data:; frame-ancestors 'self'; base-uri 'none'; form-action 'none'"
+)
+"""A report is a document of an origin of its own: it cannot read cookies, send data or act as the user."""
+
+MAX_REPORT_BYTES = 64 * 2**20
+
+app = FastAPI(
+    title="safemerge",
+    dependencies=[Depends(may_read_runs)],
+    docs_url=None,
+    redoc_url=None,
+    openapi_url=None,
+)
+
+templates = Environment(
+    loader=FileSystemLoader(HERE / "templates"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+)
+templates.globals |= {
+    "page_path": page_path,
+    "mlflow_run_url": mlflow_run_url,
+    "verdict": views.of_verdict,
+    "running": views.RUNNING,
+    "arm_titles": views.ARMS,
+    "chart_runs": RUNS,
+    "most_runs": NEWEST,
+}
+templates.filters |= {
+    "percent": views.percent,
+    "when": views.when,
+    "iso": views.iso,
+    "lasted": views.lasted,
+    "quoted": views.quoted,
+}
+
+_history = History()
+
+
+def history() -> History:
+    """Dependency: what MLflow knows, kept for all users together."""
+    return _history
+
+
+HistoryDep = Annotated[History, Depends(history)]
+
+
+@app.get("/")
+def overview(readable: ReadableDags, history: HistoryDep) -> HTMLResponse:
+    """All pipelines, each with its latest verdict."""
+    runs = readable.of(history.recent_runs())
+    pipelines = views.pipelines(runs, history.champions())
+    return _page("overview.html", pipelines=pipelines, is_complete=history.is_complete)
+
+
+@app.get("/pipelines.json")
+def overview_data(readable: ReadableDags, history: HistoryDep) -> JSONResponse:
+    """The same as data."""
+    runs = readable.of(history.recent_runs())
+    pipelines = views.pipelines(runs, history.champions())
+    return JSONResponse([views.plain(pipeline) for pipeline in pipelines], headers=_headers(PAGE_POLICY))
+
+
+@app.get("/pipelines/{name}")
+def pipeline(name: str, readable: ReadableDags, history: HistoryDep) -> HTMLResponse:
+    """One pipeline: its figures over runs, its champions and its runs."""
+    runs = readable.of(history.runs_of(name))
+    if not runs:
+        raise HTTPException(404, "There is no run of such a pipeline, or none that you may see.")
+    model = next((run.registered_model for run in runs if run.registered_model), None)
+    return _page(
+        "pipeline.html",
+        name=name,
+        rows=[views.row(run) for run in runs],
+        model=model,
+        champion=history.champions().get(model) if model else None,
+        versions=history.versions(model) if model else [],
+        charts=charts(runs),
+    )
+
+
+@app.get("/runs/{run_id}")
+def run(run_id: str, readable: ReadableDags, history: HistoryDep) -> HTMLResponse:
+    """One run with its report."""
+    found = _run(run_id, readable, history)
+    arms = views.arms(found)
+    return _page(
+        "run.html",
+        run=found,
+        outcome=views.outcome(found),
+        has_pipeline_page=views.has_page(found.pipeline),
+        arms=arms,
+        figure_names=list(dict.fromkeys(name for arm in arms for name in arm.figures)),
+        dag_run=views.dag_run(found),
+        report_path=page_path(f"/runs/{views.quoted(run_id)}/report.html"),
+    )
+
+
+@app.get("/runs/{run_id}/report.html")
+def report(run_id: str, readable: ReadableDags, history: HistoryDep) -> Response:
+    """The report itself, as a document that cannot act as the user."""
+    found = _run(run_id, readable, history)
+    with ExitStack() as stack:
+        answer = stack.enter_context(history.report(found))
+        if answer is None:
+            raise HTTPException(404, "This run has no report.")
+        closing = stack.pop_all()
+
+    def body() -> Iterator[bytes]:
+        sent = 0
+        with closing:
+            for chunk in answer.iter_bytes():
+                sent += len(chunk)
+                if sent > MAX_REPORT_BYTES:
+                    return
+                yield chunk
+
+    return StreamingResponse(body(), media_type="text/html", headers=_headers(REPORT_POLICY))
+
+
+@app.get("/{name}")
+def static(name: str) -> FileResponse:
+    """Style, script and icons."""
+    if name not in STATIC:
+        raise HTTPException(404, "There is no such page.")
+    headers = _headers(PAGE_POLICY) | {"Cache-Control": "private, max-age=300"}
+    return FileResponse(HERE / "static" / name, media_type=STATIC[name], headers=headers)
+
+
+@app.exception_handler(MlflowUnavailableError)
+def say_unavailable(request: Request, error: MlflowUnavailableError) -> Response:
+    """MLflow is away or unknown: a page that says so, not a fault of Airflow's."""
+    return _message(request, 503, str(error))
+
+
+@app.exception_handler(StarletteHTTPException)
+def say_refused(request: Request, error: StarletteHTTPException) -> Response:
+    """Whatever is refused or not found, as a page for people and as JSON for programs."""
+    return _message(request, error.status_code, str(error.detail))
+
+
+def _run(run_id: str, readable: ReadableDags, history: History) -> PipelineRun:
+    found = history.run(run_id)
+    if found is None or not readable.allows(found):
+        raise HTTPException(404, "There is no such run, or none that you may see.")
+    return found
+
+
+def _page(template: str, status: int = 200, **values: Any) -> HTMLResponse:
+    text = templates.get_template(template).render(**values)
+    return HTMLResponse(text, status, headers=_headers(PAGE_POLICY))
+
+
+def _message(request: Request, status: int, text: str) -> Response:
+    if "text/html" not in request.headers.get("accept", ""):
+        return JSONResponse({"detail": text}, status, headers=_headers(PAGE_POLICY))
+    return _page("message.html", status=status, text=text, title=views.TITLES.get(status, "Sorry"))
+
+
+def _headers(policy: str) -> dict[str, str]:
+    return {
+        "Content-Security-Policy": policy,
+        "X-Content-Type-Options": "nosniff",
+        "Referrer-Policy": "same-origin",
+        "Cache-Control": "private, no-store",
+    }

@@ -1,0 +1,160 @@
+"""Figures over runs as SVG: a dot and an interval for each run and arm.
+
+Drawn here and not by a library: these are dots and lines, and the page loads in one request.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+from safemerge.records import SuiteKind
+from safemerge_airflow.page.records import PipelineRun
+from safemerge_airflow.page.views import ARMS, Measured, percent, when
+
+RUNS = 30
+"""Runs that a chart shows, the newest at the right."""
+WIDTH, HEIGHT = 360, 190
+LEFT, RIGHT, TOP, BOTTOM = 44, 10, 10, 24
+OFFSET = {"aligned": -2.5, "fine_tuned": 2.5, "candidate": 0.0}
+"""Pixels that arms stand apart, so that their intervals can be told apart. The candidate is drawn last."""
+
+
+class Dot(NamedTuple):
+    """One figure of one run, in pixels."""
+
+    x: float
+    y: float
+    low: float | None
+    high: float | None
+    arm: str
+    label: str
+    """What it says when it is pointed at."""
+    run_id: str
+
+
+class Tick(NamedTuple):
+    """A line of the vertical axis."""
+
+    y: float
+    label: str
+
+
+class Chart(NamedTuple):
+    """One figure over runs, ready to be drawn."""
+
+    title: str
+    dots: Sequence[Dot]
+    ticks: Sequence[Tick]
+    arms: Sequence[str]
+    first: str
+    last: str
+    description: str
+    """What a screen reader says of it."""
+    width: int = WIDTH
+    height: int = HEIGHT
+    left: int = LEFT
+    right: int = WIDTH - RIGHT
+    bottom: int = HEIGHT - BOTTOM
+
+
+class Series(NamedTuple):
+    """Figures of one suite or task, by run and arm."""
+
+    title: str
+    points: Sequence[tuple[PipelineRun, str, Measured]]
+
+
+def charts(runs: Sequence[PipelineRun]) -> list[Chart]:
+    """A chart for each suite and task of the newest runs: harm first, utility last."""
+    measured = [run for run in runs if run.arms][:RUNS][::-1]
+    return [_chart(one, measured) for one in _series(measured)]
+
+
+def _series(runs: Sequence[PipelineRun]) -> Iterator[Series]:
+    found: dict[tuple[int, str], list[tuple[PipelineRun, str, Measured]]] = {}
+    for run in runs:
+        for arm in OFFSET.keys() & run.arms.keys():
+            figures = run.arms[arm]
+            for suite, figure in figures.suites.items():
+                harmful = figure.kind is SuiteKind.HARMFUL
+                key = (0, f"Harmful rate, {suite}") if harmful else (1, f"Over-refusal rate, {suite}")
+                found.setdefault(key, []).append((run, arm, Measured(figure.rate, figure.interval)))
+            if utility := figures.utility:
+                key = (2, f"Utility, {utility.task} {utility.metric}")
+                found.setdefault(key, []).append((run, arm, Measured(utility.value, utility.interval)))
+    for (_, title), points in sorted(found.items(), key=lambda item: item[0]):
+        yield Series(title, points)
+
+
+def _chart(series: Series, runs: Sequence[PipelineRun]) -> Chart:
+    shown = [(run, arm, figure) for run, arm, figure in series.points if figure.value is not None]
+    ends = [end for _, _, figure in shown for end in _ends(figure)]
+    low, high = min(0.0, 0.0, *ends), max(0.0, 0.0, *ends)
+    step = _step(high - low)
+    below, above = (math.ceil(round(end / step, 6)) for end in (-low, high))
+    above += below == above == 0
+    bottom, top = -below * step, above * step
+
+    def y(value: float) -> float:
+        return round(TOP + (top - value) / (top - bottom) * (HEIGHT - TOP - BOTTOM), 1)
+
+    gap = (WIDTH - LEFT - RIGHT) / len(runs)
+    place = {run.run_id: LEFT + gap * (index + 0.5) for index, run in enumerate(runs)}
+    dots = [
+        Dot(
+            x=round(place[run.run_id] + OFFSET[arm], 1),
+            y=y(figure.value or 0.0),
+            low=y(figure.interval.low) if figure.interval else None,
+            high=y(figure.interval.high) if figure.interval else None,
+            arm=arm,
+            label=_label(run, arm, figure),
+            run_id=run.run_id,
+        )
+        for run, arm, figure in sorted(shown, key=lambda point: list(OFFSET).index(point[1]))
+    ]
+    return Chart(
+        title=series.title,
+        dots=dots,
+        ticks=[Tick(y(step * line), _tick(step * line, top)) for line in range(-below, above + 1)],
+        arms=[arm for arm in ARMS if any(dot.arm == arm for dot in dots)],
+        first=when(runs[0].started_ms)[:10],
+        last=when(runs[-1].started_ms)[:10],
+        description=_description(series, shown),
+    )
+
+
+def _ends(figure: Measured) -> tuple[float, ...]:
+    value = figure.value or 0.0
+    return (value, figure.interval.low, figure.interval.high) if figure.interval else (value,)
+
+
+def _step(span: float) -> float:
+    """Distance of lines, such that there are about four of them at round figures."""
+    span = max(span, 0.01)
+    sizes = [base * 10.0**power for power in range(-3, 12) for base in (1, 2.5, 5)]
+    return next((size for size in sizes if span / size <= 4.5), sizes[-1])
+
+
+def _tick(value: float, top: float) -> str:
+    if top > 1.5:  # not a share, such as a perplexity
+        return f"{value:g}"
+    return f"{round(100 * value, 4):g} %"
+
+
+def _label(run: PipelineRun, arm: str, figure: Measured) -> str:
+    text = f"{when(run.started_ms)}, {ARMS[arm].lower()}: {percent(figure.value)}"
+    if figure.interval:
+        text += f" ({percent(figure.interval.low)} to {percent(figure.interval.high)})"
+    return text
+
+
+def _description(series: Series, shown: Sequence[tuple[PipelineRun, str, Measured]]) -> str:
+    candidate = [figure.value for _, arm, figure in shown if arm == "candidate" and figure.value is not None]
+    if not candidate:
+        return f"{series.title}: not measured in these runs."
+    return (
+        f"{series.title} of the candidate in {len(candidate)} runs: {percent(candidate[-1])} in the newest, "
+        f"{percent(min(candidate))} to {percent(max(candidate))} in all. The table of runs has the figures."
+    )

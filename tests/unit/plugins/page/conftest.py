@@ -1,0 +1,47 @@
+"""MLflow's own server code over a database of the tests', asked without a network."""
+
+from __future__ import annotations
+
+import importlib
+import shutil
+import warnings
+from pathlib import Path
+from typing import NamedTuple
+
+import httpx
+import pytest
+
+from safemerge.tracking.ledger import Ledger
+from safemerge_airflow.page.history import History
+from safemerge_airflow.page.mlflow_api import MlflowApi
+from tests.unit.tracking.conftest import migrated_database
+
+__all__ = ["migrated_database"]
+
+REPOSITORY = Path(__file__).resolve().parents[4]
+
+
+class Mlflow(NamedTuple):
+    """A tracking server that a test may fill."""
+
+    ledger: Ledger
+    transport: httpx.WSGITransport
+
+    def history(self) -> History:
+        return History(lambda: MlflowApi({"MLFLOW_TRACKING_URI": "http://localhost:5000"}, self.transport))
+
+
+@pytest.fixture
+def mlflow(migrated_database: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Mlflow:
+    with warnings.catch_warnings():
+        # With the first search MLflow imports what Starlette is about to drop.
+        warnings.simplefilter("ignore")
+        importlib.import_module("starlette.middleware.wsgi")
+    from mlflow.server import app, handlers
+
+    shutil.copyfile(migrated_database, tmp_path / "mlflow.db")
+    address = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    for store in ("_tracking_store", "_model_registry_store"):
+        monkeypatch.setattr(handlers, store, None)
+    handlers.initialize_backend_stores(address, address, str(tmp_path / "artifacts"))
+    return Mlflow(Ledger(address), httpx.WSGITransport(app))

@@ -1,0 +1,215 @@
+"""The page's answers; logging in by tokens is tested with a real Airflow, in tests/e2e."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from airflow.api_fastapi.app import create_auth_manager, purge_cached_app
+from airflow.api_fastapi.auth.managers.simple.user import SimpleAuthManagerUser
+from airflow.api_fastapi.core_api.security import get_user
+from fastapi.testclient import TestClient
+
+from safemerge.records import Verdict
+from safemerge_airflow.page import app as page
+from safemerge_airflow.page.access import Readable, readable_dags
+from safemerge_airflow.page.history import History
+from safemerge_airflow.page.mlflow_api import MlflowApi
+from tests.unit.plugins.page.conftest import Mlflow
+from tests.unit.plugins.page.fill import (
+    HOSTILE,
+    HOSTILE_REPORT,
+    config,
+    evaluation,
+    judged_run,
+    open_run,
+    promote,
+)
+
+ALL = Readable(frozenset(), all_dags=True)
+REPORTS = {
+    "candidate": evaluation("safemerge", 8, 120),
+    "fine_tuned": evaluation("fine_tuned", 44, 124),
+    "aligned": evaluation("aligned", 3, 84),
+}
+
+
+@pytest.fixture
+def visit() -> Iterator[Any]:
+    """Makes a visitor of the page: who they are, what they may see, and what MLflow the page reads."""
+    create_auth_manager()
+
+    def make(
+        history: History | None = None, role: str | None = "viewer", readable: Readable = ALL
+    ) -> TestClient:
+        page.app.dependency_overrides[get_user] = lambda: SimpleAuthManagerUser(username="x", role=role)
+        page.app.dependency_overrides[readable_dags] = lambda: readable
+        page.app.dependency_overrides[page.history] = lambda: history
+        return TestClient(page.app, headers={"Accept": "text/html"})
+
+    yield make
+    page.app.dependency_overrides.clear()
+    purge_cached_app()
+
+
+def test_every_route_reads_and_is_closed(visit: Any) -> None:
+    paths = [route.path.format(name="x", run_id="x") for route in page.app.routes]
+    assert {method for route in page.app.routes for method in route.methods} == {"GET"}
+    assert len(paths) == 6
+    assert [TestClient(page.app).get(path).status_code for path in paths] == [401] * 6
+    for path in paths:
+        assert visit(role=None).get(path).status_code == 403, path
+        assert visit(role="viewer").post(path).status_code == 405, path
+
+
+def test_overview_has_each_pipeline_with_its_latest_verdict(visit: Any, mlflow: Mlflow) -> None:
+    first = judged_run(mlflow.ledger, config("alpha"), "dag/1", REPORTS)
+    promote(mlflow.ledger, "alpha-lora", first)
+    latest = judged_run(mlflow.ledger, config("alpha"), "dag/2", REPORTS, Verdict.BLOCK, "BLOCK: too harmful")
+    open_run(mlflow.ledger, config("alpha"), "dag/3")
+    open_run(mlflow.ledger, config("beta"), "dag/4")
+    visitor = visit(mlflow.history())
+    alpha, beta = visitor.get("/pipelines.json").json()
+    assert (alpha["pipeline"], alpha["verdict"], alpha["run_id"]) == ("alpha", "block", latest)
+    assert (alpha["champion"], alpha["running"]) == ("1", True)
+    assert alpha["outcomes"] == ["pass", "block", "running"]
+    assert alpha["figures"]["candidate"]["suites"]["harm"]["rate"] == 0.04
+    assert (beta["pipeline"], beta["verdict"], beta["champion"]) == ("beta", None, None)
+    text = visitor.get("/").text
+    assert "4.0 %" in text
+    assert "60.0 %" in text
+    assert 'title="BLOCK: too harmful"' in text
+
+
+def test_pipeline_has_charts_champions_and_runs(visit: Any, mlflow: Mlflow) -> None:
+    runs = [judged_run(mlflow.ledger, config("alpha"), f"dag/{number}", REPORTS) for number in (1, 2, 3)]
+    promote(mlflow.ledger, "alpha-lora", runs[0])
+    promote(mlflow.ledger, "alpha-lora", runs[1], approved_by="ada")
+    text = visit(mlflow.history()).get("/pipelines/alpha").text
+    assert text.count("<figure>") == 3
+    assert text.count("<circle") == 3 + 3 * 3 * 3  # the legend; charts, runs, arms
+    assert text.count(">champion</span>") == 1
+    assert text.index('>2 <span class="badge champion">') < text.index('<th scope="row">1</th>')
+    assert '<td data-label="By">ada</td>' in text
+    assert '<td data-label="By">the gate</td>' in text
+    assert "made version 2 the champion" in text
+
+
+def test_run_has_figures_links_and_report(
+    visit: Any, mlflow: Mlflow, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AIRFLOW__SAFEMERGE__MLFLOW_URL", "https://mlflow.example")
+    run_id = judged_run(mlflow.ledger, config("alpha"), "dag/scheduled__1", REPORTS)
+    visitor = visit(mlflow.history())
+    text = visitor.get(f"/runs/{run_id}").text
+    assert "Fine-tuned, not repaired" in text
+    assert "22.0 %" in text
+    assert f'href="https://mlflow.example/#/runs/{run_id}"' in text
+    assert 'href="/dags/dag/runs/scheduled__1"' in text
+    assert f'src="/safemerge/runs/{run_id}/report.html" sandbox="allow-scripts"' in text
+    report = visitor.get(f"/runs/{run_id}/report.html")
+    assert (report.status_code, report.text) == (200, "<!doctype html><h1>Report</h1>")
+
+
+def test_a_report_is_served_so_that_it_cannot_act_as_the_user(visit: Any, mlflow: Mlflow) -> None:
+    run_id = judged_run(mlflow.ledger, config("alpha"), "dag/1", REPORTS, html=HOSTILE_REPORT)
+    headers = visit(mlflow.history()).get(f"/runs/{run_id}/report.html").headers
+    policy = dict(part.strip().partition(" ")[::2] for part in headers["content-security-policy"].split(";"))
+    assert policy["sandbox"] == "allow-scripts"  # no origin, no forms, no windows
+    assert policy["default-src"] == "'none'"
+    assert "connect-src" not in policy
+    assert policy["form-action"] == "'none'"
+    assert headers["x-content-type-options"] == "nosniff"
+
+
+@pytest.mark.parametrize(
+    "tag", [None, "https://evil.example/report.html", "runs:/../report.html", "runs:/" + "0" * 32 + "/a.html"]
+)
+def test_only_an_artifact_of_a_run_is_a_report(visit: Any, mlflow: Mlflow, tag: str | None) -> None:
+    run_id = judged_run(mlflow.ledger, config("alpha"), "dag/1", REPORTS, html=None)
+    if tag:
+        mlflow.ledger.client.set_tag(run_id, "safemerge.report", tag)
+    answer = visit(mlflow.history()).get(f"/runs/{run_id}/report.html")
+    assert answer.status_code == 404
+    assert "This run has no report." in answer.text
+
+
+def test_runs_of_other_dags_are_not_there(visit: Any, mlflow: Mlflow) -> None:
+    mine = judged_run(mlflow.ledger, config("alpha"), "mine/1", REPORTS)
+    theirs = judged_run(mlflow.ledger, config("beta"), "theirs/1", REPORTS)
+    also = judged_run(mlflow.ledger, config("alpha"), "theirs/2", REPORTS, Verdict.BLOCK)
+    visitor = visit(mlflow.history(), readable=Readable(frozenset({"mine"}), all_dags=False))
+    assert [one["run_id"] for one in visitor.get("/pipelines.json").json()] == [mine]
+    assert also not in visitor.get("/pipelines/alpha").text
+    assert visitor.get("/pipelines/beta").status_code == 404
+    assert [visitor.get(f"/runs/{run_id}").status_code for run_id in (mine, theirs)] == [200, 404]
+    assert visitor.get(f"/runs/{theirs}/report.html").status_code == 404
+
+
+def test_names_are_text(visit: Any, mlflow: Mlflow) -> None:
+    reports = {"candidate": evaluation("safemerge", 8, 120, harm=HOSTILE)}
+    run_id = judged_run(mlflow.ledger, config("alpha"), "dag/1", reports, Verdict.BLOCK, HOSTILE)
+    version = promote(mlflow.ledger, "alpha-lora", run_id, approved_by=HOSTILE)
+    mlflow.ledger.client.set_tag(run_id, "safemerge.run_key", HOSTILE)
+    mlflow.ledger.client.set_tag(run_id, "safemerge.model_version", HOSTILE)
+    assert version == "1"
+    visitor = visit(mlflow.history())
+    for path in ("/", "/pipelines/alpha", f"/runs/{run_id}"):
+        answer = visitor.get(path)
+        assert answer.status_code == 200
+        assert "&lt;img src=x" in answer.text
+        assert "<img" not in answer.text
+        assert "{{7*7}}" in answer.text
+        assert "default-src 'none'" in answer.headers["content-security-policy"]
+        assert "unsafe" not in answer.headers["content-security-policy"]
+    mlflow.ledger.client.set_tag(run_id, "safemerge.pipeline", HOSTILE)
+    answer = visit(mlflow.history()).get("/")
+    assert '<th scope="row">&lt;img' in answer.text  # and no link: no pipeline can be called so
+
+
+@pytest.mark.parametrize(
+    "path", ["/pipelines/none", "/pipelines/a'b", "/runs/none", "/runs/none/report.html"]
+)
+def test_what_is_not_there_is_said(visit: Any, mlflow: Mlflow, path: str) -> None:
+    open_run(mlflow.ledger, config("alpha"), "dag/1")
+    answer = visit(mlflow.history()).get(path)
+    assert answer.status_code == 404
+    assert '<p role="alert">There is no' in answer.text
+    program = visit(mlflow.history()).get(path, headers={"Accept": "application/json"})
+    assert list(program.json()) == ["detail"]
+
+
+def test_a_step_of_a_pipeline_is_not_a_run_of_it(visit: Any, mlflow: Mlflow) -> None:
+    run_id = judged_run(mlflow.ledger, config("alpha"), "dag/1", REPORTS)
+    step_id = mlflow.ledger.client.get_run(run_id).data.tags["safemerge.gate_run_id"]
+    assert visit(mlflow.history()).get(f"/runs/{step_id}").status_code == 404
+
+
+def test_an_empty_mlflow_is_no_fault(visit: Any, mlflow: Mlflow) -> None:
+    visitor = visit(mlflow.history())
+    assert "MLflow holds no pipeline run" in visitor.get("/").text
+    assert visitor.get("/pipelines.json").json() == []
+
+
+@pytest.mark.parametrize(
+    ("address", "said"),
+    [
+        ("", "Set MLFLOW_TRACKING_URI in the api-server"),
+        ("sqlite:///mlflow.db", "such as http://mlflow:5000 (it is &#39;sqlite:///mlflow.db&#39;)"),
+        ("http://127.0.0.1:9", "MLflow at http://127.0.0.1:9 does not answer"),
+    ],
+)
+def test_without_mlflow_the_page_says_what_to_do(visit: Any, address: str, said: str) -> None:
+    answer = visit(History(lambda: MlflowApi({"MLFLOW_TRACKING_URI": address}))).get("/")
+    assert answer.status_code == 503
+    assert said in answer.text
+
+
+def test_style_script_and_icons_are_there(visit: Any) -> None:
+    visitor = visit()
+    for name, media_type in page.STATIC.items():
+        answer = visitor.get(f"/{name}")
+        assert answer.status_code == 200
+        assert answer.headers["content-type"].startswith(media_type)
+    assert visitor.get("/app.py").status_code == 404

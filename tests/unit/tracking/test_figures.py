@@ -1,0 +1,51 @@
+from __future__ import annotations
+
+import pytest
+
+from safemerge.records import SuiteKind
+from safemerge.stats import wilson_interval
+from safemerge.tracking.figures import MAX_TAG_CHARACTERS, ArmFigures, RunFigures, SuiteFigure, run_figures
+from tests.unit.plugins.page.fill import evaluation
+
+
+def test_figures_of_a_report_round_trip_through_the_tag() -> None:
+    measured = evaluation("safemerge", 7, 90, n=150)
+    figures = run_figures({"candidate": measured})
+    assert RunFigures.model_validate_json(figures.to_tag()) == figures
+    arm = figures.arms["candidate"]
+    assert list(arm.suites) == [suite.suite for suite in measured.suites]
+    for suite in measured.suites:
+        # Four decimals are kept.
+        assert arm.suites[suite.suite].rate == pytest.approx(suite.rate, abs=5e-5)
+        assert arm.suites[suite.suite].n == suite.n
+
+
+def test_utility_has_an_interval_where_answers_are_right_or_wrong() -> None:
+    exact = evaluation("safemerge", 1, 30, n=50)
+    shown = run_figures({"candidate": exact}).arms["candidate"].utility
+    expected = wilson_interval(30, 50)
+    assert shown.interval.low == pytest.approx(expected.low, abs=5e-5)
+    assert shown.interval.high == pytest.approx(expected.high, abs=5e-5)
+    for other in ({}, {"a": 0.5, "b": 1.0}):
+        soft = exact.model_copy(update={"utility": exact.utility.model_copy(update={"scores": other})})
+        assert run_figures({"candidate": soft}).arms["candidate"].utility.interval is None
+
+
+def test_missing_figures_stay_missing() -> None:
+    measured = evaluation("safemerge", 1, 1)
+    nothing = measured.suites[0].model_copy(update={"flags": {}, "rate": None, "interval": None})
+    unmeasured = measured.model_copy(update={"utility": None, "suites": (nothing,)})
+    arm = run_figures({"candidate": unmeasured}).arms["candidate"]
+    assert arm.utility is None
+    assert (arm.suites["harm"].rate, arm.suites["harm"].interval) == (None, None)
+
+
+@pytest.mark.parametrize(("suites", "kept"), [(1, 3), (30, 1), (90, 0)])
+def test_what_does_not_fit_a_tag_is_left_out_the_candidate_last(suites: int, kept: int) -> None:
+    figure = SuiteFigure(kind=SuiteKind.HARMFUL, rate=0.1234, interval=wilson_interval(1, 8), n=200)
+    arm = ArmFigures(suites={f"suite {number}": figure for number in range(suites)}, utility=None)
+    text = RunFigures(arms=dict.fromkeys(("aligned", "candidate", "fine_tuned"), arm)).to_tag()
+    arms = RunFigures.model_validate_json(text).arms
+    assert len(text) <= MAX_TAG_CHARACTERS
+    assert len(arms) == kept
+    assert "candidate" in arms or not kept
