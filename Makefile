@@ -51,7 +51,7 @@ lint: setup ## Check style, types and import rules
 	@$(BIN)/lint-imports --no-logo
 
 docs: setup ## Build the documentation site into site/
-	@$(BIN)/mkdocs build --quiet
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 up: setup ## Serve the demo's Airflow and MLflow on 127.0.0.1
 	@$(BIN)/safemerge demo up
