@@ -29,7 +29,11 @@ from tests.unit.plugins.page.fill import (
     promote,
 )
 
-pytestmark = pytest.mark.slow
+pytestmark = [
+    pytest.mark.slow,
+    # MLflow is started as the demo starts it: detached.
+    pytest.mark.filterwarnings("ignore:subprocess .* is still running:ResourceWarning"),
+]
 
 SECRET = "0123456789abcdef" * 4
 SCREENSHOTS = os.environ.get("SAFEMERGE_SCREENSHOTS")

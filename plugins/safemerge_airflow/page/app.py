@@ -57,7 +57,6 @@ templates.globals |= {
     "page_path": page_path,
     "mlflow_run_url": mlflow_run_url,
     "verdict": views.of_verdict,
-    "running": views.RUNNING,
     "arm_titles": views.ARMS,
     "chart_runs": RUNS,
     "most_runs": NEWEST,

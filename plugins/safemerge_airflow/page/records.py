@@ -33,6 +33,8 @@ class PipelineRun(NamedTuple):
     """Run and path of its report's page; None where it has none."""
     arms: Mapping[str, ArmFigures]
     registered_model: str | None
+    sign_off: str | None
+    """What became of the question to a person, such as ``waiting``; None where nobody was asked."""
     model_version: str | None
     """``models:/<name>/<version>`` that this run made the champion; None where it made none."""
 
@@ -53,6 +55,9 @@ class ModelVersion(NamedTuple):
     pipeline_run_id: str | None
     approved_by: str | None
     """Person who let it through; None where the gate did, alone."""
+    approval_reason: str
+    moves: tuple[str, ...]
+    """What people did with it later: that it was taken back, or put in another's place."""
 
 
 def pipeline_run(run: Json) -> PipelineRun | None:
@@ -72,6 +77,7 @@ def pipeline_run(run: Json) -> PipelineRun | None:
         report=_report(tagged.get(tags.REPORT, "")),
         arms=_arms(tagged.get(tags.FIGURES)),
         registered_model=tagged.get(tags.REGISTERED_MODEL),
+        sign_off=tagged.get(tags.SIGN_OFF),
         model_version=tagged.get(tags.MODEL_VERSION),
     )
 
@@ -87,6 +93,13 @@ def model_version(version: Json) -> ModelVersion:
         adapter_digest=tagged.get(tags.ADAPTER_DIGEST, ""),
         pipeline_run_id=tagged.get(tags.PIPELINE_RUN),
         approved_by=tagged.get(tags.APPROVED_BY),
+        approval_reason=tagged.get(tags.APPROVAL_REASON, ""),
+        moves=tuple(
+            f"{what} {tagged[prefix + 'at']} by {tagged.get(prefix + 'by', '')}: "
+            f"{tagged.get(prefix + 'reason', '')}"
+            for what, prefix in (("taken back", tags.ROLLED_BACK), ("put back", tags.RESTORED))
+            if prefix + "at" in tagged
+        ),
     )
 
 

@@ -40,6 +40,7 @@ PASS = Outcome("pass", "✓", "pass")
 BLOCK = Outcome("block", "✕", "block")
 CANNOT_TELL = Outcome("cannot tell", "?", "ask")
 RUNNING = Outcome("running", "…", "running")
+WAITING = Outcome("waits for a person", "!", "ask")
 NO_VERDICT = Outcome("no verdict", "–", "none")
 
 
@@ -50,7 +51,8 @@ class Pipeline(NamedTuple):
     has_page: bool
     latest: PipelineRun
     """Its newest run with a verdict, or its newest where none has one."""
-    is_running: bool
+    underway: Outcome | None
+    """Where its newest run stands, if that has not ended."""
     outcomes: Sequence[Outcome]
     """Of its newest runs, the newest last."""
     harm: tuple[str, Measured] | None
@@ -110,11 +112,12 @@ def row(run: PipelineRun) -> Row:
 
 def _pipeline(name: str, runs: Sequence[PipelineRun], champions: Mapping[str, str]) -> Pipeline:
     latest = row(next((run for run in runs if run.verdict), runs[0]))
+    now = outcome(runs[0])
     return Pipeline(
         name=name,
         has_page=has_page(name),
         latest=latest.run,
-        is_running=runs[0].status == "RUNNING",
+        underway=now if now in (RUNNING, WAITING) else None,
         outcomes=[outcome(run) for run in reversed(runs[:STRIP])],
         harm=latest.harm,
         utility=latest.utility,
@@ -124,6 +127,8 @@ def _pipeline(name: str, runs: Sequence[PipelineRun], champions: Mapping[str, st
 
 def outcome(run: PipelineRun) -> Outcome:
     """How a run came out. One that runs again has no verdict until it ends."""
+    if run.sign_off == "waiting":
+        return WAITING
     if run.status in ("RUNNING", "SCHEDULED"):
         return RUNNING
     return of_verdict(run.verdict)
@@ -169,7 +174,7 @@ def plain(pipeline: Pipeline) -> dict[str, Any]:
         "run_id": run.run_id,
         "run_key": run.run_key,
         "ended": iso(run.ended_ms),
-        "running": pipeline.is_running,
+        "underway": pipeline.underway.word if pipeline.underway else None,
         "outcomes": [outcome.word for outcome in pipeline.outcomes],
         "champion": pipeline.champion,
         "figures": {name: arm.model_dump(mode="json") for name, arm in run.arms.items()},

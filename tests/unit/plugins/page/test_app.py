@@ -12,6 +12,7 @@ from airflow.api_fastapi.core_api.security import get_user
 from fastapi.testclient import TestClient
 
 from safemerge.records import Verdict
+from safemerge.tracking import tags
 from safemerge_airflow.page import app as page
 from safemerge_airflow.page.access import Readable, readable_dags
 from safemerge_airflow.page.history import History
@@ -72,7 +73,7 @@ def test_overview_has_each_pipeline_with_its_latest_verdict(visit: Any, mlflow: 
     visitor = visit(mlflow.history())
     alpha, beta = visitor.get("/pipelines.json").json()
     assert (alpha["pipeline"], alpha["verdict"], alpha["run_id"]) == ("alpha", "block", latest)
-    assert (alpha["champion"], alpha["running"]) == ("1", True)
+    assert (alpha["champion"], alpha["underway"]) == ("1", "running")
     assert alpha["outcomes"] == ["pass", "block", "running"]
     assert alpha["figures"]["candidate"]["suites"]["harm"]["rate"] == 0.04
     assert (beta["pipeline"], beta["verdict"], beta["champion"]) == ("beta", None, None)
@@ -85,13 +86,16 @@ def test_overview_has_each_pipeline_with_its_latest_verdict(visit: Any, mlflow: 
 def test_pipeline_has_charts_champions_and_runs(visit: Any, mlflow: Mlflow) -> None:
     runs = [judged_run(mlflow.ledger, config("alpha"), f"dag/{number}", REPORTS) for number in (1, 2, 3)]
     promote(mlflow.ledger, "alpha-lora", runs[0])
-    promote(mlflow.ledger, "alpha-lora", runs[1], approved_by="ada")
+    version = promote(mlflow.ledger, "alpha-lora", runs[1], approved_by="ada")
+    for what, text in {"at": "2026-11-25", "by": "grace", "reason": "users complained"}.items():
+        mlflow.ledger.client.set_model_version_tag("alpha-lora", version, tags.ROLLED_BACK + what, text)
     text = visit(mlflow.history()).get("/pipelines/alpha").text
     assert text.count("<figure>") == 3
     assert text.count("<circle") == 3 + 3 * 3 * 3  # the legend; charts, runs, arms
     assert text.count(">champion</span>") == 1
     assert text.index('>2 <span class="badge champion">') < text.index('<th scope="row">1</th>')
-    assert '<td data-label="By">ada</td>' in text
+    assert '<td data-label="By">ada<br>' in text
+    assert "taken back 2026-11-25 by grace: users complained" in text
     assert '<td data-label="By">the gate</td>' in text
     assert "made version 2 the champion" in text
 

@@ -23,6 +23,7 @@ def run(number: int = 0, figures: RunFigures | None = None, **parts: object) -> 
         report=None,
         arms=figures.arms if figures else {},
         registered_model=None,
+        sign_off=None,
         model_version=None,
     )
     return begun._replace(**parts)
@@ -115,6 +116,11 @@ def test_the_highest_rate_is_shown_and_a_missing_one_counts_as_such() -> None:
 )
 def test_outcomes(status: str, verdict: Verdict | None, word: str) -> None:
     assert outcome(run(status=status, verdict=verdict)).word == word
+
+
+def test_a_run_that_waits_for_a_person_is_told_from_one_that_computes() -> None:
+    assert outcome(run(status="RUNNING", sign_off="waiting")).word == "waits for a person"
+    assert outcome(run(status="FINISHED", verdict=Verdict.PASS, sign_off="approved")).word == "pass"
 
 
 def test_words() -> None:
