@@ -18,8 +18,8 @@ import yaml
 
 import safemerge
 from safemerge.cli.main import app
-from safemerge.config.commands import MergeSettings, SweepSettings
-from safemerge.config.load import load_merge_settings, load_policy, load_recipe, load_sweep_settings
+from safemerge.config.commands import MergeFileConfig, SweepFileConfig
+from safemerge.config.load import load_merge_file, load_policy, load_recipe, load_sweep_file
 from safemerge.config.recipes import RecipeConfig
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -117,13 +117,13 @@ def _validate(block: Block, example: dict[str, Any], folder: Path) -> None:
     if "max_harmful_rate" in data:
         load_policy(file)
     elif "task_adapter" in data:
-        load_sweep_settings(file) if "grid" in data else load_merge_settings(file)
+        load_sweep_file(file) if "grid" in data else load_merge_file(file)
     elif data.keys() <= RecipeConfig.model_fields.keys():
         # A whole recipe, or a part of one.
         file.write_text(yaml.safe_dump(_over(example, data)), encoding="utf-8")
         load_recipe(file, any_name=True)
     else:
-        known = {*RecipeConfig.model_fields, *MergeSettings.model_fields, *SweepSettings.model_fields}
+        known = {*RecipeConfig.model_fields, *MergeFileConfig.model_fields, *SweepFileConfig.model_fields}
         pytest.fail(f"{block.page}: no file of safemerge has {sorted(data.keys() - known)}")
 
 
