@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import re
 import shlex
 import subprocess
@@ -142,6 +143,17 @@ def _over(base: dict[str, Any], part: dict[str, Any]) -> dict[str, Any]:
         )
         merged[key] = _over(merged[key], value) if deeper else value
     return merged
+
+
+def test_metrics_are_among_those_that_airflow_sends() -> None:
+    (airflow,) = importlib.util.find_spec("airflow").submodule_search_locations  # type: ignore[union-attr]
+    template = Path(airflow, "_shared", "observability", "metrics", "metrics_template.yaml")
+    sent = {one["name"] for one in yaml.safe_load(template.read_text(encoding="utf-8"))["metrics"]}
+    page = (ROOT / "docs" / "operations.md").read_text(encoding="utf-8")
+    rows = page.partition("| metric |")[2].partition("\n\n")[0].splitlines()[2:]
+    named = {name for row in rows for name in re.findall(r"`([\w.]+)`", row.split("|")[1])}
+    assert len(named) > 10
+    assert named - {"task_id", "state", "gpu_pool"} <= sent
 
 
 # --- Python ------------------------------------------------------------------------
