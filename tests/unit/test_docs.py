@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import re
 import shlex
 import subprocess
@@ -18,8 +19,9 @@ import yaml
 
 import safemerge
 from safemerge.cli.main import app
-from safemerge.config.commands import MergeSettings, SweepSettings
-from safemerge.config.load import load_merge_settings, load_policy, load_recipe, load_sweep_settings
+from safemerge.config import load
+from safemerge.config.commands import MergeFileConfig, SweepFileConfig
+from safemerge.config.load import load_merge_file, load_policy, load_recipe, load_sweep_file
 from safemerge.config.recipes import RecipeConfig
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -103,27 +105,32 @@ def test_a_wrong_command_is_noticed() -> None:
 
 def test_every_yaml_block_validates(tmp_path: Path) -> None:
     found = blocks("yaml")
-    (example,) = (yaml.safe_load(b.text) for b in found if f"name: {EXAMPLE}\ndescription" in b.text)
+    (example,) = (_read(b.text) for b in found if f"name: {EXAMPLE}\ndescription" in b.text)
     assert len(found) > 5
     for number, block in enumerate(found):
         _validate(block, example, tmp_path / str(number))
 
 
+def _read(text: str) -> Any:
+    """As safemerge reads it: `on` is a text."""
+    return yaml.load(text, Loader=load._Loader)  # noqa: S506 (a safe one)
+
+
 def _validate(block: Block, example: dict[str, Any], folder: Path) -> None:
-    data = yaml.safe_load(block.text)
+    data = _read(block.text)
     file = folder / f"{EXAMPLE}.yaml"
     folder.mkdir()
     file.write_text(block.text, encoding="utf-8")
     if "max_harmful_rate" in data:
         load_policy(file)
     elif "task_adapter" in data:
-        load_sweep_settings(file) if "grid" in data else load_merge_settings(file)
+        load_sweep_file(file) if "grid" in data else load_merge_file(file)
     elif data.keys() <= RecipeConfig.model_fields.keys():
         # A whole recipe, or a part of one.
         file.write_text(yaml.safe_dump(_over(example, data)), encoding="utf-8")
         load_recipe(file, any_name=True)
     else:
-        known = {*RecipeConfig.model_fields, *MergeSettings.model_fields, *SweepSettings.model_fields}
+        known = {*RecipeConfig.model_fields, *MergeFileConfig.model_fields, *SweepFileConfig.model_fields}
         pytest.fail(f"{block.page}: no file of safemerge has {sorted(data.keys() - known)}")
 
 
@@ -136,6 +143,17 @@ def _over(base: dict[str, Any], part: dict[str, Any]) -> dict[str, Any]:
         )
         merged[key] = _over(merged[key], value) if deeper else value
     return merged
+
+
+def test_metrics_are_among_those_that_airflow_sends() -> None:
+    (airflow,) = importlib.util.find_spec("airflow").submodule_search_locations  # type: ignore[union-attr]
+    template = Path(airflow, "_shared", "observability", "metrics", "metrics_template.yaml")
+    sent = {one["name"] for one in yaml.safe_load(template.read_text(encoding="utf-8"))["metrics"]}
+    page = (ROOT / "docs" / "operations.md").read_text(encoding="utf-8")
+    rows = page.partition("| metric |")[2].partition("\n\n")[0].splitlines()[2:]
+    named = {name for row in rows for name in re.findall(r"`([\w.]+)`", row.split("|")[1])}
+    assert len(named) > 10
+    assert named - {"task_id", "state", "gpu_pool"} <= sent
 
 
 # --- Python ------------------------------------------------------------------------
