@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterable
 from enum import StrEnum
 from pathlib import Path
@@ -76,11 +77,17 @@ class Record(BaseModel):
         try:
             return cls.model_validate_json(path.read_text(encoding="utf-8"))
         except FileNotFoundError as error:
-            raise DataError(f"{path}: expected a {cls.__name__}, got no such file") from error
+            raise DataError(f"{path}: expected {_called(cls)}, got no such file") from error
         except ValidationError as error:
             first = error.errors()[0]
             where = ".".join(str(part) for part in first["loc"]) or "the file"
-            raise DataError(f"{path}: expected a {cls.__name__}, got at {where}: {first['msg']}") from error
+            raise DataError(f"{path}: expected {_called(cls)}, got at {where}: {first['msg']}") from error
+
+
+def _called(kind: type[Record]) -> str:
+    """A record's name in plain words, with its article."""
+    words = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", kind.__name__).lower()
+    return words if words.endswith("s") else f"{'an' if words[0] in 'aeiou' else 'a'} {words}"
 
 
 class Interval(Record):

@@ -35,22 +35,71 @@ NoChampion = Annotated[
 MoreReports = Annotated[list[str] | None, typer.Argument(metavar="ARM=PATH", hidden=True)]
 
 
-def named_paths(flags: Mapping[str, Path | None], reports: Iterable[str]) -> dict[str, Path]:
-    """Arm to report, from both ways to name them.
+Candidate = Annotated[
+    str | None,
+    typer.Option(
+        metavar="ARM or PATH",
+        help="The adapter to judge: an arm among --reports, or its own report.",
+        show_default=False,
+    ),
+]
+Reports = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="PATH ...",
+        help="Reports of any arms, in one go: folders that evaluate has written, or files; as ARM=PATH under "
+        f"another name than their own. Those called {', '.join(ARMS)} are what the gate reads.",
+        show_default=False,
+    ),
+]
+
+
+def named_paths(
+    flags: Mapping[str, Path | None], reports: Iterable[str], candidate: str | None
+) -> dict[str, Path]:
+    """Arm to report, from all ways to name them; an arm that is not named goes by the name in its report.
+
+    Args:
+        flags: arm to what its own flag says.
+        reports: paths, or ``ARM=PATH``.
+        candidate: one of their arms, or a path.
 
     Raises:
-        typer.BadParameter: an arm is unknown or named twice.
+        typer.BadParameter: two reports are of one arm, or there is not one candidate.
+        DataError: a report whose arm is not named cannot be read.
     """
     paths = {arm: path for arm, path in flags.items() if path is not None}
     for text in reports:
-        arm, equals, path = text.partition("=")
-        arm = arm.replace("-", "_")
-        if arm not in ARMS or not equals or not path:
-            raise typer.BadParameter(f"expected ARM=PATH with an arm of {', '.join(ARMS)}, got {text!r}")
+        arm, path = _named(text)
         if arm in paths:
-            raise typer.BadParameter(f"expected one report of {arm}, got two")
-        paths[arm] = Path(path)
-    return paths
+            raise typer.BadParameter(
+                f"expected one report of {arm}, got two; name one otherwise, by ARM=PATH"
+            )
+        paths[arm] = path
+    if candidate is None:
+        if "candidate" not in paths:
+            raise typer.BadParameter("expected --candidate or --reports candidate=PATH, got neither")
+        return paths
+    if "candidate" in paths:
+        raise typer.BadParameter("expected one report of candidate, got two")
+    if candidate in paths:
+        return {"candidate" if arm == candidate else arm: path for arm, path in paths.items()}
+    if reports and not Path(candidate).exists():
+        arms = ", ".join(paths) or "none"
+        raise typer.BadParameter(f"--candidate {candidate}: expected a path or one of the arms {arms}")
+    return {"candidate": Path(candidate), **paths}
+
+
+def _named(text: str) -> tuple[str, Path]:
+    from safemerge.records import EvaluationReport
+
+    arm, equals, path = text.partition("=")
+    if not equals or Path(text).exists():
+        return EvaluationReport.read(report_file(Path(text))).arm, Path(text)
+    if not arm or not path:
+        raise typer.BadParameter(f"expected a path or ARM=PATH, got {text!r}")
+    known = arm.replace("-", "_")
+    return (known if known in ARMS else arm), Path(path)
 
 
 def check_champion(arms: Iterable[str], no_champion: bool) -> None:

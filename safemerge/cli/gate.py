@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from safemerge.cli.arms import (
-    ARMS,
     Aligned,
+    Candidate,
     Champion,
     FineTuned,
     MoreReports,
     NoChampion,
     PolicyFile,
+    Reports,
     check_champion,
     named_paths,
     report_file,
@@ -31,6 +32,7 @@ EXIT_CODES = {"pass": 0, "block": 1, "cannot_tell": 3}
 EPILOG = epilog(
     "safemerge gate --policy pipeline.yaml --candidate safemerge.json --aligned aligned.json "
     "--fine-tuned fine_tuned.json --no-champion",
+    "safemerge gate --policy pipeline.yaml --reports eval/* --candidate repaired --no-champion",
     "safemerge gate --policy policy.yaml --reports candidate=new.json champion=released.json "
     "--junit gate.xml --markdown gate.md",
     "safemerge gate --policy policy.yaml --candidate report.json --json | jq .verdict",
@@ -47,22 +49,12 @@ def register(app: typer.Typer) -> None:
 
 def gate(
     policy: PolicyFile,
-    candidate: Annotated[
-        Path | None, typer.Option(help="Evaluation report of the adapter to judge.", show_default=False)
-    ] = None,
+    candidate: Candidate = None,
     aligned: Aligned = None,
     fine_tuned: FineTuned = None,
     champion: Champion = None,
     no_champion: NoChampion = False,
-    reports: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="ARM=PATH ...",
-            help=f"Reports by arm, in one go: {', '.join(ARMS)}. A report is a file, or a folder that "
-            "evaluate has written.",
-            show_default=False,
-        ),
-    ] = None,
+    reports: Reports = None,
     more_reports: MoreReports = None,
     as_json: AsJson = False,
     markdown: Annotated[
@@ -80,10 +72,8 @@ def gate(
     from safemerge.config.load import load_policy
     from safemerge.records import EvaluationReport
 
-    flags = {"candidate": candidate, "aligned": aligned, "fine_tuned": fine_tuned, "champion": champion}
-    paths = named_paths(flags, [*(reports or ()), *(more_reports or ())])
-    if "candidate" not in paths:
-        raise typer.BadParameter("expected --candidate or --reports candidate=PATH, got neither")
+    flags = {"aligned": aligned, "fine_tuned": fine_tuned, "champion": champion}
+    paths = named_paths(flags, [*(reports or ()), *(more_reports or ())], candidate)
     check_champion(paths, no_champion)
     read = {arm: EvaluationReport.read(report_file(path)) for arm, path in paths.items()}
     decision = verdict(load_policy(policy), f"{policy} with {paths['candidate']}", read, no_champion)

@@ -2,29 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from safemerge.cli.arms import (
-    ARMS,
     Aligned,
+    Candidate,
     Champion,
     FineTuned,
     MoreReports,
     NoChampion,
     PolicyFile,
+    Reports,
     check_champion,
+    named_paths,
     verdict,
 )
 from safemerge.cli.flags import AsJson, epilog
 
 if TYPE_CHECKING:
     from safemerge.config.pipeline import PipelineConfig
-    from safemerge.records import EvaluationReport, MergeReport
-    from safemerge.release.transcripts import Rows
+    from safemerge.records import MergeReport
 
 EPILOG = epilog(
     "safemerge report --policy pipeline.yaml --reports eval/* --candidate repaired --no-champion "
@@ -45,28 +45,12 @@ def register(app: typer.Typer) -> None:
 
 def report(
     policy: PolicyFile,
-    candidate: Annotated[
-        str | None,
-        typer.Option(
-            metavar="ARM or PATH",
-            help="The adapter to judge: an arm among --reports, or its own report.",
-            show_default=False,
-        ),
-    ] = None,
+    candidate: Candidate = None,
     aligned: Aligned = None,
     fine_tuned: FineTuned = None,
     champion: Champion = None,
     no_champion: NoChampion = False,
-    reports: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="PATH ...",
-            help="Reports of any arms, in one go: folders that evaluate has written, or files; as "
-            f"ARM=PATH under another name than their own. Those called {', '.join(ARMS)} are what the "
-            "gate reads.",
-            show_default=False,
-        ),
-    ] = None,
+    reports: Reports = None,
     more_reports: MoreReports = None,
     merge: Annotated[
         Path | None,
@@ -95,7 +79,7 @@ def report(
     from safemerge.release.assembling import release_report
     from safemerge.release.provenance import provenance_of
     from safemerge.release.transcripts import gather
-    from safemerge.release.writing import write_card, write_report
+    from safemerge.release.writing import read_evaluation, write_card, write_report
     from safemerge.storage.atomic import atomic_folder, check_absent
 
     if output is None and model_card is None and not as_json:
@@ -104,8 +88,9 @@ def report(
     if output is not None:
         check_absent(output)
     flags = {"aligned": aligned, "fine_tuned": fine_tuned, "champion": champion}
-    read = _with_candidate(_read(flags, [*(reports or ()), *(more_reports or ())]), candidate)
-    check_champion(read, no_champion)
+    paths = named_paths(flags, [*(reports or ()), *(more_reports or ())], candidate)
+    check_champion(paths, no_champion)
+    read = {arm: read_evaluation(path) for arm, path in paths.items()}
     evaluations = {arm: evaluation for arm, (evaluation, _) in read.items()}
     decision = verdict(rules, f"{policy} with {evaluations['candidate'].arm}", evaluations, no_champion)
     asked = gather(evaluations, {arm: rows for arm, (_, rows) in read.items()})
@@ -129,56 +114,6 @@ def report(
     for path in (output and output / "report.html", card):
         if path:
             typer.echo(str(path))
-
-
-def _read(
-    flags: Mapping[str, Path | None], reports: Iterable[str]
-) -> dict[str, tuple[EvaluationReport, Rows]]:
-    """Arm to report and answers; an arm that is not named goes by the name in its report.
-
-    Raises:
-        typer.BadParameter: two reports are of one arm.
-    """
-    from safemerge.release.writing import read_evaluation
-
-    found = {arm: read_evaluation(path) for arm, path in flags.items() if path is not None}
-    for text in reports:
-        arm, equals, path = text.partition("=")
-        if not equals or Path(text).exists():
-            arm, path = "", text
-        evaluation = read_evaluation(Path(path))
-        name = arm.replace("-", "_") if arm.replace("-", "_") in ARMS else arm
-        name = name or evaluation[0].arm
-        if name in found:
-            raise typer.BadParameter(
-                f"expected one report of {name}, got two; name one otherwise, by ARM=PATH"
-            )
-        found[name] = evaluation
-    return found
-
-
-def _with_candidate(
-    read: dict[str, tuple[EvaluationReport, Rows]], candidate: str | None
-) -> dict[str, tuple[EvaluationReport, Rows]]:
-    """The same with the candidate under its name.
-
-    Raises:
-        typer.BadParameter: there is none, or there are two.
-    """
-    from safemerge.release.writing import read_evaluation
-
-    if candidate is None:
-        if "candidate" not in read:
-            raise typer.BadParameter("expected --candidate or --reports candidate=PATH, got neither")
-        return read
-    if "candidate" in read:
-        raise typer.BadParameter("expected one report of candidate, got two")
-    if candidate in read:
-        return {"candidate" if arm == candidate else arm: evaluation for arm, evaluation in read.items()}
-    if not Path(candidate).exists():
-        arms = ", ".join(read) or "none"
-        raise typer.BadParameter(f"--candidate {candidate}: expected a path or one of the arms {arms}")
-    return {"candidate": read_evaluation(Path(candidate)), **read}
 
 
 def _pipeline(policy: Path) -> PipelineConfig | None:

@@ -26,6 +26,7 @@ from safemerge.tracking.ledger import Ledger
 DAG_ID = "safemerge_pipeline"
 FOLDER = Path(__file__).resolve().parent
 PRESET = FOLDER / "pipeline.yaml"
+CHOICE = FOLDER / "tuning.yaml"
 RELEASE = "release"
 """Folder of the release report, among the reports."""
 
@@ -103,23 +104,28 @@ def _keep_at_hand(
 
 
 def write_pipeline(home: DemoHome, seed: int | None) -> None:
-    """Write the demo's pipeline file: the preset with the models' folders and absolute paths."""
+    """Write the demo's pipeline, the preset with absolute paths, and the same with a choice of the merge."""
     preset: dict[str, Any] = yaml.safe_load(PRESET.read_text(encoding="utf-8"))
     preset["aligned_model"] = str(home.models / "aligned")
     preset["unaligned_model"] = str(home.models / "unaligned")
     for training in (preset["task_training"], preset["safety_training"]):
-        for source in training["data"]:
-            source["path"] = str(FOLDER / source["path"])
-    for suite in preset["evaluation"]["suites"]:
-        suite["path"] = str(FOLDER / suite["path"])
-    preset["evaluation"]["utility"]["include_path"] = str(
-        FOLDER / preset["evaluation"]["utility"]["include_path"]
-    )
+        _lay_down(training["data"])
     if seed is not None:
         preset["task_training"]["seed"] = seed
-    with atomic_file(home.pipeline, replace=True) as partial:
-        partial.write_text(yaml.safe_dump(preset, sort_keys=False, allow_unicode=True), encoding="utf-8")
-    load_pipeline(home.pipeline)
+    choice: dict[str, Any] = yaml.safe_load(CHOICE.read_text(encoding="utf-8"))
+    for measured in (preset["evaluation"], choice["tuning"]):
+        _lay_down(measured["suites"])
+        _lay_down([measured["utility"]], key="include_path")
+    for path, config in ((home.pipeline, preset), (home.tuned_pipeline, preset | choice)):
+        with atomic_file(path, replace=True) as partial:
+            partial.write_text(yaml.safe_dump(config, sort_keys=False, allow_unicode=True), encoding="utf-8")
+        load_pipeline(path)
+
+
+def _lay_down(places: list[dict[str, Any]], key: str = "path") -> None:
+    """Let paths of the demo's folder hold from everywhere."""
+    for place in places:
+        place[key] = str(FOLDER / place[key])
 
 
 def run_dag(

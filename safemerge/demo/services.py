@@ -46,6 +46,7 @@ class DemoHome:
         self.logs = self.root / "logs"
         self.logs.mkdir(parents=True, exist_ok=True)
         self.pipeline = self.root / "pipeline.yaml"
+        self.tuned_pipeline = self.root / "tuned.yaml"
         self.models = self.root / "models"
         self.adapters = self.root / "adapters"
         self.reports = self.root / "reports"

@@ -54,7 +54,7 @@ class Journal:
             with file.open("ab") as end:
                 end.write(b"\n")
         if self._found:
-            logger.info("going on with what %s holds: %d entries", file, len(self._found))
+            logger.info("what %s holds is not done again where it fits: %d entries", file, len(self._found))
 
     def get(self, key: str) -> JsonValue:
         """The value of a digest; None where there is none."""

@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[2]
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 MAKEFILE = (ROOT / "Makefile").read_text(encoding="utf-8")
 TARGETS = {"help", "setup", "demo", "test", "test-all", "lint", "up", "down", "clean"}
-TARGETS |= {"compose-test", "chaos-test"}
+TARGETS |= {"compose-test", "chaos-test", "docs"}
 
 
 def make(*arguments):
@@ -125,7 +125,7 @@ def test_secrets_are_generated_once_and_differ(tmp_path):
     assert target.stat().st_mode & 0o077 == 0
     written = dict(re.findall(r"^([A-Z0-9_]+)=(.*)$", target.read_text(encoding="utf-8"), re.MULTILINE))
     generated = {name: value for name, value in written.items() if value != SETTINGS[name]}
-    assert len(set(generated.values())) == len(generated) == 11
+    assert len(set(generated.values())) == len(generated) == 12
     for name, value in generated.items():
         assert re.fullmatch(
             r"([A-Za-z0-9]{43}=){2}" if name.endswith("_SECRET") else r"[A-Za-z0-9]{43}=", value

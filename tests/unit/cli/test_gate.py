@@ -203,7 +203,7 @@ def test_arms_named_wrongly_are_wrong_usage(files, flags, message):
 @pytest.mark.parametrize(
     ("broken", "message"),
     [
-        ("safemerge.json", "safemerge.json: expected a EvaluationReport"),
+        ("safemerge.json", "safemerge.json: expected an evaluation report"),
         ("policy.yaml", "policy.yaml: 3 problems: max_harmful_rate: expected a value, got nothing; "),
     ],
 )

@@ -126,7 +126,7 @@ def test_a_merge_report_may_be_named_by_itself(folder: Path) -> None:
     (folder / "task" / "safemerge_report.json").unlink()
     ran = call(folder, "--candidate", folder / "eval" / "safemerge", "--merge", folder / "task", "--json")
     assert ran.exit_code == 4
-    assert "safemerge_report.json: expected a MergeReport, got no such file" in ran.stderr
+    assert "safemerge_report.json: expected a merge report, got no such file" in ran.stderr
 
 
 def test_a_policy_in_a_pipeline_that_is_not_whole_is_said(folder: Path) -> None:

@@ -389,7 +389,7 @@ def test_a_verdict_that_was_tampered_with_cannot_be_read(tmp_path, change, messa
     blocked = judge(report(harmful=90))
     path = tmp_path / "decision.json"
     path.write_text(json.dumps(json.loads(blocked.to_json()) | change))
-    with pytest.raises(DataError, match=f"expected a GateDecision, got at the file: .*{message}"):
+    with pytest.raises(DataError, match=f"expected a gate decision, got at the file: .*{message}"):
         GateDecision.read(path)
 
 

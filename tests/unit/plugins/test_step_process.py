@@ -167,7 +167,7 @@ def test_fault_that_may_pass_is_left_to_retries(process: StepProcess) -> None:
     [
         ("crash", "step crash ended with exit code 1: RuntimeError: out of memory"),
         ("silent", "step silent was ended by signal 9: no output"),
-        ("no_result", "ended well but left no result: .*expected a StepResult, got no such file"),
+        ("no_result", "ended well but left no result: .*expected a step result, got no such file"),
     ],
 )
 def test_unforeseen_end_is_left_to_retries(process: StepProcess, step: str, message: str) -> None:
