@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -27,7 +28,7 @@ from safemerge.storage.adapters import (
     saved_warnings,
 )
 from safemerge.storage.alignment_reader import AlignmentReader
-from safemerge.storage.base_models import check_same_base
+from safemerge.storage.base_models import base_of, check_same_base
 from safemerge.storage.checkpoints import Checkpoint
 from safemerge.storage.hub import resolve
 
@@ -82,6 +83,13 @@ def score_adapters(
     check_shapes(task.pairs, safety.pairs if safety else None)
     made = {role.replace(" ", "_"): adapter_digest(adapter.folder) for role, adapter in adapters.items()}
     _check_coefficients(merges, made)
+    if len(set(made.values())) < len(made):
+        warnings += ("the task and the safety adapter are one and the same: nothing is repaired",)
+    if any(
+        _names(adapter.config, unaligned_model) and not _names(adapter.config, aligned_model)
+        for adapter in adapters.values()
+    ):
+        warnings += ("adapters name the unaligned model as their base: are the two models swapped?",)
     (scores,), model_digests = score_pairs(
         [task.pairs],
         aligned_model,
@@ -136,6 +144,12 @@ def score_pairs(
         return scores, {}
     models = (aligned.files_digest(), unaligned.files_digest()) if hash_files else weights_of.read_digests()
     return scores, dict(zip(("aligned_model", "unaligned_model"), models, strict=True))
+
+
+def _names(config: Mapping[str, Any], model: str | Path) -> bool:
+    """Whether an adapter names just this model as its base."""
+    base = base_of(config)
+    return base is not None and Path(base).name == Path(str(model).partition("@")[0]).name
 
 
 def _check_coefficients(merges: Sequence[MergeOptions], digests: Mapping[str, str]) -> None:

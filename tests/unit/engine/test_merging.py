@@ -499,3 +499,23 @@ def test_peft_loads_the_merged_adapter_and_its_logits_are_those_of_the_formula(
     assert float((logits - untouched).abs().max()) > 0.1 * float(expected.abs().max())
     generated = model.generate(input_ids=tokens, max_new_tokens=4, do_sample=False)
     assert generated.shape[1] > tokens.shape[1]
+
+
+def test_one_adapter_given_twice_is_warned_of(merge_files, tmp_path) -> None:
+    report = merge_adapters(
+        merge_files.task,
+        merge_files.task,
+        merge_files.aligned,
+        merge_files.unaligned,
+        output=tmp_path / "out",
+    )
+    assert "the task and the safety adapter are one and the same: nothing is repaired" in report.warnings
+
+
+def test_swapped_models_are_warned_of(merge_files, edit_json, tmp_path) -> None:
+    edit_json(merge_files.task / "adapter_config.json", base_model_name_or_path="models/aligned")
+    models = merge_files.unaligned, merge_files.aligned
+    report = merge_adapters(merge_files.task, merge_files.safety, *models, output=tmp_path / "out")
+    assert any("are the two models swapped?" in warning for warning in report.warnings)
+    right = merge_adapters(merge_files.task, merge_files.safety, *models[::-1], output=tmp_path / "right")
+    assert not any("swapped" in warning for warning in right.warnings)
