@@ -94,9 +94,9 @@ def _named(text: str) -> tuple[str, Path]:
     from safemerge.records import EvaluationReport
 
     arm, equals, path = text.partition("=")
-    if not equals or Path(text).exists():
+    if Path(text).exists():
         return EvaluationReport.read(report_file(Path(text))).arm, Path(text)
-    if not arm or not path:
+    if not equals or not arm or not path:
         raise typer.BadParameter(f"expected a path or ARM=PATH, got {text!r}")
     known = arm.replace("-", "_")
     return (known if known in ARMS else arm), Path(path)

@@ -188,7 +188,7 @@ def test_markdown_and_junit_are_written_whatever_the_verdict(files):
         (["--candidate", "a", "--reports", "candidate=b"], "expected one report of candidate, got two"),
         (
             ["--reports", "candidat=b"],
-            "expected ARM=PATH with an arm of candidate, aligned, fine_",
+            "expected --candidate or --reports candidate=PATH, got neither",
         ),
         (["--reports", "candidate"], "got 'candidate'"),
         (["--reports", "candidate="], "got 'candidate='"),
@@ -219,3 +219,15 @@ def test_an_input_that_cannot_be_used_is_one_line_and_code_4(files, broken, mess
 def test_a_missing_report_is_code_4_and_a_missing_flag_code_2(files):
     assert run(files, "gone").exit_code == 4
     assert CliRunner().invoke(app, ["gate"]).exit_code == 2
+
+
+def test_arms_go_by_the_names_in_their_reports(files):
+    reports = [str(path) for path in sorted(files.glob("*.json"))]
+    result = call(
+        "--policy", files / "policy.yaml", "--reports", *reports, "--candidate", "safemerge", "--no-champion"
+    )
+    assert result.exit_code == 0, result.output
+    assert "safemerge" in result.stdout
+    unknown = call("--policy", files / "policy.yaml", "--reports", *reports, "--candidate", "safemerg")
+    assert unknown.exit_code == 2
+    assert "expected a path or one of the arms" in " ".join(unknown.stderr.replace("│", " ").split())
