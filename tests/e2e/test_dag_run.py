@@ -142,6 +142,7 @@ def _task(label: str) -> str:
     return next(task for task, known in LABELS.items() if known == label)
 
 
+@pytest.mark.slow  # CI runs it by name
 def test_run_killed_twice_is_finished_without_repeating(
     deployment: Deployment, tiny_pipeline: TinyPipeline
 ) -> None:
