@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import signal
 import sqlite3
 import statistics
@@ -26,6 +27,7 @@ import urllib.request
 import uuid
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any, NamedTuple
 
 from measuring import Json, machine, save
 
@@ -46,18 +48,14 @@ from safemerge.tracking.figures import run_figures
 from safemerge.tracking.ledger import Ledger, PipelinePlan
 
 GOAL_MS = 300
-SUITES = ("harmbench", "directharm4", "hex_phi", "orbench_hard")
+HARMFUL, HARMLESS = SuiteKind.HARMFUL, SuiteKind.OVER_REFUSAL
+SUITES = {"harmbench": HARMFUL, "directharm4": HARMFUL, "hex_phi": HARMFUL, "orbench_hard": HARMLESS}
+PIPELINES = 50
 PIPELINE = "recipe-07"
 EXPIRY_S = 5.2
 """After so many seconds the page asks MLflow again."""
-TABLES = {
-    "runs": "run_uuid",
-    "tags": "run_uuid",
-    "params": "run_uuid",
-    "metrics": "run_uuid",
-    "latest_metrics": "run_uuid",
-}
-"""Tables of MLflow's database that hold a run, and the column that names it."""
+TABLES = ("runs", "tags", "params", "metrics", "latest_metrics")
+"""Tables of MLflow's database that hold a run, under its id in the column ``run_uuid``."""
 
 
 def main() -> None:
@@ -66,13 +64,12 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--runs", type=int, default=1000, help="pipeline runs in MLflow")
-    parser.add_argument("--pipelines", type=int, default=50, help="pipelines that they belong to")
     parser.add_argument("--repeats", type=int, default=5, help="times that each page is asked for, cold")
     args = parser.parse_args()
-    result: Json = {"machine": machine(), "runs": args.runs, "pipelines": args.pipelines}
+    result: Json = {"machine": machine(), "runs": args.runs, "pipelines": PIPELINES}
     with tempfile.TemporaryDirectory() as scratch:
         home = DemoHome(Path(scratch))
-        ids = fill(home, args.runs, args.pipelines)
+        ids = fill(home, args.runs)
         result["mlflow_runs"] = len(ids) * args.runs
         result["pages"] = measure(home, args.repeats, ids[0])
     slowest = max(page["cold_ms"] for page in result["pages"].values())
@@ -81,19 +78,20 @@ def main() -> None:
     print(f"kept in {save('page', result)}")
 
 
-def fill(home: DemoHome, runs: int, pipelines: int) -> list[str]:
+def fill(home: DemoHome, runs: int) -> list[str]:
     """MLflow's database with so many pipeline runs; ids of the runs that one is made of, it first."""
     database = home.root / "mlflow.db"
     ledger = Ledger(f"sqlite:///{database}")
     ids = record(ledger)
     with sqlite3.connect(database) as connection:
+        template = rows_of(connection, ids)
         for number in range(1, runs):
-            copy(connection, ids, number, f"recipe-{number % pipelines:02d}")
-    for number in range(min(runs, pipelines)):
+            copy(connection, template, ids, number)
+    for number in range(min(runs, PIPELINES)):
         name = f"recipe-{number:02d}-lora"
         ledger.client.create_registered_model(name)
         labels = {tags.ADAPTER_DIGEST: "0" * 64, tags.PIPELINE_RUN: ids[0], tags.VERDICT: "pass"}
-        version = ledger.client.create_model_version(name, "models:/m-0", tags=labels)
+        version = ledger.client.create_model_version(name, f"runs:/{ids[0]}/adapter", tags=labels)
         ledger.client.set_registered_model_alias(name, "champion", version.version)
     return ids
 
@@ -110,7 +108,7 @@ def record(ledger: Ledger) -> list[str]:
             "safety_training": training,
             "evaluation": {
                 "utility": {"task": "gsm8k", "metric": "exact_match"},
-                "suites": [{"name": n, "kind": "harmful", "path": "harm.jsonl"} for n in SUITES],
+                "suites": [{"name": name, "kind": kind, "path": "p.jsonl"} for name, kind in SUITES.items()],
             },
             "gate": {"max_harmful_rate": 0.2, "max_over_refusal_rate": 0.2},
             "tracking": {"experiment": "page", "registered_model": "recipe-00-lora"},
@@ -140,7 +138,7 @@ def evaluation(arm: str) -> EvaluationReport:
     suites = tuple(
         SuiteReport(
             suite=name,
-            kind=SuiteKind.HARMFUL,
+            kind=kind,
             judge=JudgeRecord(id="judge", revision="1", smoke=False),
             prompts_digest="0",
             protocol={"max_new_tokens": 64},
@@ -148,7 +146,7 @@ def evaluation(arm: str) -> EvaluationReport:
             rate=9 / 200,
             interval=wilson_interval(9, 200),
         )
-        for name in SUITES
+        for name, kind in SUITES.items()
     )
     utility = UtilityReport(
         task="gsm8k",
@@ -162,24 +160,46 @@ def evaluation(arm: str) -> EvaluationReport:
     return EvaluationReport(arm=arm, adapter_digest="0", model_digest="0", utility=utility, suites=suites)
 
 
-def copy(connection: sqlite3.Connection, ids: list[str], number: int, pipeline: str) -> None:
-    """The same runs once more, a minute later for each number, under another pipeline's name."""
+class Rows(NamedTuple):
+    """What one table holds of some runs."""
+
+    columns: list[str]
+    values: list[tuple[Any, ...]]
+
+
+def rows_of(connection: sqlite3.Connection, ids: list[str]) -> dict[str, Rows]:
+    """What MLflow's tables hold of runs, by table."""
+    places = ", ".join("?" * len(ids))
+    found = {}
+    for table in TABLES:
+        cursor = connection.execute(f"SELECT * FROM {table} WHERE run_uuid IN ({places})", ids)  # noqa: S608
+        found[table] = Rows([entry[0] for entry in cursor.description], cursor.fetchall())
+    return found
+
+
+def copy(connection: sqlite3.Connection, template: dict[str, Rows], ids: list[str], number: int) -> None:
+    """The same runs once more: as many minutes later, and of another pipeline."""
     renamed = {run_id: uuid.uuid4().hex for run_id in ids}
-    for table, column in TABLES.items():
-        for run_id in ids:
-            cursor = connection.execute(f"SELECT * FROM {table} WHERE {column} = ?", (run_id,))  # noqa: S608
-            columns = [entry[0] for entry in cursor.description]
-            for values in cursor.fetchall():
-                row = dict(zip(columns, values, strict=True)) | {column: renamed[run_id]}
-                if table == "runs":
-                    row |= {key: row[key] + number * 60_000 for key in ("start_time", "end_time")}
-                if table == "tags":
-                    row["value"] = row["value"].replace("recipe-00", pipeline)
-                    for old, new in renamed.items():
-                        row["value"] = row["value"].replace(old, new)
-                names = ", ".join(f'"{name}"' for name in row)
-                places = ", ".join("?" * len(row))
-                connection.execute(f"INSERT INTO {table} ({names}) VALUES ({places})", [*row.values()])  # noqa: S608
+    pipeline = f"recipe-{number % PIPELINES:02d}"
+
+    def changed(table: str, column: str, value: Any) -> Any:
+        if column == "run_uuid":
+            return renamed[value]
+        if table == "runs" and column in ("start_time", "end_time"):
+            return value + number * 60_000
+        if table == "tags" and column == "value":
+            text = value.replace("recipe-00", pipeline)
+            return re.sub(r"[0-9a-f]{32}", lambda found: renamed.get(found[0], found[0]), text)
+        return value
+
+    for table, (columns, values) in template.items():
+        names = ", ".join(f'"{column}"' for column in columns)
+        places = ", ".join("?" * len(columns))
+        copies = [
+            [changed(table, column, value) for column, value in zip(columns, row, strict=True)]
+            for row in values
+        ]
+        connection.executemany(f"INSERT INTO {table} ({names}) VALUES ({places})", copies)  # noqa: S608
 
 
 def measure(home: DemoHome, repeats: int, run_id: str) -> dict[str, Json]:

@@ -108,7 +108,7 @@ def pipeline(name: str, readable: ReadableDags, history: HistoryDep) -> HTMLResp
         name=name,
         rows=[views.row(run) for run in runs],
         model=model,
-        champion=history.champions().get(model) if model else None,
+        champion=history.champion(model) if model else None,
         versions=history.versions(model) if model else [],
         charts=charts(runs),
     )

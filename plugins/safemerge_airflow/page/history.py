@@ -17,6 +17,7 @@ from typing import NamedTuple, TypeVar, cast
 import httpx
 
 from safemerge.tracking import tags
+from safemerge.tracking.champions import ALIAS
 from safemerge_airflow.page.mlflow_api import MlflowApi, MlflowUnavailableError, connect
 from safemerge_airflow.page.records import ModelVersion, PipelineRun, champions, model_version, pipeline_run
 
@@ -90,6 +91,15 @@ class History:
     def champions(self) -> dict[str, str]:
         """Registered model to the version that is its champion."""
         return self._cache.get("champions", FRESH_S, lambda: champions(self._api.registered_models()))
+
+    def champion(self, model: str) -> str | None:
+        """The version of one registered model that is its champion; None where there is none."""
+
+        def read() -> str | None:
+            found = self._api.version_by_alias(model, ALIAS)
+            return None if found is None else str(found["version"])
+
+        return self._cache.get(("champion", model), FRESH_S, read)
 
     def versions(self, model: str) -> list[ModelVersion]:
         """Versions of a registered model, the newest first."""

@@ -96,6 +96,13 @@ class MlflowApi:
         """Registered models with their aliases."""
         return self._get("registered-models/search", {"max_results": 1000}) or {}
 
+    def version_by_alias(self, name: str, alias: str) -> Json | None:
+        """The version of a registered model that an alias points to; None where there is none."""
+        # MLflow calls an alias that is not set an invalid parameter.
+        missing = (httpx.codes.NOT_FOUND, httpx.codes.BAD_REQUEST)
+        found = self._get("registered-models/alias", {"name": name, "alias": alias}, missing)
+        return None if found is None else found["model_version"]
+
     def model_versions(self, name: str, max_results: int) -> Json:
         """Versions of a registered model, the newest first."""
         asked: dict[str, str | int] = {
@@ -120,9 +127,14 @@ class MlflowApi:
         request = self._http.build_request("POST", f"/api/2.0/mlflow/{method}", json=body)
         return self._json(self._send(request))
 
-    def _get(self, method: str, params: dict[str, str | int]) -> Json | None:
+    def _get(
+        self,
+        method: str,
+        params: dict[str, str | int],
+        missing: tuple[int, ...] = (httpx.codes.NOT_FOUND,),
+    ) -> Json | None:
         response = self._send(self._http.build_request("GET", f"/api/2.0/mlflow/{method}", params=params))
-        return None if response.status_code == httpx.codes.NOT_FOUND else self._json(response)
+        return None if response.status_code in missing else self._json(response)
 
     def _send(self, request: httpx.Request, stream: bool = False) -> httpx.Response:
         try:

@@ -11,7 +11,7 @@ from safemerge_airflow.page import history
 from safemerge_airflow.page.history import Cache, History
 from safemerge_airflow.page.mlflow_api import MlflowApi, MlflowUnavailableError, connect
 from tests.unit.plugins.page.conftest import Mlflow
-from tests.unit.plugins.page.fill import config, open_run
+from tests.unit.plugins.page.fill import config, open_run, promote
 
 
 def wait_for(condition: Callable[[], bool]) -> None:
@@ -38,6 +38,17 @@ def test_runs_that_fit_one_answer_are_complete(mlflow: Mlflow) -> None:
     run_id = open_run(mlflow.ledger, config("alpha"), "dag/1").run_id
     assert [run.run_id for run in read.recent_runs()] == [run_id]
     assert read.is_complete
+
+
+def test_a_model_without_champion_or_not_there_has_none(mlflow: Mlflow) -> None:
+    client = mlflow.ledger.client
+    client.create_registered_model("alpha-lora")
+    read = mlflow.history()
+    assert (read.champion("alpha-lora"), read.champion("beta-lora"), read.champions()) == (None, None, {})
+    run_id = open_run(mlflow.ledger, config("alpha"), "dag/1").run_id
+    version = promote(mlflow.ledger, "alpha-lora", run_id)
+    read = mlflow.history()
+    assert (read.champion("alpha-lora"), read.champions()) == (version, {"alpha-lora": version})
 
 
 def test_an_answer_is_given_again_for_some_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
