@@ -38,7 +38,14 @@ def mlflow(migrated_database: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPa
         warnings.simplefilter("ignore")
         importlib.import_module("starlette.middleware.wsgi")
     from mlflow.server import app, handlers
+    from mlflow.tracking._model_registry import utils as registry
+    from mlflow.tracking._tracking_service import utils as tracking
 
+    # A server makes its stores those of its process; other tests of this one have their own.
+    monkeypatch.setattr(registry, "_registry_uri", None)
+    monkeypatch.setattr(tracking, "_tracking_uri", None)
+    for name in ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI"):
+        monkeypatch.setenv(name, "")  # put back as it was, whatever the server sets
     shutil.copyfile(migrated_database, tmp_path / "mlflow.db")
     address = f"sqlite:///{tmp_path / 'mlflow.db'}"
     for store in ("_tracking_store", "_model_registry_store"):
