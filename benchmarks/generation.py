@@ -50,7 +50,7 @@ def main() -> None:
         figures[way], answers[way] = _lm_eval(options, arms, prompts, size)
         _tell(way, figures[way])
     result = {
-        "model": str(options.model),
+        "model": options.model.name,
         "arms": list(arms),
         "prompts": len(prompts),
         "max_new_tokens": options.new_tokens,

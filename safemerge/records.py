@@ -473,6 +473,11 @@ class ArtifactRef(Record):
     digest: str
     """sha256 of its content; checked after each download."""
 
+    @property
+    def run_id(self) -> str:
+        """The MLflow run that holds it, where it is in one."""
+        return self.uri.removeprefix("runs:/").partition("/")[0]
+
 
 class StepResult(Record):
     """What a pipeline step returns to its scheduler."""

@@ -190,7 +190,7 @@ def _verdict_was(decision: GateDecision) -> str:
 
 def _close(context: StepContext, run: PipelineRun, decision: GateDecision, decision_ref: ArtifactRef) -> None:
     context.ledger.close_pipeline_run(
-        run, verdict=decision.verdict, summary=decision.summary(), gate_run_id=_run_id_of(decision_ref)
+        run, verdict=decision.verdict, summary=decision.summary(), gate_run_id=decision_ref.run_id
     )
 
 
@@ -221,7 +221,3 @@ def _check_champion(context: StepContext, name: str, decision: GateDecision) -> 
 
 def _short(digest: str | None) -> str:
     return digest[:12] if digest else "none"
-
-
-def _run_id_of(ref: ArtifactRef) -> str:
-    return ref.uri.removeprefix("runs:/").partition("/")[0]

@@ -87,7 +87,7 @@ def _store(
         answers = f"{ref.uri.rpartition('/')[0]}/responses.json"
         rows[arm] = read_rows(context.ledger.fetch(answers, context.workspace.cache))
     runs = {"the pipeline": run.run_id, "the gate": step_run.run_id}
-    runs |= {f"the evaluation of {arm}": _run_id(ref) for arm, ref in found.items()}
+    runs |= {f"the evaluation of {arm}": ref.run_id for arm, ref in found.items()}
     provenance = provenance_of(run.config, runs=runs)
     digests = run.plan.model_digests | run.plan.data_digests
     transcripts = gather(shown, rows)
@@ -130,7 +130,3 @@ def _merge_report(context: StepContext, adapter: ArtifactRef) -> MergeReport | N
     except TrackingError:
         return None
     return MergeReport.read(path) if path.exists() else None
-
-
-def _run_id(ref: ArtifactRef) -> str:
-    return ref.uri.removeprefix("runs:/").partition("/")[0]
