@@ -79,9 +79,15 @@ class Record(BaseModel):
         except FileNotFoundError as error:
             raise DataError(f"{path}: expected {_called(cls)}, got no such file") from error
         except ValidationError as error:
-            first = error.errors()[0]
-            where = ".".join(str(part) for part in first["loc"]) or "the file"
-            raise DataError(f"{path}: expected {_called(cls)}, got at {where}: {first['msg']}") from error
+            found = first_problem(error, "the file")
+            raise DataError(f"{path}: expected {_called(cls)}, got {found}") from error
+
+
+def first_problem(error: ValidationError, whole: str) -> str:
+    """Where the first fault of a record lies and what it is; ``whole`` names it where it has no one place."""
+    first = error.errors()[0]
+    where = ".".join(map(str, first["loc"])) or whole
+    return f"at {where}: {first['msg']}"
 
 
 def _called(kind: type[Record]) -> str:

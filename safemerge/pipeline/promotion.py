@@ -11,7 +11,7 @@ from safemerge.pipeline.context import StepContext, inputs_digest, local_adapter
 from safemerge.pipeline.reporting import model_card
 from safemerge.pipeline.request import StepRequest
 from safemerge.pipeline.rolling_back import describe_rollback
-from safemerge.records import Answer, ArtifactRef, GateDecision, StepResult
+from safemerge.records import Answer, ArtifactRef, GateDecision, StepResult, first_problem
 from safemerge.tracking import tags
 from safemerge.tracking.champions import Release
 from safemerge.tracking.history import How
@@ -156,11 +156,8 @@ def heard(
     try:
         answer = Answer.model_validate(given)
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"])) or "the answer"
-        raise ConfigError(
-            f"option answer: expected a person's answer, got at {where}: {first['msg']}"
-        ) from error
+        found = first_problem(error, "the answer")
+        raise ConfigError(f"option answer: expected a person's answer, got {found}") from error
     decision_digest = request.input("decision").digest
     if (answer.decision_digest, answer.adapter_digest) != (decision_digest, decision.adapter_digest):
         raise MismatchError(

@@ -21,7 +21,7 @@ from safemerge.pipeline.promotion import promote
 from safemerge.pipeline.request import StepRequest
 from safemerge.pipeline.tuning import advance, choose, propose, tune_evaluate
 from safemerge.pipeline.workspace import Workspace
-from safemerge.records import StepResult
+from safemerge.records import StepResult, first_problem
 from safemerge.storage.disk import full_disk_errors
 from safemerge.tracking.ledger import Ledger, tracking_errors
 
@@ -55,11 +55,8 @@ def run_step(name: str, request_json: str) -> StepResult:
     try:
         request = StepRequest.model_validate_json(request_json)
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"])) or "request"
-        raise ConfigError(
-            f"step {name}: expected a request as JSON, got at {where}: {first['msg']}"
-        ) from error
+        found = first_problem(error, "request")
+        raise ConfigError(f"step {name}: expected a request as JSON, got {found}") from error
     address = os.environ.get("MLFLOW_TRACKING_URI")
     if not address:
         # MLflow would make a database in the working directory, different for every worker.
