@@ -14,13 +14,14 @@ from typing import NamedTuple
 from pydantic import JsonValue
 
 from safemerge.config.evaluation import EvaluationConfig
+from safemerge.evaluation.dependencies import arm_dependencies, generation_protocol, place
 from safemerge.evaluation.engines import Arm, load
 from safemerge.evaluation.generation import answer_batches
 from safemerge.evaluation.harm import JudgedSuite, Row, judge_suite
 from safemerge.evaluation.journal import Journal
 from safemerge.evaluation.judges import Judge, make_judges
 from safemerge.evaluation.judges.local import free_memory
-from safemerge.evaluation.libraries import check_libraries, versions
+from safemerge.evaluation.libraries import check_libraries
 from safemerge.evaluation.stopping import Stopping, answers_until_settled, stoppings
 from safemerge.evaluation.suites import ChatFormat, Suite, read_suite
 from safemerge.evaluation.utility import check_task, measure_utility, task_digest
@@ -138,14 +139,16 @@ def evaluate_arms(
     measured = {}
     for name in adapters:
         with loaded.arm(name) as arm:
-            depends_on: dict[str, JsonValue] = {"model": model_digest, "adapter": adapter_digests[name]}
-            if settings.endpoint is not None:
-                server = settings.endpoint
-                depends_on |= {"url": server.url, "request": server.request, "served_as": server.models[name]}
+            depends_on = arm_dependencies(
+                settings, arm, name, model_digest=model_digest, adapter_digest=adapter_digests[name]
+            )
             asking = _Asking(arm, name, settings, journal, depends_on)
-            answers, protocol, place = _answers(asking, suites, judges, early)
-            utility = _utility(arm, model, settings, journal, depends_on | place) if with_utility else None
-            measured[name] = _Measured(answers, utility, protocol, place)
+            measured[name] = _Measured(
+                _answers(asking, suites, judges, early),
+                _utility(asking, model) if with_utility else None,
+                generation_protocol(settings, arm),
+                place(settings, arm),
+            )
     del asking, arm, loaded
     free_memory()
     judged = _judge(suites, judges, measured, early, journal)
@@ -178,30 +181,19 @@ class _Asking(NamedTuple):
     settings: EvaluationConfig
     journal: Journal
     depends_on: Mapping[str, JsonValue]
-    """What its answers depend on beside what is asked and how."""
+    """What its answers and its utility depend on beside what is asked and how."""
 
 
 def _answers(
     it: _Asking, suites: list[Suite], judges: Mapping[SuiteKind, Judge], early: Mapping[str, Stopping]
-) -> tuple[dict[str, dict[str, str]], dict[str, JsonValue], dict[str, str]]:
-    """An arm's answers to every suite, or as much of it as is needed, how they were generated, and where."""
-    server = it.settings.endpoint
-    protocol: dict[str, JsonValue] = {
-        "engine": it.arm.engine,
-        "decoding": "greedy",
-        "max_new_tokens": it.settings.generation.max_new_tokens,
-    }
-    place = {"device": it.arm.device, "dtype": it.arm.dtype, **versions(it.settings.engine)}
-    depends_on: dict[str, JsonValue] = {**it.depends_on, **protocol, **place}
-    if server is not None:
-        protocol |= {"request": server.request}
-        place |= {"endpoint": server.url}
+) -> dict[str, dict[str, str]]:
+    """An arm's answers to every suite, or to as much of it as is needed."""
     found = {}
     for suite in suites:
 
         def ask(prompts: Mapping[str, str], label: str, chat: ChatFormat = suite.chat) -> dict[str, str]:
             batches = answer_batches(
-                it.arm, prompts, chat, it.settings.generation, label, it.journal, depends_on
+                it.arm, prompts, chat, it.settings.generation, label, it.journal, it.depends_on
             )
             return {prompt_id: text for batch in batches for prompt_id, text in batch.items()}
 
@@ -212,21 +204,19 @@ def _answers(
             )
         else:
             found[suite.name] = ask({prompt.id: prompt.text for prompt in suite.prompts}, label)
-    return found, protocol, place
+    return found
 
 
-def _utility(
-    arm: Arm, model: Path, settings: EvaluationConfig, journal: Journal, depends_on: Mapping[str, JsonValue]
-) -> UtilityReport:
+def _utility(it: _Asking, model: Path) -> UtilityReport:
     """The arm's utility, from the journal where the task asks what it asked then."""
-    task = settings.utility
-    key = json_digest({"utility": task.model_dump(mode="json"), "depends_on": dict(depends_on)})
-    if (kept := journal.get(key)) is not None:
+    task = it.settings.utility
+    key = json_digest({"utility": task.model_dump(mode="json"), "depends_on": dict(it.depends_on)})
+    if (kept := it.journal.get(key)) is not None:
         report = UtilityReport.model_validate(kept)
         if report.task_digest == task_digest(task, model):
             return report
     report = measure_utility(
-        arm,
+        it.arm,
         task=task.task,
         metric=task.metric,
         include_path=task.include_path,
@@ -236,7 +226,7 @@ def _utility(
         batch_size=task.batch_size,
         apply_chat_template=task.apply_chat_template,
     )
-    journal.put(key, report.model_dump(mode="json"))
+    it.journal.put(key, report.model_dump(mode="json"))
     return report
 
 

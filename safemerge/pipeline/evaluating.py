@@ -23,8 +23,6 @@ from safemerge.tracking.ledger import PipelineRun
 
 EVALUATION = "evaluate_"
 """How the labels of evaluations begin; the arm follows."""
-LIMITS = {"max_harmful_rate", "max_category_harmful_rate", "max_over_refusal_rate"}
-"""Of the gate's policy: what says when a suite is stopped early."""
 
 
 def evaluate(context: StepContext, request: StepRequest) -> StepResult:
@@ -92,8 +90,8 @@ def measure(
         asked: what is measured.
         label: name of the step within the pipeline run.
     """
+    from safemerge.evaluation.dependencies import report_dependencies
     from safemerge.evaluation.judges import make_judges
-    from safemerge.evaluation.libraries import libraries_of
     from safemerge.evaluation.suites import read_suite
 
     settings = asked.settings
@@ -101,19 +99,17 @@ def measure(
     for suite in suites:
         if suite.name in asked.suite_digests:
             check_unchanged(f"suite {suite.name}", asked.suite_digests[suite.name], suite.digest())
-    judges = {kind: judge.record for kind, judge in make_judges(settings).items()}
-    what = settings.model_dump(mode="json", exclude={"suites": True, "utility": {"include_path"}})
+    judges = make_judges(settings)
     digest = inputs_digest(
         asked.step,
-        ("torch", *libraries_of(settings.engine)),
-        model=run.plan.model_digests["aligned_model"],
-        adapter=adapter and adapter.digest,
-        suites={suite.name: [suite.kind, suite.digest()] for suite in suites},
-        task=asked.task_digest,
-        judges={kind: judge.model_dump(mode="json") for kind, judge in judges.items()},
-        settings=what,
-        **(
-            {"limits": run.config.gate.model_dump(mode="json", include=LIMITS)} if settings.sequential else {}
+        evaluation=report_dependencies(
+            settings,
+            suites,
+            judges,
+            model_digest=run.plan.model_digests["aligned_model"],
+            adapter_digest=adapter.digest if adapter else None,
+            task_digest=asked.task_digest,
+            policy=run.config.gate,
         ),
     )
     if done := already_done(context, run, asked.step, digest, label):
@@ -125,8 +121,10 @@ def measure(
 
     work = context.workspace.work(label, digest)
     with context.ledger.step_run(run, asked.step, digest, label) as step_run:
-        step_run.log_params(what)
-        step_run.set_tags({tags.ARM: arm, tags.JUDGE: _who_judged(judges.values())})
+        step_run.log_params(
+            settings.model_dump(mode="json", exclude={"suites": True, "utility": {"include_path"}})
+        )
+        step_run.set_tags({tags.ARM: arm, tags.JUDGE: _who_judged(judge.record for judge in judges.values())})
         for suite in suites:
             step_run.log_dataset(suite.name, suite.digest(), suite.source)
         evaluation = evaluate_arm(
