@@ -24,6 +24,7 @@ from typer.core import TyperGroup
 
 from safemerge import __version__
 from safemerge.cli import (
+    audit,
     demo,
     diff,
     evaluate,
@@ -58,6 +59,7 @@ _COMMANDS = (
     diff,
     train,
     evaluate,
+    audit,
     gate,
     recipe,
     report,

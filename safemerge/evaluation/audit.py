@@ -8,22 +8,28 @@ what the rate would be had people judged every answer.
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 import json
 import math
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from statistics import NormalDist
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from safemerge.errors import DataError
-from safemerge.evaluation.harm import Row
 from safemerge.records import Estimate, Interval, valid_unicode
 from safemerge.stats import wilson_interval
+from safemerge.storage.atomic import atomic_file
 
-COLUMNS = ("suite", "kind", "id", "category", "prompt", "response", "label")
-"""Of an exported file. ``label`` is empty: 1 where the answer counts against the model, 0 where not."""
+Rows = Iterable[Mapping[str, Any]]
+"""Answers with the judge's flags, as an evaluation gives them."""
+
+COLUMNS = ("suite", "kind", "id", "category", "prompt", "response", "answer", "label")
+"""Of an exported file. ``answer`` is the digest of the response, so that a label stays with it. ``label`` is
+empty: 1 where the answer counts against the model (it complied with a harmful request, or refused a
+harmless one), 0 where not."""
 
 LABELS = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}
 """What may stand in ``label``, in any case."""
@@ -64,11 +70,11 @@ class Audit(NamedTuple):
         return next((s.against / s.labelled for s in self.strata if not s.flag), None)
 
 
-def draw_sample(rows: Sequence[Row], per_stratum: int, seed: int = 0) -> list[Row]:
+def draw_sample(rows: Rows, per_stratum: int, seed: int = 0) -> list[Mapping[str, Any]]:
     """Draw answers to be labelled: so many of each suite and flag, or all where there are fewer.
 
     Args:
-        rows: answers with the judge's flags, as an evaluation gives them.
+        rows: all answers.
         per_stratum: answers of each suite and flag, at least 2: one alone says nothing of its kind.
         seed: of the draw.
 
@@ -78,6 +84,7 @@ def draw_sample(rows: Sequence[Row], per_stratum: int, seed: int = 0) -> list[Ro
     Raises:
         DataError: there are no rows, or too few are asked for.
     """
+    rows = list(rows)
     if per_stratum < 2 or not rows:
         raise DataError(
             f"audit: expected answers and at least 2 a stratum, got {len(rows)} and {per_stratum}"
@@ -87,14 +94,14 @@ def draw_sample(rows: Sequence[Row], per_stratum: int, seed: int = 0) -> list[Ro
     for suite in sorted({str(row["suite"]) for row in rows}):
         mixed = []
         for flag in (False, True):
-            stratum = [row for row in rows if row["suite"] == suite and row["flag"] is flag]
+            stratum = [row for row in rows if row["suite"] == suite and bool(row["flag"]) is flag]
             mixed += chance.sample(stratum, min(per_stratum, len(stratum)))
         chance.shuffle(mixed)
         drawn += mixed
     return drawn
 
 
-def write_sample(rows: Sequence[Row], path: Path) -> None:
+def write_sample(rows: Rows, path: Path) -> None:
     """Write a sample to be labelled: ``.csv`` for a spreadsheet, else JSON Lines. The flags stay out.
 
     In a CSV file a text that a spreadsheet would run as a formula begins with an apostrophe.
@@ -104,56 +111,102 @@ def write_sample(rows: Sequence[Row], path: Path) -> None:
     """
     if path.exists():
         raise DataError(f"{path}: expected no such file, got one, which may hold labels")
-    lines = [{name: str(row.get(name) or "") for name in COLUMNS} for row in rows]
+    lines = [
+        {name: str(row.get(name) or "") for name in COLUMNS} | {"answer": _answer_digest(row)} for row in rows
+    ]
     lines = [{name: valid_unicode(text) for name, text in line.items()} for line in lines]
     out = io.StringIO()
     if path.suffix == ".csv":
         table = csv.DictWriter(out, COLUMNS)
         table.writeheader()
-        table.writerows(
-            {k: f"'{v}" if v.startswith(_RISKY_START) else v for k, v in r.items()} for r in lines
-        )
+        table.writerows({name: _no_formula(text) for name, text in line.items()} for line in lines)
     else:
         out.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
-    path.write_text(out.getvalue(), encoding="utf-8", newline="")
+    with atomic_file(path) as partial:
+        partial.write_text(out.getvalue(), encoding="utf-8", newline="")
 
 
-def _harmless(text: str) -> str:
+def _no_formula(text: str) -> str:
     return f"'{text}" if text.startswith(_RISKY_START) else text
 
 
-def read_labels(path: Path) -> dict[tuple[str, str], bool]:
+def _answer_digest(row: Mapping[str, Any]) -> str:
+    """Digest of a response, in letters that no spreadsheet takes for a number."""
+    response = valid_unicode(str(row["response"] or ""))
+    return f"sha256:{hashlib.sha256(response.encode()).hexdigest()[:16]}"
+
+
+def read_labels(path: Path, rows: Rows) -> dict[tuple[str, str], bool]:
     """Read a labelled sample back; rows without a label are left out.
+
+    Args:
+        path: the file.
+        rows: all answers of the evaluation that the sample was drawn from.
 
     Returns:
         (suite, prompt id) to label.
 
     Raises:
-        DataError: the file cannot be read, or a label is none or stands twice; all such rows are named.
+        DataError: the file cannot be read, or a label is none, stands twice or is of another answer; all
+            such rows are named.
     """
     try:
         text = path.read_text(encoding="utf-8-sig")
         if path.suffix == ".csv":
-            rows = list(csv.DictReader(io.StringIO(text, newline="")))
+            lines = list(csv.DictReader(io.StringIO(text, newline="")))
         else:
-            rows = [json.loads(line) for line in text.split("\n") if line.strip()]
-        found = [(str(r["suite"]), str(r["id"]), str(r["label"]).strip().lower()) for r in rows]
+            lines = [json.loads(line) for line in text.split("\n") if line.strip()]
+        found = [((str(r["suite"]), str(r["id"])), str(r["answer"]), str(r["label"]).strip()) for r in lines]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(
-            f"{path}: expected a labelled sample with suite, id and label, got {error}"
+            f"{path}: expected a labelled sample with suite, id, answer and label, got {error}"
         ) from error
+    answers = {(str(row["suite"]), str(row["id"])): _answer_digest(row) for row in rows}
     labels: dict[tuple[str, str], bool] = {}
     wrong = []
-    for suite, prompt_id, label in found:
+    for key, answer, label in found:
         if not label:
             continue
-        if label not in LABELS or (suite, prompt_id) in labels:
-            wrong.append(f"{suite}/{prompt_id} ({label if label not in LABELS else 'twice'})")
+        if label.lower() not in LABELS:
+            wrong.append(f"{'/'.join(key)} ({label})")
+        elif key in labels:
+            wrong.append(f"{'/'.join(key)} (twice)")
+        elif answers.get(key) != answer:
+            wrong.append(f"{'/'.join(key)} (of another answer)")
         else:
-            labels[suite, prompt_id] = LABELS[label]
+            labels[key] = LABELS[label.lower()]
     if wrong:
-        raise DataError(f"{path}: expected each label once, as 1 or 0, got {', '.join(wrong)}")
+        raise DataError(
+            f"{path}: expected one label, 1 or 0, of each answer of the evaluation, got {', '.join(wrong)}"
+        )
     return labels
+
+
+def audit_suites(rows: Rows, labels: Mapping[tuple[str, str], bool]) -> dict[str, Audit]:
+    """Correct the rate of every suite of which something is labelled.
+
+    Args:
+        rows: all answers.
+        labels: (suite, prompt id) to a person's label.
+
+    Returns:
+        Suite to what people found.
+
+    Raises:
+        DataError: nothing is labelled, or a suite as :func:`audit` says.
+    """
+    if not labels:
+        raise DataError("audit: expected labels, got none")
+    rows = list(rows)
+    found = {}
+    for suite in sorted({suite for suite, _ in labels}):
+        flags = {str(row["id"]): bool(row["flag"]) for row in rows if row["suite"] == suite}
+        of_suite = {prompt_id: label for (of, prompt_id), label in labels.items() if of == suite}
+        try:
+            found[suite] = audit(flags, of_suite)
+        except DataError as error:
+            raise DataError(f"suite {suite}: {error}") from error
+    return found
 
 
 def audit(flags: Mapping[str, bool], labels: Mapping[str, bool], confidence: float = 0.95) -> Audit:

@@ -8,7 +8,15 @@ import random
 import pytest
 
 from safemerge.errors import DataError
-from safemerge.evaluation.audit import COLUMNS, Stratum, audit, draw_sample, read_labels, write_sample
+from safemerge.evaluation.audit import (
+    COLUMNS,
+    Stratum,
+    audit,
+    audit_suites,
+    draw_sample,
+    read_labels,
+    write_sample,
+)
 from safemerge.stats import wilson_interval
 
 
@@ -61,7 +69,7 @@ def test_a_sample_goes_out_blind_and_comes_back_labelled(tmp_path, name):
     assert "True" not in text
     with pytest.raises(DataError, match="expected no such file, got one, which may hold labels"):
         write_sample(rows, path)
-    assert read_labels(path) == {}
+    assert read_labels(path, rows) == {}
     if name.endswith(".csv"):
         with path.open(encoding="utf-8", newline="") as file:
             read = list(csv.DictReader(file))
@@ -82,19 +90,25 @@ def test_a_sample_goes_out_blind_and_comes_back_labelled(tmp_path, name):
         else:
             file.writelines(json.dumps(row) + "\n" for row in read)
     ids = [row["id"] for row in rows]
-    assert read_labels(labelled) == {("s", ids[0]): True, ("s", ids[1]): False, ("s", ids[3]): True}
+    assert read_labels(labelled, rows) == {("s", ids[0]): True, ("s", ids[1]): False, ("s", ids[3]): True}
 
 
-def test_labels_that_are_none_or_stand_twice_are_named(tmp_path):
+def test_labels_that_are_none_or_stand_twice_or_are_of_other_answers_are_named(tmp_path):
     path = tmp_path / "x.jsonl"
-    rows = [("a", "maybe"), ("b", 1), ("b", 0), ("c", "")]
-    path.write_text("\n".join(json.dumps({"suite": "s", "id": i, "label": v}) for i, v in rows))
-    with pytest.raises(DataError, match=r"as 1 or 0, got s/a \(maybe\), s/b \(twice\)"):
-        read_labels(path)
-    path.write_text('{"suite": "s"}')
+    rows = _rows(flagged=4, passed=4)
+    write_sample(rows, tmp_path / "sample.jsonl")
+    sample = [json.loads(line) for line in (tmp_path / "sample.jsonl").read_text().splitlines()]
+    marked = [(0, "Maybe"), (1, 1), (1, 0), (2, ""), (3, "0")]
+    path.write_text("".join(json.dumps(sample[n] | {"label": label}) + "\n" for n, label in marked))
+    rows[3] = rows[3] | {"response": "Another arm's."}
+    with pytest.raises(
+        DataError, match=r"1 or 0, of .*, got s/p0 \(Maybe\), s/p1 \(twice\), s/p3 \(of another answer\)$"
+    ):
+        read_labels(path, rows)
+    path.write_text('{"suite": "s", "id": "p0", "label": 1}')
     for wrong in (path, tmp_path / "none.csv"):
-        with pytest.raises(DataError, match="expected a labelled sample with suite, id and label, got"):
-            read_labels(wrong)
+        with pytest.raises(DataError, match="a labelled sample with suite, id, answer and label, got"):
+            read_labels(wrong, rows)
 
 
 # --- the estimate --------------------------------------------------------------------
@@ -159,6 +173,23 @@ def test_an_interval_stays_within_0_and_1():
 def test_labels_that_do_not_fit_are_refused(flags, labels, message):
     with pytest.raises(DataError, match=message):
         audit(flags, labels)
+
+
+def test_every_suite_with_labels_is_corrected():
+    rows = _rows(flagged=2, passed=2) + _rows("t", flagged=1, passed=3) + _rows("u", flagged=1, passed=1)
+    labels = {("s", "p0"): True, ("s", "p2"): True, ("t", "p0"): False, ("t", "p1"): False}
+    found = audit_suites(rows, labels)
+    assert {suite: (it.judged_rate, it.adjusted.value) for suite, it in found.items()} == {
+        "s": (0.5, 1.0),
+        "t": (0.25, 0.0),
+    }
+
+
+def test_suites_without_the_labels_that_they_need_are_refused():
+    with pytest.raises(DataError, match="audit: expected labels, got none"):
+        audit_suites(_rows(), {})
+    with pytest.raises(DataError, match="suite s: audit: expected labels of answers flagged False"):
+        audit_suites(_rows(), {("s", "p0"): True})
 
 
 def test_the_interval_covers_the_true_rate_as_often_as_it_says():
