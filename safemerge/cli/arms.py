@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from safemerge.arms import ALIGNED, CANDIDATE, CHAMPION, FINE_TUNED
+
 if TYPE_CHECKING:
     from safemerge.gate import GatePolicy
     from safemerge.records import EvaluationReport, GateDecision
 
-ARMS = ("candidate", "aligned", "fine_tuned", "champion")
+ARMS = (CANDIDATE, ALIGNED, FINE_TUNED, CHAMPION)
 """Arms whose reports the gate reads."""
 
 PolicyFile = Annotated[
@@ -77,17 +79,17 @@ def named_paths(
             )
         paths[arm] = path
     if candidate is None:
-        if "candidate" not in paths:
+        if CANDIDATE not in paths:
             raise typer.BadParameter("expected --candidate or --reports candidate=PATH, got neither")
         return paths
-    if "candidate" in paths:
+    if CANDIDATE in paths:
         raise typer.BadParameter("expected one report of candidate, got two")
     if candidate in paths:
-        return {"candidate" if arm == candidate else arm: path for arm, path in paths.items()}
+        return {CANDIDATE if arm == candidate else arm: path for arm, path in paths.items()}
     if reports and not Path(candidate).exists():
         arms = ", ".join(paths) or "none"
         raise typer.BadParameter(f"--candidate {candidate}: expected a path or one of the arms {arms}")
-    return {"candidate": Path(candidate), **paths}
+    return {CANDIDATE: Path(candidate), **paths}
 
 
 def _named(text: str) -> tuple[str, Path]:
@@ -108,7 +110,7 @@ def check_champion(arms: Iterable[str], no_champion: bool) -> None:
     Raises:
         typer.BadParameter: it is.
     """
-    if no_champion and "champion" in arms:
+    if no_champion and CHAMPION in arms:
         raise typer.BadParameter("expected a champion's report or --no-champion, got both")
 
 
@@ -137,11 +139,11 @@ def verdict(
     from safemerge.gate import NO_CHAMPION, Reference, check_decidable, decide, sizes
 
     try:
-        check_decidable(policy, sizes(reports["candidate"]))
+        check_decidable(policy, sizes(reports[CANDIDATE]))
     except ConfigError as error:
         raise ConfigError(f"{where}: {error}") from error
-    champion = reports.get("champion")
+    champion = reports.get(CHAMPION)
     remedy = "name it by --champion, or say --no-champion where nothing is released yet"
     known = Reference(champion) if champion else Reference(remedy=remedy)
     reference = NO_CHAMPION if no_champion else known
-    return decide(reports["candidate"], reports.get("aligned"), reports.get("fine_tuned"), policy, reference)
+    return decide(reports[CANDIDATE], reports.get(ALIGNED), reports.get(FINE_TUNED), policy, reference)

@@ -10,15 +10,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from safemerge.arms import ALIGNED
 from safemerge.cli.flags import AsJson, epilog
 from safemerge.cli.logs import plain_logs
 
 if TYPE_CHECKING:
     from safemerge.evaluation.evaluating import Evaluation
     from safemerge.records import EvaluationReport, SuiteReport
-
-ALIGNED = "aligned"
-"""Name of the arm without an adapter."""
 
 EPILOG = epilog(
     "safemerge evaluate --config pipeline.yaml --output eval/aligned",

@@ -10,6 +10,7 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
+from safemerge.arms import ALIGNED, FINE_TUNED, SAFEMERGE, SCALE_SELECTED
 from safemerge.gate.rendering import SAYS
 from safemerge.records import Estimate, EvaluationReport, GateDecision, Outcome, SuiteKind, SuiteReport
 from safemerge.release.assembling import ARM_TITLES
@@ -46,7 +47,7 @@ def arms_table(reports: Mapping[str, EvaluationReport]) -> Table:
         if first.utility:
             cells += [_utility(report), _gain(arm, reports)]
         cells += [_rate(suite) for suite in report.suites]
-        table.add_row(*cells, style="bold" if arm == "safemerge" else "")
+        table.add_row(*cells, style="bold" if arm == SAFEMERGE else "")
     return table
 
 
@@ -81,7 +82,7 @@ def last_screen(
         outlook: lines on what to open or type next.
     """
     parts: list[RenderableType] = [arms_table(reports), Text("")]
-    repair = (reports.get(arm) for arm in ("aligned", "fine_tuned", "safemerge", "scale_selected"))
+    repair = (reports.get(arm) for arm in (ALIGNED, FINE_TUNED, SAFEMERGE, SCALE_SELECTED))
     parts += [Text(line) for line in findings(*repair)]
     if any(suite.judge.smoke for report in reports.values() for suite in report.suites):
         parts.append(
@@ -106,9 +107,9 @@ def _utility(report: EvaluationReport) -> str:
 
 
 def _gain(arm: str, reports: Mapping[str, EvaluationReport]) -> str:
-    aligned, fine_tuned = reports.get("aligned"), reports.get("fine_tuned")
-    if arm in ("aligned", "fine_tuned"):
-        return {"aligned": "0 %", "fine_tuned": "100 %"}[arm]
+    aligned, fine_tuned = reports.get(ALIGNED), reports.get(FINE_TUNED)
+    if arm in (ALIGNED, FINE_TUNED):
+        return "0 %" if arm == ALIGNED else "100 %"
     utilities = [report and report.utility for report in (reports[arm], aligned, fine_tuned)]
     mine, base, top = utilities
     if not (

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
+from safemerge.arms import ALIGNED, CANDIDATE, FINE_TUNED
 from safemerge.errors import DataError
 from safemerge.records import EvaluationReport, Interval, Stopped, SuiteKind, SuiteReport, UtilityReport
 from safemerge.stats import FinalCounts, GainKept, category_rates, final_counts, gain_kept, whole_interval
@@ -103,7 +104,7 @@ def utility_gain(
     """
     arm, base, tuned = (
         utility_of(name, report)
-        for name, report in (("candidate", candidate), ("aligned", aligned), ("fine_tuned", fine_tuned))
+        for name, report in ((CANDIDATE, candidate), (ALIGNED, aligned), (FINE_TUNED, fine_tuned))
     )
     others = [report for report in (aligned, fine_tuned) if report is not None]
     differences = {odd for other in others for odd in model_difference(candidate, other)}
@@ -139,11 +140,11 @@ def check_adapter(name: str, report: EvaluationReport) -> None:
     Raises:
         DataError: the aligned model's is of an adapter, or another's of none.
     """
-    if name == "aligned" and report.adapter_digest is not None:
+    if name == ALIGNED and report.adapter_digest is not None:
         raise DataError(
             f"the report of aligned is of the adapter {report.adapter_digest[:12]}, not of the model alone"
         )
-    if name != "aligned" and not report.adapter_digest:
+    if name != ALIGNED and not report.adapter_digest:
         raise DataError(f"the report of {name} names no adapter")
 
 

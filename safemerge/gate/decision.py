@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 
+from safemerge.arms import ALIGNED, CANDIDATE, CHAMPION, FINE_TUNED
 from safemerge.errors import DataError
 from safemerge.gate.absolute import (
     category_rules,
@@ -16,7 +17,7 @@ from safemerge.gate.absolute import (
 from safemerge.gate.comparison import categories_of, check_adapter, differences, odd_keys, suites_of
 from safemerge.gate.feasibility import sizes
 from safemerge.gate.policy import GatePolicy, OnCannotTell, SignOff
-from safemerge.gate.regression import CHAMPION, Reference, regression_rules
+from safemerge.gate.regression import Reference, regression_rules
 from safemerge.gate.stopping import stop_rule
 from safemerge.gate.wording import cannot_judge, kept, limit_in_percent
 from safemerge.records import (
@@ -54,7 +55,7 @@ def decide(
         The decision with every rule's figure, limit and outcome. Bad reports never raise:
         they give rules that cannot be judged.
     """
-    reports = {"aligned": aligned, "fine_tuned": fine_tuned}
+    reports = {ALIGNED: aligned, FINE_TUNED: fine_tuned}
     references = {CHAMPION: champion} | {name: Reference(report) for name, report in reports.items()}
     rules = (
         *harmful_rules(candidate, policy.max_harmful_rate),
@@ -89,11 +90,11 @@ def decide(
 def _adapter_rule(candidate: EvaluationReport) -> RuleOutcome:
     rule = "adapter"
     try:
-        check_adapter("candidate", candidate)
+        check_adapter(CANDIDATE, candidate)
     except DataError as error:
-        return cannot_judge(rule, "candidate", None, str(error))
+        return cannot_judge(rule, CANDIDATE, None, str(error))
     digest = str(candidate.adapter_digest)[:12]
-    return kept(rule, "candidate", f"{candidate.arm} is the adapter with digest {digest}")
+    return kept(rule, CANDIDATE, f"{candidate.arm} is the adapter with digest {digest}")
 
 
 def _comparable_rule(candidate: EvaluationReport, name: str, other: EvaluationReport) -> RuleOutcome:

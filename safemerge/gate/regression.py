@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import NamedTuple
 
+from safemerge.arms import CANDIDATE, CHAMPION
 from safemerge.errors import DataError
 from safemerge.gate.comparison import (
     UNMEASURED,
@@ -24,7 +25,6 @@ from safemerge.gate.wording import cannot_judge, cannot_tell, judged, not_applic
 from safemerge.records import Estimate, EvaluationReport, Interval, RuleOutcome, SuiteKind, SuiteReport
 from safemerge.stats import holm, mcnemar, mean_difference, rate_difference, smallest_significant
 
-CHAMPION = "champion"
 STOPPED = (
     "the suite was stopped early, and this rule pairs whole suites; evaluate without evaluation.sequential"
 )
@@ -193,7 +193,7 @@ def _utility_rules(it: _Comparison) -> Iterator[RuleOutcome]:
     """Non-inferiority: the worst end of the paired interval of what is lost against the margin."""
     task = task_of(it.candidate)
     try:
-        ours, theirs = utility_of("candidate", it.candidate), utility_of(it.name, it.other)
+        ours, theirs = utility_of(CANDIDATE, it.candidate), utility_of(it.name, it.other)
         odd = next(utility_differences(ours, theirs), None)
         if odd:
             yield cannot_judge(it.rule, task, it.limit, _not_comparable(it, odd))

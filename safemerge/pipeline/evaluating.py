@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
+from safemerge.arms import ALIGNED
 from safemerge.config.evaluation import EvaluationConfig
 from safemerge.errors import ConfigError
 from safemerge.pipeline.context import (
@@ -45,7 +46,7 @@ def evaluate(context: StepContext, request: StepRequest) -> StepResult:
         raise ConfigError(f"option arm: expected a name, got {arm!r}")
     run = context.ledger.pipeline_run(request.run_id or "")
     adapter = request.inputs.get("adapter")
-    if adapter is None and arm != "aligned":
+    if adapter is None and arm != ALIGNED:
         return StepResult(
             step="evaluate",
             run_id=run.run_id,

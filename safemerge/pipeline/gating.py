@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from safemerge.arms import ALIGNED, CANDIDATE, CHAMPION, FINE_TUNED, SAFEMERGE
 from safemerge.gate import NO_CHAMPION, Reference, decide, measurement_differences
 from safemerge.pipeline.context import StepContext, already_done, inputs_digest, local_file
 from safemerge.pipeline.evaluating import EVALUATION
-from safemerge.pipeline.merging import CANDIDATE
 from safemerge.pipeline.reporting import store_report
 from safemerge.pipeline.request import StepRequest
 from safemerge.records import ArtifactRef, EvaluationReport, GateDecision, RuleOutcome, StepResult, Verdict
@@ -34,15 +34,15 @@ def gate(context: StepContext, request: StepRequest) -> StepResult:
             drawn, which changes no verdict.
     """
     run = context.ledger.pipeline_run(request.run_id or "")
-    refs = {"candidate": request.input("candidate")} | {
-        name: request.inputs[name] for name in ("aligned", "fine_tuned") if name in request.inputs
+    refs = {CANDIDATE: request.input(CANDIDATE)} | {
+        name: request.inputs[name] for name in (ALIGNED, FINE_TUNED) if name in request.inputs
     }
     adapter = request.input("adapter")
-    names = {"candidate": CANDIDATE if run.plan.adapter is None else "adapter"}
+    names = {CANDIDATE: SAFEMERGE if run.plan.adapter is None else "adapter"}
     reports = {name: _read_report(context, ref, names.get(name, name)) for name, ref in refs.items()}
     champion = NO_CHAMPION
     if run.config.gate.against.champion is not None:
-        champion = find_champion(context, run, reports["candidate"])
+        champion = find_champion(context, run, reports[CANDIDATE])
     digest = inputs_digest(
         "gate",
         ("numpy",),
@@ -55,13 +55,13 @@ def gate(context: StepContext, request: StepRequest) -> StepResult:
     result = already_done(context, run, "gate", digest, "gate")
     if result is None:
         decision = decide(
-            reports["candidate"],
-            reports.get("aligned"),
-            reports.get("fine_tuned"),
+            reports[CANDIDATE],
+            reports.get(ALIGNED),
+            reports.get(FINE_TUNED),
             run.config.gate,
             champion,
         )
-        shown = reports if champion.report is None else {**reports, "champion": champion.report}
+        shown = reports if champion.report is None else {**reports, CHAMPION: champion.report}
         result = _record(context, run, digest, decision, shown, refs, adapter)
     context.ledger.link_report(run, result)
     context.ledger.note_on_pipeline_run(run, tags.FIGURES, run_figures(reports).to_tag())
@@ -91,7 +91,7 @@ def find_champion(context: StepContext, run: PipelineRun, candidate: EvaluationR
     if digest is None:
         problem = f"models:/{name}/{version.version} lacks the tag {tags.ADAPTER_DIGEST}"
         return Reference(None, problem, "promote an adapter by the pipeline")
-    found = [_read_report(context, ref, "champion") for ref in _reports_of(context, run, version.tags)]
+    found = [_read_report(context, ref, CHAMPION) for ref in _reports_of(context, run, version.tags)]
     if not found:
         problem = f"no evaluation of models:/{name}/{version.version} is on record"
         return Reference(None, problem, remedy)
@@ -104,7 +104,7 @@ def _reports_of(context: StepContext, run: PipelineRun, champion: Mapping[str, s
     refs = list(context.ledger.find_evaluations(run.experiment_id, champion[tags.ADAPTER_DIGEST]))
     if not refs and tags.PIPELINE_RUN in champion:
         # Evaluations did not always name their adapter.
-        promoted = context.ledger.results(champion[tags.PIPELINE_RUN]).get(f"{EVALUATION}{CANDIDATE}")
+        promoted = context.ledger.results(champion[tags.PIPELINE_RUN]).get(f"{EVALUATION}{SAFEMERGE}")
         refs += [promoted.outputs["report"]] if promoted and "report" in promoted.outputs else []
     return refs
 

@@ -7,6 +7,7 @@ import shutil
 from statistics import median
 from typing import Any
 
+from safemerge.arms import SAFEMERGE, SCALE, SCALE_SELECTED
 from safemerge.config.merge import MergeConfig
 from safemerge.pipeline.context import (
     StepContext,
@@ -22,9 +23,6 @@ from safemerge.records import ArtifactRef, MergeReport, StepResult
 from safemerge.reports.tuning import TuneReport
 
 logger = logging.getLogger(__name__)
-
-CANDIDATE = "safemerge"
-"""Arm that the gate judges; the others are its controls."""
 
 
 def arms_of(config: MergeConfig) -> dict[str, MergeConfig]:
@@ -42,9 +40,9 @@ def arms_of(config: MergeConfig) -> dict[str, MergeConfig]:
     if not methods.get(config.method).chooses:  # what it changes is every layer
         controls |= {"threshold": None, "quantile": None, "count": None, "modules": ("*",)}
     return {
-        CANDIDATE: config,
-        "scale": config.model_copy(update=controls | {"method": "scale"}),
-        "scale_selected": config.model_copy(update=controls | {"method": "scale_selected"}),
+        SAFEMERGE: config,
+        SCALE: config.model_copy(update=controls | {"method": "scale"}),
+        SCALE_SELECTED: config.model_copy(update=controls | {"method": "scale_selected"}),
     }
 
 
@@ -65,7 +63,7 @@ def merge(context: StepContext, request: StepRequest) -> StepResult:
             step="merge",
             run_id=run.run_id,
             inputs_digest=run.plan.inputs_digest,
-            outputs={CANDIDATE: run.plan.adapter},
+            outputs={SAFEMERGE: run.plan.adapter},
             figures={"note": "an adapter was given: nothing is merged"},
             reused=True,
         )
@@ -107,11 +105,11 @@ def merge(context: StepContext, request: StepRequest) -> StepResult:
             arms=arms_of(config),
             progress=_log_progress,
         )
-        report = reports[CANDIDATE]
+        report = reports[SAFEMERGE]
         figures = headline_figures(report)
         step_run.log_metrics(figures)
         step_run.log_table([layer.model_dump() for layer in report.layers], "layers.json")
-        step_run.log_file(output / CANDIDATE / PLOT_FILE)
+        step_run.log_file(output / SAFEMERGE / PLOT_FILE)
         outputs = {
             arm: step_run.log_folder(output / arm, arm, adapter_digest(output / arm)) for arm in reports
         }

@@ -7,6 +7,7 @@ import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
+from safemerge.arms import CANDIDATE
 from safemerge.errors import TrackingError
 from safemerge.gate import measurement_differences
 from safemerge.pipeline.context import StepContext, local_file
@@ -79,7 +80,7 @@ def _store(
     from safemerge.release.transcripts import gather, read_rows
     from safemerge.release.writing import write_report
 
-    others = _other_arms(context, run, reports["candidate"], refs)
+    others = _other_arms(context, run, reports[CANDIDATE], refs)
     shown = {**reports, **{arm: report for arm, (report, _) in others.items()}}
     found = {**refs, **{arm: ref for arm, (_, ref) in others.items()}}
     rows = {}

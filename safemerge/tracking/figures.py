@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from safemerge.arms import CANDIDATE
 from safemerge.records import EvaluationReport, Interval, Record, SuiteKind, UtilityReport
 from safemerge.stats import wilson_interval
 
@@ -50,7 +51,7 @@ class RunFigures(Record):
 
     def to_tag(self) -> str:
         """JSON that fits into a tag; the arms that do not fit are left out, the candidate as the last."""
-        names = sorted(self.arms, key=lambda name: name != "candidate")
+        names = sorted(self.arms, key=lambda name: name != CANDIDATE)
         for count in range(len(names), -1, -1):
             kept = RunFigures(arms={name: self.arms[name] for name in names[:count]})
             text = kept.model_dump_json(exclude_defaults=True)
