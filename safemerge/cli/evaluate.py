@@ -73,7 +73,7 @@ def evaluate(
     """
     from safemerge.config.load import load_pipeline
     from safemerge.evaluation.libraries import check_libraries
-    from safemerge.storage.atomic import atomic_folder, check_absent
+    from safemerge.storage.atomic import atomic_folder, check_absent, unfinished
 
     check_libraries()
     plain_logs()
@@ -111,15 +111,6 @@ def evaluate(
     for report in reports.values():
         _print(report)
     typer.echo(str(output))
-
-
-def unfinished(output: Path) -> Path:
-    """Where an evaluation keeps what is unfinished: hidden, beside its output.
-
-    >>> unfinished(Path("reports/eval")).as_posix()
-    'reports/.eval.unfinished'
-    """
-    return output.with_name(f".{output.name}.unfinished")
 
 
 def _arms(ctx: typer.Context, adapters: list[str], arm: str | None, aligned: bool) -> dict[str, str | None]:

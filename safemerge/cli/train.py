@@ -38,7 +38,8 @@ def train(
     adapter: Annotated[AdapterRole, typer.Option(help="Which adapter to train.", show_default=False)],
     output: Annotated[Path, typer.Option(help="Folder to create with the adapter.", show_default=False)],
     work: Annotated[
-        Path | None, typer.Option(help="Folder for checkpoints; default: .OUTPUT.work beside the output.")
+        Path | None,
+        typer.Option(help="Folder for checkpoints; default: .OUTPUT.unfinished beside the output."),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -49,7 +50,7 @@ def train(
     import shutil
 
     from safemerge.config.load import load_pipeline
-    from safemerge.storage.atomic import check_absent
+    from safemerge.storage.atomic import check_absent, unfinished
 
     plain_logs()
     pipeline = load_pipeline(config)
@@ -61,7 +62,7 @@ def train(
     from safemerge.training.sft import train_adapter
 
     examples = load_examples(settings.data)
-    checkpoints = work or output.parent / f".{output.name}.work"
+    checkpoints = work or unfinished(output)
     report = train_adapter(
         resolve(pipeline.aligned_model),
         examples,

@@ -28,6 +28,15 @@ def check_absent(output: Path) -> None:
         raise OutputExistsError(f"{output}: expected a path that does not exist yet, got an existing one")
 
 
+def unfinished(output: Path) -> Path:
+    """Where work that a killed command goes on with is kept until its output is there: hidden, beside it.
+
+    >>> unfinished(Path("reports/eval")).as_posix()
+    'reports/.eval.unfinished'
+    """
+    return output.with_name(f".{output.name}.unfinished")
+
+
 @contextmanager
 def atomic_folder(output: Path) -> Iterator[Path]:
     """A folder to fill that takes the name ``output`` only when the block ends well.

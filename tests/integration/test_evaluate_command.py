@@ -7,10 +7,10 @@ import sys
 
 import pytest
 
-from safemerge.cli.evaluate import unfinished
 from safemerge.errors import EvaluationError, MissingDependencyError
 from safemerge.evaluation.evaluating import evaluate_arm
 from safemerge.records import EvaluationReport
+from safemerge.storage.atomic import unfinished
 from tests.integration.measured import PROMPTS, evaluation_settings
 
 pytestmark = pytest.mark.integration
