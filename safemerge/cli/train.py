@@ -39,7 +39,7 @@ def train(
     output: Annotated[Path, typer.Option(help="Folder to create with the adapter.", show_default=False)],
     work: Annotated[
         Path | None,
-        typer.Option(help="Folder for checkpoints; default: .OUTPUT.unfinished beside the output."),
+        typer.Option(help="Folder for checkpoints; default: .OUTPUT.unfinished beside it."),
     ] = None,
     as_json: AsJson = False,
 ) -> None:

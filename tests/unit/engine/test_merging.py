@@ -1,11 +1,9 @@
-"""The merge on files: what it writes, what PEFT makes of it, what it refuses without a trace."""
+"""The merge on files: what it writes, what it points out, what PEFT makes of it."""
 
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -14,21 +12,14 @@ from safetensors.torch import load_file
 from safemerge import __version__, merge_adapters
 from safemerge.config.merge import MergeConfig
 from safemerge.engine.merging import merge_arms
-from safemerge.engine.scores import resolve_device, score_adapters
 from safemerge.errors import (
-    AdapterError,
-    CheckpointError,
     ConfigError,
-    DegenerateLayerError,
     MismatchError,
-    NonFiniteError,
-    OutputExistsError,
-    UnsupportedAdapterError,
 )
 from safemerge.records import MergeReport
 from safemerge.storage.adapters import adapter_digest, read_adapter
+from tests.unit.conftest import MODULES
 
-MODULES = [f"model.layers.{index}.self_attn.{name}" for index in (0, 1) for name in ("q_proj", "v_proj")]
 OUTPUTS = {
     "adapter_config.json",
     "adapter_model.safetensors",
@@ -46,7 +37,7 @@ def test_writes_adapter_report_and_plot(merge_files, tmp_path: Path):
     assert report.method == "exact"
     assert report.quantile == 0.5
     assert report.weights == (0.7, 1 - 0.7)
-    assert [layer.module for layer in report.layers] == MODULES
+    assert tuple(layer.module for layer in report.layers) == MODULES
     assert sum(layer.merged for layer in report.layers) == 2
     assert all(layer.merged == (layer.cosine < report.threshold) for layer in report.layers)
     assert report.digests["task_adapter"] == adapter_digest(merge_files.task)
@@ -105,67 +96,6 @@ def test_torch_threads_are_given_back(merge_files, tmp_path: Path):
         torch.set_num_threads(before)
 
 
-def test_scores_alone_need_no_digests(merge_files):
-    scored = score_adapters(*merge_files)
-    alone = score_adapters(*merge_files, digests=False)
-    assert alone.scores == scored.scores
-    assert alone.digests.keys() == {"task_adapter", "safety_adapter"}
-    assert alone.digests.items() < scored.digests.items()
-    whole = score_adapters(*merge_files, digests=False, hash_files=True)
-    assert whole.digests == score_adapters(*merge_files, hash_files=True).digests
-
-
-def test_scores_do_not_depend_on_the_number_of_threads(merge_files):
-    before = torch.get_num_threads()
-    try:
-        scores = []
-        for threads in (1, 2, 7):
-            torch.set_num_threads(threads)
-            scores.append(score_adapters(*merge_files).scores)
-    finally:
-        torch.set_num_threads(before)
-    assert scores[0] == scores[1] == scores[2]
-
-
-@pytest.mark.parametrize(("cuda", "mps", "best"), [(0, False, "cpu"), (0, True, "mps"), (2, False, "cuda")])
-def test_auto_takes_the_best_device(monkeypatch: pytest.MonkeyPatch, cuda: int, mps: bool, best: str):
-    set_devices(monkeypatch, cuda, mps)
-    assert resolve_device("auto") == torch.device(best)
-    assert resolve_device("cpu") == torch.device("cpu")
-
-
-def test_devices_are_taken_by_number(monkeypatch: pytest.MonkeyPatch):
-    set_devices(monkeypatch, cuda=2, mps=False)
-    assert resolve_device("cuda:1") == torch.device("cuda", 1)
-    with pytest.raises(ConfigError, match=r"that this machine has \(cuda, cpu\), got 'cuda:2'"):
-        resolve_device("cuda:2")
-
-
-@pytest.mark.parametrize(
-    ("name", "message"),
-    [
-        ("cuda", r"device: expected one that this machine has \(cpu\), got 'cuda'"),
-        ("mps", r"device: expected one that this machine has \(cpu\), got 'mps'"),
-        ("meta", r"device: expected auto, cpu, cuda, cuda:<number> or mps, got 'meta'"),
-        ("gpu", r"device: expected auto, cpu, cuda, cuda:<number> or mps, got 'gpu'"),
-    ],
-)
-def test_a_device_that_is_not_there_is_refused_before_anything_is_read(
-    merge_files, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, message: str
-):
-    set_devices(monkeypatch, cuda=0, mps=False)
-    with pytest.raises(ConfigError, match=message):
-        merge_adapters("no such task", *merge_files[1:], output=tmp_path / "merged", device=name)
-    assert merge_adapters(*merge_files, output=tmp_path / "merged", device="auto").layers
-
-
-def set_devices(monkeypatch: pytest.MonkeyPatch, cuda: int, mps: bool) -> None:
-    """Pretend that the machine has so many GPUs: there are none here."""
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda > 0)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: cuda)
-    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: mps)
-
-
 def test_hashing_whole_files_covers_tensors_that_are_not_read(merge_files, tmp_path: Path, edit_tensors):
     def digests(name: str, hash_files: bool) -> dict[str, str]:
         report = merge_adapters(*merge_files, output=tmp_path / name, hash_files=hash_files)
@@ -215,6 +145,26 @@ def test_layers_of_one_adapter_alone_are_reported(merge_files, tmp_path: Path, e
     assert read_adapter(tmp_path / "merged").pairs.keys() == set(MODULES[:3])
 
 
+def test_one_adapter_given_twice_is_warned_of(merge_files, tmp_path) -> None:
+    report = merge_adapters(
+        merge_files.task,
+        merge_files.task,
+        merge_files.aligned,
+        merge_files.unaligned,
+        output=tmp_path / "out",
+    )
+    assert "the task and the safety adapter are one and the same: nothing is repaired" in report.warnings
+
+
+def test_swapped_models_are_warned_of(merge_files, edit_json, tmp_path) -> None:
+    edit_json(merge_files.task / "adapter_config.json", base_model_name_or_path="models/aligned")
+    models = merge_files.unaligned, merge_files.aligned
+    report = merge_adapters(merge_files.task, merge_files.safety, *models, output=tmp_path / "out")
+    assert any("are the two models swapped?" in warning for warning in report.warnings)
+    right = merge_adapters(merge_files.task, merge_files.safety, *models[::-1], output=tmp_path / "right")
+    assert not any("swapped" in warning for warning in right.warnings)
+
+
 # --- arms -----------------------------------------------------------------------
 
 
@@ -260,205 +210,6 @@ def test_an_arm_needs_a_plain_name(merge_files, tmp_path: Path, name: str):
         merge_arms(*merge_files, output=tmp_path / "arms", arms={name: MergeConfig()})
 
 
-# --- wrong input: one clear error, and nothing left behind -----------------------------
-
-
-def spoil_tensor(folder: str, name: str, value: float):
-    def spoil(files, edit_tensors, edit_json) -> None:
-        file = next(getattr(files, folder).glob("*.safetensors"))
-        edit_tensors(file, lambda tensors: tensors[name][1].fill_(value))
-
-    return spoil
-
-
-def set_json(folder: str, file: str, **values: Any):
-    def spoil(files, edit_tensors, edit_json) -> None:
-        edit_json(getattr(files, folder) / file, **values)
-
-    return spoil
-
-
-def rename(folder: str, old: str, new: str):
-    def spoil(files, edit_tensors, edit_json) -> None:
-        (getattr(files, folder) / old).rename(getattr(files, folder) / new)
-
-    return spoil
-
-
-def truncate(folder: str):
-    def spoil(files, edit_tensors, edit_json) -> None:
-        file = next(getattr(files, folder).glob("*.safetensors"))
-        file.write_bytes(file.read_bytes()[:-10])
-
-    return spoil
-
-
-def drop_tensor(folder: str, name: str):
-    def spoil(files, edit_tensors, edit_json) -> None:
-        edit_tensors(next(getattr(files, folder).glob("*.safetensors")), lambda tensors: tensors.pop(name))
-
-    return spoil
-
-
-def other_base(prefix: str, width: int):
-    """Turn the task adapter into one of another base model: other module names, or another width."""
-
-    def spoil(files, edit_tensors, edit_json) -> None:
-        def change(tensors: dict[str, torch.Tensor]) -> None:
-            for name in list(tensors):
-                tensor = tensors.pop(name)
-                if "lora_A" in name:
-                    tensor = torch.ones(3, width)
-                tensors[name.replace("model.layers", prefix)] = tensor
-
-        for folder in (files.task, files.safety):
-            edit_tensors(folder / "adapter_model.safetensors", change)
-
-    return spoil
-
-
-def remove(folder: str):
-    def spoil(files, edit_tensors, edit_json) -> None:
-        shutil.rmtree(getattr(files, folder))
-
-    return spoil
-
-
-V1 = f"{MODULES[3]}.weight"
-A0 = f"base_model.model.{MODULES[0]}.lora_A.weight"
-WRONG_INPUTS = {
-    "adapter of another base model": (
-        other_base("transformer.h", 8),
-        MismatchError,
-        "expected the base model of the adapter, got one without any",
-    ),
-    "adapter of another shape": (
-        other_base("model.layers", 9),
-        MismatchError,
-        rf"{MODULES[0]} \(expected \(8, 9\) .* got aligned \(8, 8\)",
-    ),
-    "module missing from the aligned model": (
-        drop_tensor("aligned", V1),
-        CheckpointError,
-        f"aligned: .*{MODULES[3]}",
-    ),
-    "module missing from the unaligned model": (
-        drop_tensor("unaligned", V1),
-        CheckpointError,
-        f"unaligned: .*{MODULES[3]}",
-    ),
-    "another architecture": (
-        set_json("unaligned", "config.json", num_hidden_layers=3),
-        MismatchError,
-        r"num_hidden_layers \(aligned 2, unaligned 3\)",
-    ),
-    "NaN in the aligned model": (
-        spoil_tensor("aligned", V1, float("nan")),
-        NonFiniteError,
-        f"{MODULES[3]}: .*the aligned model's weight",
-    ),
-    "infinity in the unaligned model": (
-        spoil_tensor("unaligned", V1, float("inf")),
-        NonFiniteError,
-        f"{MODULES[3]}: .*the unaligned model's weight",
-    ),
-    "NaN in the task adapter": (spoil_tensor("task", A0, float("nan")), NonFiniteError, f"task/.*{A0}"),
-    "NaN in the safety adapter": (spoil_tensor("safety", A0, float("nan")), NonFiniteError, f"safety/.*{A0}"),
-    "truncated aligned model": (
-        truncate("aligned"),
-        CheckpointError,
-        r"aligned/model.safetensors: .* damaged",
-    ),
-    "truncated unaligned model": (
-        truncate("unaligned"),
-        CheckpointError,
-        r"unaligned/model.safetensors: .* damaged",
-    ),
-    "truncated adapter": (truncate("task"), AdapterError, r"task/adapter_model.safetensors: .* damaged"),
-    "pickled adapter": (
-        rename("safety", "adapter_model.safetensors", "adapter_model.bin"),
-        AdapterError,
-        "pickled adapters are refused",
-    ),
-    "pickled model": (
-        rename("aligned", "model.safetensors", "pytorch_model.bin"),
-        CheckpointError,
-        "pickled weights",
-    ),
-    "DoRA": (
-        set_json("task", "adapter_config.json", use_dora=True),
-        UnsupportedAdapterError,
-        "use_dora=true",
-    ),
-    "lora_bias": (
-        set_json("safety", "adapter_config.json", lora_bias=True),
-        UnsupportedAdapterError,
-        "lora_bias=true",
-    ),
-    "another kind of adapter": (
-        set_json("task", "adapter_config.json", peft_type="LOHA"),
-        UnsupportedAdapterError,
-        "peft_type LOHA",
-    ),
-    "quantised model": (
-        set_json("aligned", "config.json", quantization_config={"quant_method": "gptq"}),
-        CheckpointError,
-        "gptq",
-    ),
-    "no such adapter": (remove("task"), AdapterError, "task: expected a folder or a hub id"),
-    "no such model": (remove("aligned"), CheckpointError, "aligned: expected a folder or a hub id"),
-}
-
-
-@pytest.mark.parametrize("kind", WRONG_INPUTS)
-def test_wrong_input_gives_one_clear_error_and_leaves_nothing(
-    merge_files, tmp_path: Path, edit_tensors, edit_json, kind: str
-):
-    spoil, error, message = WRONG_INPUTS[kind]
-    spoil(merge_files, edit_tensors, edit_json)
-    before = sorted(tmp_path.iterdir())
-    with pytest.raises(error, match=message):
-        merge_adapters(*merge_files, output=tmp_path / "merged")
-    assert sorted(tmp_path.iterdir()) == before
-
-
-def test_an_existing_output_is_refused_before_anything_is_read(merge_files, tmp_path: Path):
-    output = tmp_path / "merged"
-    output.mkdir()
-    for call in (
-        lambda: merge_adapters("no such task", *merge_files[1:], output=output),
-        lambda: merge_arms("no such task", *merge_files[1:], output=output, arms={}),
-    ):
-        with pytest.raises(OutputExistsError, match="merged: expected a path that does not exist yet"):
-            call()
-    assert list(output.iterdir()) == []
-
-
-def test_wrong_options_are_refused_before_anything_is_read(merge_files, tmp_path: Path):
-    with pytest.raises(ConfigError, match=r"got threshold .* and quantile"):
-        merge_adapters("no such task", *merge_files[1:], output=tmp_path / "m", threshold=0.1, quantile=0.5)
-
-
-@pytest.mark.parametrize("on_undefined", ["keep", "merge", "fail"])
-def test_layers_that_alignment_left_alone(merge_files, tmp_path: Path, edit_tensors, on_undefined: str):
-    same = load_file(merge_files.aligned / "model.safetensors")[V1]
-    edit_tensors(merge_files.unaligned / "model.safetensors", lambda tensors: tensors.update({V1: same}))
-
-    def merge() -> MergeReport:
-        return merge_adapters(
-            *merge_files, output=tmp_path / "merged", threshold=0, on_undefined=on_undefined
-        )
-
-    if on_undefined == "fail":
-        with pytest.raises(DegenerateLayerError, match=f"{MODULES[3]}: alignment did not change the layer"):
-            merge()
-        assert not (tmp_path / "merged").exists()
-        return
-    layer = merge().layers[3]
-    assert (layer.cosine, layer.merged) == (None, on_undefined == "merge")
-    assert "alignment did not change the layer" in layer.reason
-
-
 # --- PEFT --------------------------------------------------------------------------
 
 
@@ -499,23 +250,3 @@ def test_peft_loads_the_merged_adapter_and_its_logits_are_those_of_the_formula(
     assert float((logits - untouched).abs().max()) > 0.1 * float(expected.abs().max())
     generated = model.generate(input_ids=tokens, max_new_tokens=4, do_sample=False)
     assert generated.shape[1] > tokens.shape[1]
-
-
-def test_one_adapter_given_twice_is_warned_of(merge_files, tmp_path) -> None:
-    report = merge_adapters(
-        merge_files.task,
-        merge_files.task,
-        merge_files.aligned,
-        merge_files.unaligned,
-        output=tmp_path / "out",
-    )
-    assert "the task and the safety adapter are one and the same: nothing is repaired" in report.warnings
-
-
-def test_swapped_models_are_warned_of(merge_files, edit_json, tmp_path) -> None:
-    edit_json(merge_files.task / "adapter_config.json", base_model_name_or_path="models/aligned")
-    models = merge_files.unaligned, merge_files.aligned
-    report = merge_adapters(merge_files.task, merge_files.safety, *models, output=tmp_path / "out")
-    assert any("are the two models swapped?" in warning for warning in report.warnings)
-    right = merge_adapters(merge_files.task, merge_files.safety, *models[::-1], output=tmp_path / "right")
-    assert not any("swapped" in warning for warning in right.warnings)
