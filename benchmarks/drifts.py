@@ -26,7 +26,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from drift_data import METRIC, SPLITS, answer_physical, prepare_data, suites
-from drift_figures import ALIGNED, FINE_TUNED, best_arm, choose, figures, meets_goal, summary, table
+from drift_figures import best_arm, choose, figures, meets_goal, summary, table
 from drift_training import (
     CALIBRATED,
     DRIFTS,
@@ -38,6 +38,7 @@ from drift_training import (
 from measuring import Json, machine, save
 
 from safemerge import export_adapter, learn_coefficients, sweep_adapters
+from safemerge.arms import ALIGNED, FINE_TUNED
 from safemerge.config.evaluation import EvaluationConfig, GenerationConfig, UtilityConfig
 from safemerge.config.grid import SweepGrid
 from safemerge.config.learning import LearningConfig

@@ -141,7 +141,7 @@ def compare(first: Path, second: Path) -> Json:
 def _names(folder: Path) -> dict[str, Path]:
     from safetensors import safe_open
 
-    found = {}
+    found: dict[str, Path] = {}
     for file in sorted(folder.glob("*.safetensors")):
         with safe_open(file, framework="pt") as shard:
             found |= dict.fromkeys(shard.keys(), file)
@@ -246,7 +246,8 @@ def _with(python: Path, script: Path, *arguments: str) -> Json:
 
 
 def _ratios(figures: dict[str, dict[str, float]]) -> dict[str, float]:
-    ours, ratios = figures["safemerge"], {}
+    ours = figures["safemerge"]
+    ratios: dict[str, float] = {}
     for way, theirs in figures.items():
         if way != "safemerge":
             ratios |= {

@@ -37,7 +37,7 @@ from measuring import Json, machine
 from safemerge.demo.services import DemoHome, airflow_password, airflow_service, free_port, prepare_airflow
 
 ROOT = Path(__file__).resolve().parents[1]
-BUNDLES = (
+BUNDLES: tuple[tuple[str, str, Json | None], ...] = (
     ("dags-folder", "airflow.dag_processing.bundles.local.LocalDagBundle", {}),
     ("recipes", "safemerge_airflow.recipe_bundle.RecipeBundle", None),
 )

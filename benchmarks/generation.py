@@ -19,10 +19,13 @@ import argparse
 import json
 import os
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from measuring import Json, machine, save, timed
+
+from safemerge.arms import ALIGNED
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 DATA = REPOSITORY / "safemerge" / "demo" / "data"
@@ -31,7 +34,6 @@ SUITES = [
     for kind in ("harmful", "lookalike", "ordinary")
     for split in ("eval", "dev")
 ]
-ALIGNED = "aligned"
 GOALS = {"speedup over lm-eval at batch size 8": 2.0, "speedup over the best of lm-eval": 1.0}
 
 
@@ -121,7 +123,8 @@ def _ours(
     for name in arms:
         with model.arm(name) as arm:
             took, answers[name] = timed(
-                lambda arm=arm, name=name: generate(
+                partial(
+                    generate,
                     arm,
                     prompts,
                     max_new_tokens=options.new_tokens,
@@ -143,8 +146,8 @@ def _lm_eval(
     for name, adapter in arms.items():
         peft = {} if adapter is None else {"peft": str(adapter)}
         loading, lm = timed(
-            lambda peft=peft: HFLM(
-                pretrained=str(options.model), batch_size=size, device="cpu", dtype="float32", **peft
+            partial(
+                HFLM, pretrained=str(options.model), batch_size=size, device="cpu", dtype="float32", **peft
             )
         )
         wish = {"until": [], "do_sample": False, "max_gen_toks": options.new_tokens}
@@ -152,7 +155,7 @@ def _lm_eval(
             Instance("generate_until", {}, (_chat(lm, text), wish), number)
             for number, text in enumerate(prompts.values())
         ]
-        took, texts = timed(lambda lm=lm, requests=requests: lm.generate_until(requests, disable_tqdm=True))
+        took, texts = timed(partial(lm.generate_until, requests, disable_tqdm=True))
         answers[name] = dict(zip(prompts, texts, strict=True))
         loadings.append(loading)
         spent.append(took)
@@ -176,8 +179,8 @@ def _figures(spent: list[Json], loadings: list[Json], prompts: Json, arms: Json)
 
 def _same(ours: Json, theirs: Json) -> float:
     """Share of answers that are the same, apart from white space at the ends, which lm-eval may take off."""
-    pairs = [(text, theirs[name][i]) for name, of in ours.items() for i, text in of.items()]
-    return sum(one.strip() == other.strip() for one, other in pairs) / len(pairs)
+    same = [text.strip() == theirs[name][i].strip() for name, of in ours.items() for i, text in of.items()]
+    return same.count(True) / len(same)
 
 
 def _ratios(figures: Json) -> dict[str, float]:

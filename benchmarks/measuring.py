@@ -54,7 +54,8 @@ def in_own_process(script: Path, *arguments: str) -> Json:
     """Run a script that prints JSON; ``whole_s`` is added, the interpreter's start included."""
     start = time.perf_counter()
     done = subprocess.run([sys.executable, str(script), *arguments], check=True, stdout=-1, text=True)
-    return json.loads(done.stdout) | {"whole_s": time.perf_counter() - start}
+    result: Json = json.loads(done.stdout)
+    return result | {"whole_s": time.perf_counter() - start}
 
 
 def settle_page_cache(folder: Path) -> str:

@@ -26,6 +26,7 @@ import sys
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -54,7 +55,7 @@ def make_pairs(hidden: int) -> dict[str, tuple[LoraPair, LoraPair]]:
     generator = torch.Generator().manual_seed(0)
     pairs = {}
     for name, (d_out, d_in) in shapes(hidden).items():
-        pairs[name] = tuple(
+        task, safety = (
             LoraPair(
                 torch.randn(RANK, d_in, generator=generator) * 0.02,
                 torch.randn(d_out, RANK, generator=generator) * 0.02,
@@ -62,6 +63,7 @@ def make_pairs(hidden: int) -> dict[str, tuple[LoraPair, LoraPair]]:
             )
             for _ in ("task", "safety")
         )
+        pairs[name] = task, safety
     return pairs
 
 
@@ -159,7 +161,7 @@ def dense(pairs: dict[str, tuple[LoraPair, LoraPair]], repeats: int) -> dict[str
     found = {}
     for name, (task, _) in pairs.items():
         update = trim_(task.delta(), 0.2)
-        seconds, (_, error) = timed(lambda update=update: compressed(update, rank=2 * RANK), repeats)
+        seconds, (_, error) = timed(partial(compressed, update, rank=2 * RANK), repeats)
         values = torch.linalg.svdvals(update)
         best = float(values[2 * RANK :].norm() / values.norm())
         found[name] = {"compressed_s": seconds, "error": error, "smallest_error": best}

@@ -105,7 +105,9 @@ def _measure(folder: Path, options: argparse.Namespace) -> Json:
         write_adapter(folder / f"safety-{layers}", shape, options.targets, layers, seed=1000)
         for number in range(options.adapters if "many" in options.ways else 1):
             write_adapter(folder / f"task-{number}-{layers}", shape, options.targets, layers, seed=number)
-    before, figures, by_layers, cache = machine(), {}, {}, ""
+    before, cache = machine(), ""
+    figures: Json = {}
+    by_layers: Json = {}
     for way in options.ways:
         for layers in options.layers if way == "merge" else [most]:
             cache = settle_page_cache(folder)
@@ -144,7 +146,7 @@ def _check_agreement(figures: Json) -> float | None:
         sys.exit("the two ways looked at different layers")
     if wrong := [module for module in ours if ours[module][1] != textbook[module][1]]:
         sys.exit(f"the two ways chose different layers: {wrong}")
-    return max(abs(ours[module][0] - textbook[module][0]) for module in ours)
+    return float(max(abs(ours[module][0] - textbook[module][0]) for module in ours))
 
 
 def _ratios(figures: Json) -> dict[str, float]:
