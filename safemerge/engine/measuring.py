@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from safemerge.config.evaluation import EvaluationConfig
+from safemerge.evaluation.dependencies import report_dependencies
 from safemerge.evaluation.evaluating import evaluate_arms
 from safemerge.evaluation.judges import make_judges
-from safemerge.evaluation.libraries import versions
 from safemerge.evaluation.suites import read_suite
 from safemerge.evaluation.utility import check_task, task_digest
 from safemerge.records import EvaluationReport, json_digest
@@ -49,9 +49,8 @@ class Measurer:
         digests = {
             name: None if folder is None else adapter_digest(folder) for name, folder in adapters.items()
         }
-        asked = self._asked(settings, utility)
         # Two candidates may come out as the same adapter: it is measured once.
-        kept = {digest: self._file(asked, digest) for digest in digests.values()}
+        kept = self._files(set(digests.values()), settings, utility)
         missing = {digest: name for name, digest in reversed(digests.items()) if not kept[digest].exists()}
         self.reused += len(kept) - len(missing)
         if missing:
@@ -72,28 +71,29 @@ class Measurer:
             for name, digest in digests.items()
         }
 
-    def _asked(self, settings: EvaluationConfig, utility: bool) -> str:
-        """The sha256 of all that a report depends on beside the adapter."""
-        suites = [read_suite(suite) for suite in settings.suites]
-        judges = {kind: judge.record for kind, judge in make_judges(settings).items()}
-        return json_digest(
-            {
-                "model": self.model_digest,
-                "suites": {suite.name: [suite.kind, suite.digest()] for suite in suites},
-                "judges": {kind: judge.model_dump(mode="json") for kind, judge in judges.items()},
-                "settings": settings.model_dump(mode="json", exclude={"suites": True, "utility": True}),
-                "utility": self._task(settings) if utility else None,
-                "versions": versions(settings.engine),
-            }
-        )
+    def _files(
+        self, digests: Iterable[str | None], settings: EvaluationConfig, utility: bool
+    ) -> dict[str | None, Path]:
+        """Where the report of each adapter is kept: under all that it depends on."""
+        suites, judges = [read_suite(suite) for suite in settings.suites], make_judges(settings)
+        task = self._task(settings) if utility else None
+        found = {}
+        for digest in digests:
+            of = report_dependencies(
+                settings,
+                suites,
+                judges,
+                model_digest=self.model_digest,
+                adapter_digest=digest,
+                task_digest=task,
+            )
+            found[digest] = self._work / f"{json_digest(of)[:24]}.json"
+        return found
 
-    def _task(self, settings: EvaluationConfig) -> list[object]:
+    def _task(self, settings: EvaluationConfig) -> str:
         task = settings.utility
         key = task.model_dump_json()
         if key not in self._tasks:
             check_task(task.task, task.metric, task.include_path, task.filter, tokenizer=str(self.model))
             self._tasks[key] = task_digest(task, self.model)
-        return [self._tasks[key], task.metric, task.filter]
-
-    def _file(self, asked: str, digest: str | None) -> Path:
-        return self._work / f"{json_digest([asked, digest])[:24]}.json"
+        return self._tasks[key]
