@@ -25,8 +25,6 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:subprocess .* is still running:ResourceWarning"),
 ]
 TIMEOUT_S = 600
-LOCAL = "airflow.dag_processing.bundles.local.LocalDagBundle"
-RECIPES = "safemerge_airflow.recipe_bundle.RecipeBundle"
 
 STEPS = f"""#!{sys.executable}
 import json, sys
@@ -59,8 +57,8 @@ with open(sys.argv[sys.argv.index("--result") + 1], "w") as file:
 
 
 def test_new_data_start_a_run_whose_champion_is_an_event(tmp_path: Path) -> None:
-    recipes, log = tmp_path / "recipes", tmp_path / "steps.jsonl"
-    recipes.mkdir()
+    home = DemoHome(tmp_path / "deployment")
+    recipes, log = home.recipes, tmp_path / "steps.jsonl"
     for name in ("day", "night", "hand"):
         data = {"asset": f"{name}-data", "sets": {"task_training.data.0.revision": "{version}"}}
         write(recipes, name, name=name, schedule={"cron": "0 2 * * *", "data": [data]})
@@ -69,16 +67,9 @@ def test_new_data_start_a_run_whose_champion_is_an_event(tmp_path: Path) -> None
     steps.write_text(STEPS.replace("LOG", repr(str(log))), encoding="utf-8")
     steps.chmod(0o755)
 
-    home = DemoHome(tmp_path / "deployment")
     airflow = airflow_service(home)
     port = free_port(0)
-    bundles = [
-        {"name": "dags-folder", "classpath": LOCAL, "kwargs": {}},
-        {"name": "recipes", "classpath": RECIPES, "kwargs": {"recipes": str(recipes)}},
-    ]
     environment = home.environment("http://127.0.0.1:9", port) | {
-        "AIRFLOW__DAG_PROCESSOR__DAG_BUNDLE_CONFIG_LIST": json.dumps(bundles),
-        "AIRFLOW__DAG_PROCESSOR__DAG_BUNDLE_STORAGE_PATH": str(tmp_path / "bundles"),
         "AIRFLOW__SAFEMERGE__PYTHON": str(steps),
         "AIRFLOW__CORE__DAGS_ARE_PAUSED_AT_CREATION": "False",
     }
