@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from safemerge.demo.services import DemoHome, airflow_service, free_port, prepare_airflow
+from safemerge.pipeline.announcing import ChampionAsset
 from tests.e2e.test_device_lane import Api
 from tests.unit.config.test_recipes import write
 
@@ -56,7 +57,9 @@ with open(sys.argv[sys.argv.index("--result") + 1], "w") as file:
 """
 
 
-def test_new_data_start_a_run_whose_champion_is_an_event(tmp_path: Path) -> None:
+def test_new_data_start_a_run_whose_champion_is_an_event(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     home = DemoHome(tmp_path / "deployment")
     recipes, log = home.recipes, tmp_path / "steps.jsonl"
     for name in ("day", "night", "hand"):
@@ -97,6 +100,11 @@ def test_new_data_start_a_run_whose_champion_is_an_event(tmp_path: Path) -> None
         )
         carried = {"version": "3", "model": "models:/m/3", "adapter_digest": "ab", "verdict": "pass"}
         assert event["extra"] == carried | {"run_id": "open"}
+
+        monkeypatch.setenv("AIRFLOW_TOKEN", api.token)
+        ChampionAsset(api.url, "night-lora").announce({"version": "2", "rollback": {"by": "bob"}})
+        newest = api.ask("/api/v2/assets/events?order_by=-timestamp")["asset_events"][0]
+        assert (newest["name"], newest["extra"]["version"]) == ("night-lora@champion", "2")
 
         # The version announced last is what a run by hand takes, too; one given by hand wins.
         assert _started(api, "night", {}) == {"success"}
