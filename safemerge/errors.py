@@ -15,6 +15,7 @@ The tree:
     ├── EvaluationError         an evaluation could not give a figure
     ├── TrackingError           the tracking server refused, or lacks what was asked for
     ├── HubError                the Hugging Face hub refuses an upload, or cannot be reached
+    ├── AirflowApiError         Airflow refuses a request, or cannot be reached
     ├── DiskFullError           there is no room to write on a disk
     ├── MissingDependencyError  an optional library is not installed
     └── StepError               a process that safemerge started (a service, a run) failed or gave no answer
@@ -78,6 +79,10 @@ class TrackingError(SafemergeError):
 
 class HubError(SafemergeError):
     """The Hugging Face hub refuses an upload, or cannot be reached."""
+
+
+class AirflowApiError(SafemergeError):
+    """Airflow refuses a request, or cannot be reached."""
 
 
 class DiskFullError(SafemergeError):

@@ -79,5 +79,8 @@ class RecipeBundle(BaseDagBundle):
 
 def _dag_file(recipe: Path) -> str:
     """The recipe's text stands in it as a comment: Airflow shows a DAG's file, and keeps its versions."""
-    lines = recipe.read_text(encoding="utf-8", errors="replace").replace("\0", "�").splitlines()
+    try:
+        lines = recipe.read_text(encoding="utf-8", errors="replace").replace("\0", "�").splitlines()
+    except OSError as error:  # the import error of this recipe, and of no other
+        lines = str(error).splitlines()
     return DAG_FILE.format(path=str(recipe), recipe="\n".join(f"# {line}".rstrip() for line in lines))

@@ -70,6 +70,7 @@ def up(home: Home = DEFAULT_HOME, mlflow_port: MlflowPort = 5000, airflow_port: 
     typer.echo(f"Airflow: {airflow_url}")
     if login := airflow_password(folder):
         typer.echo(f"         user {login[0]}, password {login[1]}")
+    typer.echo(f"Recipes: each YAML file in {folder.recipes} is a DAG")
     typer.echo("Stop both: make down")
 
 

@@ -12,6 +12,8 @@ EPILOG = epilog(
     'safemerge rollback support-bot --reason "answers in the wrong language" --dry-run',
     'safemerge rollback support-bot --reason "answers in the wrong language"',
     'safemerge rollback support-bot --to 12 --reason "13 and 14 leak prompts" --by alice --json',
+    "Let deployments follow that have the champion's asset as their schedule:",
+    'safemerge rollback support-bot --reason "leaks prompts" --airflow https://airflow.example.org',
 )
 
 
@@ -39,6 +41,14 @@ def rollback(
         str | None,
         typer.Option(help="Address of MLflow.", envvar="MLFLOW_TRACKING_URI", show_default=False),
     ] = None,
+    airflow: Annotated[
+        str | None,
+        typer.Option(
+            help="Address of an Airflow to tell: its asset NAME@champion gets an event. AIRFLOW_TOKEN, or "
+            "AIRFLOW_USER and AIRFLOW_PASSWORD, say who you are there.",
+            show_default=False,
+        ),
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would change.")] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -49,7 +59,9 @@ def rollback(
     """
     from safemerge.pipeline.rolling_back import rollback as roll_back
 
-    done = roll_back(name, reason=reason, to=to, by=by, dry_run=dry_run, tracking_uri=tracking_uri)
+    done = roll_back(
+        name, reason=reason, to=to, by=by, dry_run=dry_run, tracking_uri=tracking_uri, airflow=airflow
+    )
     if as_json:
         typer.echo(done.to_json(), nl=False)
         return
@@ -57,6 +69,8 @@ def rollback(
     typer.echo(f"models:/{name}/{done.to_version} {would} the champion (adapter {_short(done.to_adapter)})")
     instead = f"instead of models:/{name}/{done.from_version} (adapter {_short(done.from_adapter)})"
     typer.echo(f"{instead}, for {done.by}: {done.reason}")
+    if airflow:
+        typer.echo(f"{airflow} {'would be' if dry_run else 'was'} told: asset {name}@champion")
 
 
 def _short(digest: str | None) -> str:

@@ -26,6 +26,8 @@ from safemerge.storage.atomic import atomic_file
 HOST = "127.0.0.1"
 START_TIMEOUT_S = 180
 STOP_TIMEOUT_S = 30
+DAG_BUNDLE = "airflow.dag_processing.bundles.local.LocalDagBundle"
+RECIPE_BUNDLE = "safemerge_airflow.recipe_bundle.RecipeBundle"
 
 
 class DemoHome:
@@ -45,6 +47,9 @@ class DemoHome:
             )
         self.logs = self.root / "logs"
         self.logs.mkdir(parents=True, exist_ok=True)
+        self.recipes = self.root / "recipes"
+        """Each YAML file in it is a DAG."""
+        self.recipes.mkdir(exist_ok=True)
         self.pipeline = self.root / "pipeline.yaml"
         self.tuned_pipeline = self.root / "tuned.yaml"
         self.models = self.root / "models"
@@ -54,6 +59,11 @@ class DemoHome:
     def environment(self, mlflow_url: str, airflow_port: int = 8080) -> dict[str, str]:
         """The environment of every process of the demo."""
         airflow = self.root / "airflow"
+        recipes = {"recipes": str(self.recipes), "refresh_interval": 30}
+        bundles = [
+            {"name": "dags-folder", "classpath": DAG_BUNDLE, "kwargs": {}},
+            {"name": "recipes", "classpath": RECIPE_BUNDLE, "kwargs": recipes},
+        ]
         settings = {
             "AIRFLOW_HOME": str(airflow),
             "AIRFLOW__CORE__DAGS_FOLDER": str(self.checkout / "dags"),
@@ -61,6 +71,8 @@ class DemoHome:
             "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
             "AIRFLOW__CORE__EXECUTOR": "LocalExecutor",
             "AIRFLOW__CORE__PARALLELISM": "2",
+            "AIRFLOW__DAG_PROCESSOR__DAG_BUNDLE_CONFIG_LIST": json.dumps(bundles),
+            "AIRFLOW__DAG_PROCESSOR__DAG_BUNDLE_STORAGE_PATH": str(airflow / "bundles"),
             "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": f"sqlite:///{airflow / 'airflow.db'}",
             "AIRFLOW__API__HOST": HOST,
             "AIRFLOW__API__PORT": str(airflow_port),

@@ -8,7 +8,7 @@ from pydantic import ValidationError
 
 from safemerge.errors import ConfigError, MismatchError
 from safemerge.pipeline.context import StepContext, inputs_digest, local_adapter, local_file
-from safemerge.pipeline.reporting import model_card
+from safemerge.pipeline.reporting import model_card, store_signed_report
 from safemerge.pipeline.request import StepRequest
 from safemerge.pipeline.rolling_back import describe_rollback
 from safemerge.records import Answer, ArtifactRef, GateDecision, StepResult, first_problem
@@ -89,7 +89,7 @@ def _promoted(
         return done.model_copy(update={"reused": True})
     _check_champion(context, name, decision)
     folder = local_adapter(context, adapter)
-    card = model_card(context, decision_ref)
+    card = model_card(context, decision_ref, answer)
     with context.ledger.step_run(run, "promote", digest) as step_run:
         version = context.ledger.champions.register(
             name,
@@ -144,7 +144,9 @@ def why_not(context: StepContext, run: PipelineRun, adapter_digest: str) -> str 
 def heard(
     context: StepContext, run: PipelineRun, request: StepRequest, decision: GateDecision
 ) -> Answer | None:
-    """A person's answer about this very decision, kept on the pipeline run; None where there is none.
+    """A person's answer about this very decision, kept on the pipeline run and in its release report.
+
+    None where there is none.
 
     Raises:
         ConfigError: it cannot be read.
@@ -166,6 +168,7 @@ def heard(
             f"decision {answer.decision_digest[:12]}; ask again"
         )
     context.ledger.note_sign_off(run, _state(answer), answer)
+    store_signed_report(context, run, request.input("decision"), answer)
     return answer
 
 

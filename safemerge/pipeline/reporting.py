@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shutil
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,16 +13,20 @@ from safemerge.errors import TrackingError
 from safemerge.gate import measurement_differences
 from safemerge.pipeline.context import StepContext, local_file
 from safemerge.pipeline.evaluating import EVALUATION
-from safemerge.records import MERGE_REPORT_FILE, ArtifactRef, EvaluationReport, GateDecision, MergeReport
+from safemerge.records import (
+    MERGE_REPORT_FILE,
+    Answer,
+    ArtifactRef,
+    EvaluationReport,
+    GateDecision,
+    MergeReport,
+)
 from safemerge.reports.release import ReleaseReport
 from safemerge.storage.digests import file_digest
-from safemerge.tracking.ledger import PipelineRun
+from safemerge.tracking.ledger import REPORT_FOLDER, PipelineRun
 from safemerge.tracking.step_run import StepRun
 
 logger = logging.getLogger(__name__)
-
-FOLDER = "report"
-"""Artifact folder on the gate's run."""
 
 
 def store_report(
@@ -54,16 +59,43 @@ def store_report(
         return {}
 
 
-def model_card(context: StepContext, decision: ArtifactRef) -> str | None:
+def store_signed_report(
+    context: StepContext, run: PipelineRun, decision: ArtifactRef, answer: Answer
+) -> None:
+    """Store the report beside a decision once more, on the pipeline run: with what a person answered.
+
+    The gate's own stays as that person saw it. Where there is none, the log says so.
+    """
+    from safemerge.release.writing import TRANSCRIPTS_FILE, write_forms
+
+    uri = _report_of(decision)
+    try:
+        seen = context.ledger.fetch(uri, context.workspace.cache)
+        report = ReleaseReport.read(seen / "report.json").model_copy(update={"answer": answer})
+        with tempfile.TemporaryDirectory() as folder:
+            write_forms(report, Path(folder))
+            shutil.copy(seen / TRANSCRIPTS_FILE, folder)
+            context.ledger.keep_signed_report(run, Path(folder))
+    except Exception:  # as above
+        logger.exception("no release report at %s: none says who signed", uri)
+
+
+def model_card(context: StepContext, decision: ArtifactRef, answer: Answer | None) -> str | None:
     """The model card made of the report beside a decision; None where there is none, which the log says."""
     from safemerge.release.card import card
 
-    uri = f"{decision.uri.rpartition('/')[0]}/{FOLDER}/report.json"
+    uri = f"{_report_of(decision)}/report.json"
     try:
-        return card(ReleaseReport.read(context.ledger.fetch(uri, context.workspace.cache)))
+        report = ReleaseReport.read(context.ledger.fetch(uri, context.workspace.cache))
+        return card(report.model_copy(update={"answer": answer}))
     except Exception:  # as above
         logger.exception("no release report at %s: the adapter gets no model card", uri)
         return None
+
+
+def _report_of(decision: ArtifactRef) -> str:
+    """The folder of the report beside a decision."""
+    return f"{decision.uri.rpartition('/')[0]}/{REPORT_FOLDER}"
 
 
 def _store(
@@ -103,7 +135,7 @@ def _store(
     with tempfile.TemporaryDirectory() as folder:
         write_report(report, transcripts, Path(folder))
         digest = file_digest(Path(folder) / "report.json")
-        stored = step_run.log_folder(Path(folder), FOLDER, digest)
+        stored = step_run.log_folder(Path(folder), REPORT_FOLDER, digest)
     return ArtifactRef(uri=f"{stored.uri}/report.json", digest=digest)
 
 

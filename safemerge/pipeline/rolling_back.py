@@ -5,9 +5,10 @@ from __future__ import annotations
 import getpass
 import os
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from safemerge.errors import ConfigError, MismatchError
+from safemerge.errors import AirflowApiError, ConfigError, MismatchError
+from safemerge.pipeline.announcing import ChampionAsset
 from safemerge.records import Printable, Record, printable
 from safemerge.tracking import history, tags
 from safemerge.tracking.history import How, Move
@@ -25,10 +26,25 @@ class Rollback(Record):
     """sha256 of its adapter."""
     to_version: str
     to_adapter: str | None
+    to_verdict: str | None
+    """What the gate had said of it."""
+    to_run: str | None
+    """MLflow run of the pipeline that had released it."""
     by: Printable
     reason: Printable
     at: str | None
     """When the alias was moved, in ISO 8601; None for a dry run."""
+
+    def event(self) -> dict[str, Any]:
+        """What the event of the champion's asset carries: the same as of a promotion, and what was undone."""
+        return {
+            "version": self.to_version,
+            "model": f"models:/{self.registered_model}/{self.to_version}",
+            "adapter_digest": self.to_adapter,
+            "verdict": self.to_verdict,
+            "run_id": self.to_run,
+            "rollback": {"from_version": self.from_version, "by": self.by, "reason": self.reason},
+        }
 
 
 class Plan(NamedTuple):
@@ -47,6 +63,7 @@ def rollback(
     by: str | None = None,
     dry_run: bool = False,
     tracking_uri: str | None = None,
+    airflow: str | None = None,
 ) -> Rollback:
     """Move the alias ``champion`` of a registered model back to an earlier champion.
 
@@ -60,9 +77,12 @@ def rollback(
         by: who wants it; the user of this process where None.
         dry_run: only say what would change.
         tracking_uri: address of MLflow; None takes ``MLFLOW_TRACKING_URI``.
+        airflow: address of an Airflow whose asset of the champion gets an event, as of a promotion.
 
     Raises:
-        ConfigError: there is no reason, or no address.
+        ConfigError: there is no reason, or no address; or no login for Airflow.
+        AirflowApiError: Airflow has no such asset, or cannot be asked, and nothing was moved; or it could not
+            be told of what was.
         MismatchError: there is no champion, none before it, or the version was never one; or the alias was
             moved meanwhile.
         TrackingError: MLflow refused.
@@ -75,26 +95,34 @@ def rollback(
     if not address:
         raise ConfigError("MLFLOW_TRACKING_URI: expected the address of the MLflow server, got nothing")
     who = by or getpass.getuser()
+    asset = ChampionAsset(airflow, name) if airflow else None
     with tracking_errors(address):
         champions = Ledger(address).champions
         plan = plan_rollback(champions, name, str(to) if to is not None else None)
-        adapters = {
-            version: champions.client.get_model_version(name, version).tags.get(tags.ADAPTER_DIGEST)
-            for version in (plan.left, plan.to)
-        }
+        left, there = (champions.client.get_model_version(name, one).tags for one in (plan.left, plan.to))
         move = None
         if not dry_run:
             move = champions.take_back(name, plan.to, left=plan.left, by=who, reason=reason, seen=plan.seen)
-    return Rollback(
+    done = Rollback(
         registered_model=name,
         from_version=plan.left,
-        from_adapter=adapters[plan.left],
+        from_adapter=left.get(tags.ADAPTER_DIGEST),
         to_version=plan.to,
-        to_adapter=adapters[plan.to],
+        to_adapter=there.get(tags.ADAPTER_DIGEST),
+        to_verdict=there.get(tags.VERDICT),
+        to_run=there.get(tags.PIPELINE_RUN),
         by=who,
         reason=reason,
         at=_when(move) if move else None,
     )
+    if asset is not None and not dry_run:
+        try:
+            asset.announce(done.event())
+        except AirflowApiError as error:
+            raise AirflowApiError(
+                f"models:/{name}/{plan.to} is the champion, but Airflow was not told: {error}"
+            ) from error
+    return done
 
 
 def plan_rollback(champions: Champions, name: str, to: str | None) -> Plan:

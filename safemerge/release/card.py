@@ -54,6 +54,8 @@ def _body(report: ReleaseReport) -> Iterator[str]:
     yield ""
     yield f"**{SAYS[decision.verdict]}**, as measured on {escaped(known.created)}."
     yield ""
+    yield f"Sign-off: {escaped(words.sign_off(report))}"
+    yield ""
     for rule in words.missed(decision):
         yield f"- {escaped(rule.explanation)}"
     for warning in decision.warnings:

@@ -19,7 +19,14 @@ def markdown(report: ReleaseReport) -> str:
     decision = report.decision
     smoke = " (smoke judge)" if decision.smoke_judge else ""
     about = f"Adapter: {escaped(report.candidate.title)} · {escaped(report.provenance.created)}"
-    lines = [f"# {SAYS[decision.verdict]}{smoke}", "", about, ""]
+    lines = [
+        f"# {SAYS[decision.verdict]}{smoke}",
+        "",
+        about,
+        "",
+        f"Sign-off: {escaped(words.sign_off(report))}",
+        "",
+    ]
     if missed := words.missed(decision):
         lines += ["## Missing for a pass", "", *(f"- {escaped(rule.explanation)}" for rule in missed), ""]
     lines += ["## Rules of the policy", "", *rules_table(decision), ""]

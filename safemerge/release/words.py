@@ -41,6 +41,15 @@ def missed(decision: GateDecision) -> list[RuleOutcome]:
     return [r for r in decision.rules if r.outcome not in (Outcome.PASS, Outcome.NOT_APPLICABLE)]
 
 
+def sign_off(report: ReleaseReport) -> str:
+    """Who answered for the release, when and why; or that nobody did."""
+    if report.answer is not None:
+        return report.answer.says()
+    if report.decision.wants_person:
+        return "a person decides, and nobody had answered when this was written"
+    return "nobody was asked: the gate decided alone"
+
+
 def rate(estimate: Estimate | None) -> str:
     """A share with its interval.
 

@@ -15,6 +15,7 @@ from safemerge.reports.release import ReleaseReport, Transcript
 from safemerge.storage.atomic import atomic_file
 
 CARD_FILE = "README.md"
+TRANSCRIPTS_FILE = "transcripts.jsonl"
 
 
 def write_report(report: ReleaseReport, transcripts: Sequence[Transcript], folder: Path) -> None:
@@ -25,11 +26,16 @@ def write_report(report: ReleaseReport, transcripts: Sequence[Transcript], folde
         transcripts: all of them.
         folder: an existing folder, which the caller makes appear whole.
     """
+    write_forms(report, folder)
+    (folder / TRANSCRIPTS_FILE).write_text("".join(lines(transcripts)), encoding="utf-8", newline="\n")
+
+
+def write_forms(report: ReleaseReport, folder: Path) -> None:
+    """Write ``report.html``, ``.md`` and ``.json`` alone."""
     for name, text in (
         ("report.html", html(report)),
         ("report.md", markdown(report)),
         ("report.json", report.to_json()),
-        ("transcripts.jsonl", "".join(lines(transcripts))),
     ):
         (folder / name).write_text(text, encoding="utf-8", newline="\n")
 

@@ -8,6 +8,7 @@ from pydantic import Field, JsonValue
 
 from safemerge.records import (
     FORMAT_VERSION,
+    Answer,
     Estimate,
     GateDecision,
     Interval,
@@ -145,6 +146,8 @@ class ReleaseReport(Record):
     transcripts: tuple[Transcript, ...] = ()
     """As many of them as are shown, changed ones first; ``transcripts.jsonl`` holds all, uncut."""
     provenance: Provenance
+    answer: Answer | None = None
+    """What a person said about the decision; None where nobody was asked, or had not answered yet."""
 
     @property
     def candidate(self) -> ArmFigures:

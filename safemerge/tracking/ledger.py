@@ -32,6 +32,8 @@ logger = logging.getLogger(__name__)
 
 CONFIG_FILE = "pipeline.json"
 PLAN_FILE = "plan.json"
+REPORT_FOLDER = "report"
+"""Artifact folder of a release report."""
 
 
 class PipelinePlan(Record):
@@ -169,7 +171,14 @@ class Ledger:
         ref = gate.outputs.get("report")
         if ref is None:
             return
-        folder = ref.uri.rpartition("/")[0]
+        self._link_report(run, ref.uri.rpartition("/")[0])
+
+    def keep_signed_report(self, run: PipelineRun, folder: Path) -> None:
+        """Store the release report that names who signed on the pipeline run itself, and link that one."""
+        self.client.log_artifacts(run.run_id, str(folder), REPORT_FOLDER)
+        self._link_report(run, f"runs:/{run.run_id}/{REPORT_FOLDER}")
+
+    def _link_report(self, run: PipelineRun, folder: str) -> None:
         self.client.set_tag(run.run_id, tags.REPORT, f"{folder}/report.html")
         note = f"[Release report]({self.report_page(run)})"
         self.client.set_tag(run.run_id, "mlflow.note.content", note)
@@ -179,8 +188,8 @@ class Ledger:
         uri = self.client.get_run(run.run_id).data.tags.get(tags.REPORT)
         if uri is None:
             return None
-        gate_run_id, _, path = uri.removeprefix("runs:/").partition("/")
-        return f"#/experiments/{run.experiment_id}/runs/{gate_run_id}/artifacts/{path}"
+        run_id, _, path = uri.removeprefix("runs:/").partition("/")
+        return f"#/experiments/{run.experiment_id}/runs/{run_id}/artifacts/{path}"
 
     def note_sign_off(self, run: PipelineRun, state: str, answer: Answer | None = None) -> None:
         """Write on the pipeline run what became of asking a person."""

@@ -36,11 +36,21 @@ def pipelines(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def recipes(pipelines: Path) -> Path:
+    """The folder that Airflow sees as ``/recipes``; empty, so that recipes are dropped into it."""
+    folder = pipelines.with_name("recipes")
+    folder.mkdir()
+    folder.chmod(0o755)
+    return folder
+
+
+@pytest.fixture(scope="session")
 def stack(
-    tmp_path_factory: pytest.TempPathFactory, pipelines: Path, request: pytest.FixtureRequest
+    tmp_path_factory: pytest.TempPathFactory, pipelines: Path, recipes: Path, request: pytest.FixtureRequest
 ) -> Iterator[Stack]:
     """All services, healthy; removed with their volumes at the end."""
-    stack = Stack(tmp_path_factory.mktemp("env"), {"PIPELINES": str(pipelines)})
+    mounted = {"PIPELINES": str(pipelines), "RECIPES": str(recipes)}
+    stack = Stack(tmp_path_factory.mktemp("env"), mounted)
     stack.seen = request.config.stash.setdefault(SCREEN, [])
     stack.build()
     sizes = stack.image_bytes()

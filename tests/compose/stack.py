@@ -153,22 +153,36 @@ class Stack:
 
     def airflow(self, method: str, path: str, body: dict[str, Any] | None = None) -> Any:
         """Ask Airflow's REST API as its administrator; ``path`` counts from ``/api/v2``."""
-        base = f"http://127.0.0.1:{self.settings['AIRFLOW_PORT']}"
-        user = {
-            "username": self.settings["AIRFLOW_ADMIN_USER"],
-            "password": self.settings["AIRFLOW_ADMIN_PASSWORD"],
-        }
-        login = requests.post(f"{base}/auth/token", json=user, timeout=HTTP_TIMEOUT_S)
-        login.raise_for_status()
         answer = requests.request(
             method,
-            f"{base}/api/v2{path}",
+            f"{self._airflow_url}/api/v2{path}",
             json=body,
-            headers={"Authorization": f"Bearer {login.json()['access_token']}"},
+            headers=self._login(),
             timeout=HTTP_TIMEOUT_S,
         )
         assert answer.ok, f"{method} {path}: {answer.status_code} {answer.text[:2000]}"
         return answer.json()
+
+    def page(self, path: str, *, anonymous: bool = False) -> requests.Response:
+        """Ask for a part of the page of releases in Airflow; ``path`` counts from ``/safemerge``."""
+        return requests.get(
+            f"{self._airflow_url}/safemerge{path}",
+            headers={} if anonymous else self._login(),
+            timeout=HTTP_TIMEOUT_S,
+        )
+
+    @property
+    def _airflow_url(self) -> str:
+        return f"http://127.0.0.1:{self.settings['AIRFLOW_PORT']}"
+
+    def _login(self) -> dict[str, str]:
+        user = {
+            "username": self.settings["AIRFLOW_ADMIN_USER"],
+            "password": self.settings["AIRFLOW_ADMIN_PASSWORD"],
+        }
+        login = requests.post(f"{self._airflow_url}/auth/token", json=user, timeout=HTTP_TIMEOUT_S)
+        login.raise_for_status()
+        return {"Authorization": f"Bearer {login.json()['access_token']}"}
 
     def mlflow(self, path: str, *, anonymous: bool = False, host: str | None = None) -> requests.Response:
         """Ask MLflow's REST API as the workers do; ``path`` counts from ``/api/2.0/mlflow``."""
@@ -179,24 +193,28 @@ class Stack:
             timeout=HTTP_TIMEOUT_S,
         )
 
-    def trigger(self, conf: dict[str, Any]) -> str:
-        """Start a run of the pipeline's DAG over the REST API; returns its id."""
-        wait_for("the DAG", lambda: self.airflow("GET", "/dags")["total_entries"], 120)
-        started = self.airflow("POST", f"/dags/{DAG}/dagRuns", {"logical_date": None, "conf": conf})
+    def trigger(self, conf: dict[str, Any], dag: str = DAG) -> str:
+        """Start a run of a DAG over the REST API, once it is there; returns its id."""
+
+        def known() -> bool:
+            return dag in [found["dag_id"] for found in self.airflow("GET", "/dags")["dags"]]
+
+        wait_for(f"the DAG {dag}", known, 120)
+        started = self.airflow("POST", f"/dags/{dag}/dagRuns", {"logical_date": None, "conf": conf})
         return str(started["dag_run_id"])
 
-    def wait_for_run(self, run_id: str, timeout_s: float = 1800) -> str:
+    def wait_for_run(self, run_id: str, dag: str = DAG, timeout_s: float = 1800) -> str:
         """The state in which a run ended."""
 
         def ended() -> str | None:
-            state: str = self.airflow("GET", f"/dags/{DAG}/dagRuns/{run_id}")["state"]
+            state: str = self.airflow("GET", f"/dags/{dag}/dagRuns/{run_id}")["state"]
             return state if state in ("success", "failed") else None
 
         return str(wait_for(f"run {run_id}", ended, timeout_s, every_s=3))
 
-    def tasks(self, run_id: str) -> dict[str, dict[str, Any]]:
+    def tasks(self, run_id: str, dag: str = DAG) -> dict[str, dict[str, Any]]:
         """A run's task instances by task id."""
-        found = self.airflow("GET", f"/dags/{DAG}/dagRuns/{run_id}/taskInstances")["task_instances"]
+        found = self.airflow("GET", f"/dags/{dag}/dagRuns/{run_id}/taskInstances")["task_instances"]
         return {task["task_id"]: task for task in found}
 
     def task_log(self, run_id: str, task_id: str, attempt: int = 1) -> str:

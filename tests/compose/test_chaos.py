@@ -221,12 +221,12 @@ class Chaos:
 
 @pytest.fixture(scope="module")
 def stack(
-    tmp_path_factory: pytest.TempPathFactory, pipelines: Path, request: pytest.FixtureRequest
+    tmp_path_factory: pytest.TempPathFactory, pipelines: Path, recipes: Path, request: pytest.FixtureRequest
 ) -> Iterator[Stack]:
     """All services, impatient and with a small disk."""
     stack = Stack(
         tmp_path_factory.mktemp("env"),
-        {"PIPELINES": str(pipelines), "IMAGE_TAG": "chaos-test"},
+        {"PIPELINES": str(pipelines), "RECIPES": str(recipes), "IMAGE_TAG": "chaos-test"},
         files=("tests/compose/chaos.yml",),
     )
     stack.seen = request.config.stash.setdefault(SCREEN, [])

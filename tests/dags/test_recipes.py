@@ -184,6 +184,17 @@ def test_the_bundle_follows_the_folder(
     compile(text, "day.yaml.py", "exec")
 
 
+def test_a_recipe_that_cannot_be_opened_breaks_its_own_dag_alone(
+    recipes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (recipes / "bad.yaml").unlink()
+    (recipes / "lost.yaml").symlink_to("nowhere")
+    bag = parsed(recipes, tmp_path / "bundles", monkeypatch)
+    assert sorted(bag.dags) == ["day", "hand", "night"]
+    assert bag.import_errors.keys() == {"lost.yaml.py"}
+    assert "lost.yaml: expected a YAML file, got no such file" in bag.import_errors["lost.yaml.py"]
+
+
 def test_a_bundle_without_its_folder_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AIRFLOW__DAG_PROCESSOR__DAG_BUNDLE_STORAGE_PATH", str(tmp_path / "bundles"))
     with pytest.raises(ConfigError, match="recipes of bundle night: expected a folder, got none at /nowhere"):

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from safemerge.demo.services import DemoHome, airflow_service, free_port, prepare_airflow
+from safemerge.pipeline.announcing import ChampionAsset
 from tests.e2e.test_device_lane import Api
 from tests.unit.config.test_recipes import write
 
@@ -25,8 +26,8 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:subprocess .* is still running:ResourceWarning"),
 ]
 TIMEOUT_S = 600
-LOCAL = "airflow.dag_processing.bundles.local.LocalDagBundle"
-RECIPES = "safemerge_airflow.recipe_bundle.RecipeBundle"
+RELEASED = {"success", "skipped"}
+"""States of the tasks of a run that released an adapter: no merge is chosen, and nobody is asked."""
 
 STEPS = f"""#!{sys.executable}
 import json, sys
@@ -41,6 +42,7 @@ outputs = {{
     "promote": ["model_version"],
 }}
 figures = {{
+    "propose": {{"note": "nothing chooses the merge"}},
     "gate": {{"passed": True, "verdict": "pass", "summary": "PASS"}},
     "promote": {{"version": "3", "verdict": "pass"}},
 }}.get(name, {{}})
@@ -58,9 +60,11 @@ with open(sys.argv[sys.argv.index("--result") + 1], "w") as file:
 """
 
 
-def test_new_data_start_a_run_whose_champion_is_an_event(tmp_path: Path) -> None:
-    recipes, log = tmp_path / "recipes", tmp_path / "steps.jsonl"
-    recipes.mkdir()
+def test_new_data_start_a_run_whose_champion_is_an_event(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home = DemoHome(tmp_path / "deployment")
+    recipes, log = home.recipes, tmp_path / "steps.jsonl"
     for name in ("day", "night", "hand"):
         data = {"asset": f"{name}-data", "sets": {"task_training.data.0.revision": "{version}"}}
         write(recipes, name, name=name, schedule={"cron": "0 2 * * *", "data": [data]})
@@ -69,16 +73,9 @@ def test_new_data_start_a_run_whose_champion_is_an_event(tmp_path: Path) -> None
     steps.write_text(STEPS.replace("LOG", repr(str(log))), encoding="utf-8")
     steps.chmod(0o755)
 
-    home = DemoHome(tmp_path / "deployment")
     airflow = airflow_service(home)
     port = free_port(0)
-    bundles = [
-        {"name": "dags-folder", "classpath": LOCAL, "kwargs": {}},
-        {"name": "recipes", "classpath": RECIPES, "kwargs": {"recipes": str(recipes)}},
-    ]
     environment = home.environment("http://127.0.0.1:9", port) | {
-        "AIRFLOW__DAG_PROCESSOR__DAG_BUNDLE_CONFIG_LIST": json.dumps(bundles),
-        "AIRFLOW__DAG_PROCESSOR__DAG_BUNDLE_STORAGE_PATH": str(tmp_path / "bundles"),
         "AIRFLOW__SAFEMERGE__PYTHON": str(steps),
         "AIRFLOW__CORE__DAGS_ARE_PAUSED_AT_CREATION": "False",
     }
@@ -96,7 +93,7 @@ def test_new_data_start_a_run_whose_champion_is_an_event(tmp_path: Path) -> None
         assets = {asset["name"]: asset["id"] for asset in api.ask("/api/v2/assets?limit=100")["assets"]}
         announced = {"asset_id": assets["night-data"], "extra": {"version": "v7"}}
         api.ask("/api/v2/assets/events", announced)
-        assert _ended(api, "night", 1) == {"success"}
+        assert _ended(api, "night", 1) == RELEASED
         asked = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
         assert asked[0][1]["options"]["overrides"] == {"task_training.data.0.revision": "v7"}
         (event,) = (
@@ -107,8 +104,13 @@ def test_new_data_start_a_run_whose_champion_is_an_event(tmp_path: Path) -> None
         carried = {"version": "3", "model": "models:/m/3", "adapter_digest": "ab", "verdict": "pass"}
         assert event["extra"] == carried | {"run_id": "open"}
 
+        monkeypatch.setenv("AIRFLOW_TOKEN", api.token)
+        ChampionAsset(api.url, "night-lora").announce({"version": "2", "rollback": {"by": "bob"}})
+        newest = api.ask("/api/v2/assets/events?order_by=-timestamp")["asset_events"][0]
+        assert (newest["name"], newest["extra"]["version"]) == ("night-lora@champion", "2")
+
         # The version announced last is what a run by hand takes, too; one given by hand wins.
-        assert _started(api, "night", {}) == {"success"}
+        assert _started(api, "night", {}) == RELEASED
         assert _started(api, "night", {"version of night-data": "v6"}) == {"skipped"}
     finally:
         airflow.stop()

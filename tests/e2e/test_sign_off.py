@@ -6,6 +6,7 @@ The steps are a stand-in's: what they do is tested elsewhere, what they are aske
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 import time
 import urllib.error
@@ -15,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from safemerge.demo.services import DemoHome, airflow_service, free_port, prepare_airflow
+from safemerge.demo.services import DemoHome, airflow_service, free_port
 from tests.e2e.test_device_lane import Api
 
 pytestmark = [
@@ -86,7 +87,7 @@ with open(sys.argv[sys.argv.index("--result") + 1], "w") as file:
 """
 
 
-def test_people_are_asked_heard_and_waited_for(tmp_path: Path) -> None:
+def test_people_are_asked_heard_and_waited_for(tmp_path: Path, airflow_database: Path) -> None:
     log, steps, dags = tmp_path / "promotions.jsonl", tmp_path / "python", tmp_path / "dags"
     steps.write_text(STEPS.replace("LOG", repr(str(log))), encoding="utf-8")
     steps.chmod(0o755)
@@ -106,7 +107,8 @@ def test_people_are_asked_heard_and_waited_for(tmp_path: Path) -> None:
         "AIRFLOW__CORE__DAGS_ARE_PAUSED_AT_CREATION": "False",
     }
     try:
-        prepare_airflow(home, environment)
+        home.airflow_database.parent.mkdir(parents=True)
+        shutil.copyfile(airflow_database, home.airflow_database)
         api = Api(airflow.start([sys.executable, "-m", "airflow", "standalone"], port, environment), home)
         _answer_and_wait(api, log)
     finally:
@@ -117,20 +119,20 @@ def _answer_and_wait(api: Api, log: Path) -> None:
     """Start all runs, answer those that are to be, and look at what became of them."""
     known = _waited(lambda: sorted(dag["dag_id"] for dag in api.ask("/api/v2/dags")["dags"]), 5)
     assert known == sorted(RUNS)
-    late = _started(api, "late")
+    runs = {name: _started(api, name) for name in ("late", *RUNS[:-1])}
     _waited(lambda: _questions(api, "late"), 1)
     with pytest.raises(urllib.error.HTTPError, match="403"):
-        _answer(api, late, "Approve", "let me")
-    runs = {"late": late} | {name: _started(api, name) for name in RUNS if name != "late"}
+        _answer(api, runs["late"], "Approve", "let me")
 
     answers = {"approve": ("Approve", "checked by hand"), "reject": ("Reject", "too close")}
-    for name, said in answers.items():
+    for name in answers:
         (asked,) = _waited(lambda name=name: _questions(api, name), 1)
         assert asked["subject"] == f"Release {name}?"
         assert asked["body"].startswith("# CANNOT TELL {{ 7 * 7 }}\n[MLflow run](http")
         _waited(lambda name=name: _waiting(api, runs[name]), 1)
-        # People are not so quick: Airflow may take an answer for the end of the task that had just asked.
-        time.sleep(SETTLED_S)
+    # People are not so quick: Airflow may take an answer for the end of the task that had just asked.
+    time.sleep(SETTLED_S)
+    for name, said in answers.items():
         _answer(api, runs[name], *said)
 
     ended = {name: _ended(api, run) for name, run in runs.items()}

@@ -22,10 +22,13 @@ from safemerge.pipeline.request import StepRequest
 from safemerge.pipeline.rolling_back import rollback
 from safemerge.pipeline.workspace import Workspace
 from safemerge.records import Answer, ArtifactRef, StepResult
+from safemerge.release.writing import write_report
+from safemerge.reports.release import ReleaseReport
 from safemerge.storage.digests import file_digest
 from safemerge.tracking import tags
 from safemerge.tracking.ledger import Ledger, PipelineRun
 from tests.unit.gate.reports import report, suite
+from tests.unit.release.samples import release
 from tests.unit.tracking.conftest import plan
 
 HOSTILE = "<b>x</b> | [a](http://evil) www.evil.com {{ 7 * 7 }}"
@@ -107,6 +110,30 @@ def test_an_approval_promotes_and_is_kept(
     assert Answer.read(stored).by == "alice"
     # The task is tried again: nothing is doubled.
     assert answered(context, run, inputs, **YES).reused
+
+
+@pytest.mark.parametrize("answer", [{}, {"approved": False}], ids=["approved", "rejected"])
+def test_report_and_card_say_who_answered_and_the_gates_report_stays(
+    context: StepContext, run: PipelineRun, tmp_path: Path, answer: dict[str, Any]
+) -> None:
+    inputs = decided(tmp_path, SIGN, GOOD)
+    seen = tmp_path / "report"
+    seen.mkdir()
+    write_report(release(), [], seen)
+    result = answered(context, run, inputs, **(YES | answer))
+    assert tags_of(context, run)[tags.REPORT] == f"runs:/{run.run_id}/report/report.html"
+    kept = context.ledger.fetch(f"runs:/{run.run_id}/report", tmp_path / "cache")
+    assert sorted(file.name for file in kept.iterdir()) == sorted(file.name for file in seen.iterdir())
+    said = ReleaseReport.read(kept / "report.json").answer
+    assert said is not None
+    says = f"{'rejected' if answer else 'approved'} by alice at 2026-11-01T02:00:00+00:00: checked by hand"
+    assert says == said.says()
+    assert f"Sign-off: {says}" in (kept / "report.html").read_text(encoding="utf-8")
+    assert f"Sign-off: {says}" in (kept / "report.md").read_text(encoding="utf-8")
+    assert ReleaseReport.read(seen / "report.json").answer is None
+    if not answer:
+        version = context.ledger.fetch(str(result.outputs["model_version"].uri), tmp_path / "cache")
+        assert f"Sign-off: {says}" in (version / "README.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize(

@@ -62,10 +62,8 @@ def operator(wanted: bool | None = True, **approval: Any) -> SignOffOperator:
     )
 
 
-def asked(
-    task: SignOffOperator, command: Any, context: Any, monkeypatch: pytest.MonkeyPatch
-) -> TaskAwaitingInput:
-    """Let the step put the decision into words, and the task wait."""
+def put_into_words(task: SignOffOperator, command: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a stand-in's step put the decision into words."""
     figures = {
         "subject": "Release?",
         "body": HOSTILE,
@@ -81,6 +79,13 @@ def asked(
         "options": {},
     }
     monkeypatch.setattr(task, "request", lambda: request | {"options": options})
+
+
+def asked(
+    task: SignOffOperator, command: Any, context: Any, monkeypatch: pytest.MonkeyPatch
+) -> TaskAwaitingInput:
+    """Let the task ask and wait."""
+    put_into_words(task, command, monkeypatch)
     with pytest.raises(TaskAwaitingInput) as waiting:
         task.execute(context)
     return waiting.value
@@ -113,6 +118,19 @@ def test_everybody_may_answer_where_nobody_is_named(
 ) -> None:
     assert asked(operator(), command, context, monkeypatch).timeout == timedelta(hours=24)
     assert request_made["assigned_users"] is None
+
+
+def test_a_trial_without_a_scheduler_does_not_wait(
+    command: Any, context: Any, request_made: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    context["dag_run"].triggering_user_name = "dag_test"
+    task = operator()
+    put_into_words(task, command, monkeypatch)
+    answer = task.execute(context)["answer"]
+    assert datetime.fromisoformat(answer.pop("at")).tzinfo is not None
+    about = {"decision_digest": "cd", "adapter_digest": "ab"}
+    assert answer == {"approved": False, "by": None, "reason": "", **about}
+    assert request_made == {}
 
 
 @pytest.mark.parametrize("wanted", [False, None, "True"])

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from safemerge.records import Estimate, Interval
+from safemerge.gate.policy import SignOff
+from safemerge.records import Answer, Estimate, Interval
 from safemerge.release import words
-from tests.unit.release.samples import release
+from tests.unit.release.samples import POLICY, release
 
 
 @pytest.mark.parametrize(
@@ -59,3 +60,15 @@ def test_a_suite_that_was_stopped_early_says_how_many_were_asked() -> None:
     assert words.rate_on(made.candidate, few) == "15.0 % [7.1–29.1] n=40"
     assert words.rate_on(other.model_copy(update={"suites": ()}), suite) == "–"
     assert words.asked(suite.model_copy(update={"rate": None})) == ""
+
+
+def test_a_sign_off_is_who_when_and_why_or_that_there_is_none() -> None:
+    alone = release(transcripts=[])
+    assert words.sign_off(alone) == "nobody was asked: the gate decided alone"
+    asked = release(transcripts=[], policy=POLICY.model_copy(update={"sign_off": SignOff.REQUIRED}))
+    assert words.sign_off(asked) == "a person decides, and nobody had answered when this was written"
+    answer = Answer(
+        approved=False, by="bob", at="2026-01-02", reason="too close", decision_digest="d", adapter_digest="a"
+    )
+    answered = asked.model_copy(update={"answer": answer})
+    assert words.sign_off(answered) == "rejected by bob at 2026-01-02: too close"
