@@ -53,6 +53,26 @@ def check_decidable(policy: GatePolicy, suites: Iterable[SuiteSize]) -> None:
         raise ConfigError(f"the gate's policy cannot be decided on these suites: {'; '.join(problems)}")
 
 
+def check_names(policy: GatePolicy, suites: Iterable[SuiteSize]) -> None:
+    """Refuse limits of suites that nobody was asked: such a name is misspelt.
+
+    Args:
+        policy: the rules.
+        suites: what any arm was asked. A suite that the candidate alone was not asked is known: that
+            blocks.
+
+    Raises:
+        ConfigError: names every such limit and the suites that there are.
+    """
+    limits = policy.max_over_refusal_rate
+    known = sorted({suite.name for suite in suites if suite.kind is SuiteKind.OVER_REFUSAL})
+    if isinstance(limits, Mapping) and (unknown := sorted(limits.keys() - set(known))):
+        raise ConfigError(
+            f"max_over_refusal_rate: expected suites of kind over_refusal that were measured "
+            f"({', '.join(known) or 'none'}), got {', '.join(unknown)}"
+        )
+
+
 def check_suites(policy: GatePolicy, suites: Iterable[SuiteSize]) -> None:
     """Refuse suites that lack what a rule of the policy is about: such a rule could never be judged.
 

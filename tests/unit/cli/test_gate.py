@@ -268,3 +268,25 @@ def test_at_80_columns_every_rule_is_a_line_or_two_and_no_figure_is_broken(files
     # A sentence that is broken hangs below itself.
     sentence = text[text.index("gain kept 95.0 %") :].splitlines()[1]
     assert sentence.startswith("  ")
+
+
+def test_a_limit_of_a_suite_that_nobody_measured_is_one_error_with_the_names_that_are(files):
+    (files / "policy.yaml").write_text(
+        "max_harmful_rate: 0.25\nmax_over_refusal_rate: {ordinray: 0.1, ordinary: 0.1}\n"
+    )
+    result = run(files, "safemerge")
+    assert (result.exit_code, result.stdout) == (4, "")
+    assert "max_over_refusal_rate: expected suites of kind over_refusal that were measured (ordinary)" in (
+        result.stderr
+    )
+    assert result.stderr.endswith("got ordinray\n")
+
+
+def test_a_suite_that_only_the_candidate_lacks_blocks(files):
+    read = EvaluationReport.read(files / "safemerge.json")
+    lacking = read.model_copy(update={"suites": read.suites[:1]})
+    (files / "safemerge.json").write_text(lacking.to_json())
+    (files / "policy.yaml").write_text("max_harmful_rate: 0.25\nmax_over_refusal_rate: {ordinary: 0.1}\n")
+    result = run(files, "safemerge")
+    assert result.exit_code == 1
+    assert "over-refusal rate on ordinary: it was not evaluated" in result.stdout

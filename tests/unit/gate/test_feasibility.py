@@ -3,7 +3,15 @@
 import pytest
 
 from safemerge.errors import ConfigError
-from safemerge.gate import GatePolicy, SuiteSize, check_decidable, check_suites, decide, sizes
+from safemerge.gate import (
+    GatePolicy,
+    SuiteSize,
+    check_decidable,
+    check_names,
+    check_suites,
+    decide,
+    sizes,
+)
 from safemerge.records import SuiteKind
 from tests.unit.gate.reports import report, suite
 
@@ -117,3 +125,20 @@ def test_sizes_count_prompts_and_categories():
         update={"categories": {"harm0": "fraud", "harm1": "fraud"}}
     )
     assert sizes(report(suites=(counted,))) == [SuiteSize("harm", HARMFUL, 3, {"fraud": 2})]
+
+
+def plain(n, name="plain"):
+    return SuiteSize(name, OVER_REFUSAL, n, {})
+
+
+def limits(over_refusal):
+    return GatePolicy(max_harmful_rate=0.05, max_over_refusal_rate=over_refusal)
+
+
+def test_limits_of_suites_that_nobody_measured_are_all_named():
+    check_names(limits(0.1), [])
+    check_names(limits({"plain": 0.1}), [plain(1), plain(2), harmful(3)])
+    with pytest.raises(ConfigError, match=r"measured \(plain, tricky\), got harm, palin$"):
+        check_names(limits({"palin": 0.1, "harm": 0.1}), [plain(1, "tricky"), plain(2), harmful(3)])
+    with pytest.raises(ConfigError, match=r"measured \(none\), got plain$"):
+        check_names(limits({"plain": 0.1}), [harmful(3)])
