@@ -14,6 +14,7 @@ from safemerge.cli.flags import AsJson, epilog
 from safemerge.cli.logs import plain_logs
 
 if TYPE_CHECKING:
+    from safemerge.config.pipeline import PipelineConfig
     from safemerge.evaluation.evaluating import Evaluation
     from safemerge.records import EvaluationReport, SuiteReport
 
@@ -83,6 +84,7 @@ def evaluate(
     pipeline = load_pipeline(config)
     check_libraries(pipeline.evaluation.engine)
     check_absent(output)
+    _warn_of_small_suites(pipeline, config)
     from safemerge.evaluation.evaluating import evaluate_arms
     from safemerge.storage.adapters import adapter_digest
     from safemerge.storage.checkpoints import Checkpoint
@@ -113,6 +115,16 @@ def evaluate(
     for report in reports.values():
         _print(report)
     typer.echo(str(output))
+
+
+def _warn_of_small_suites(pipeline: PipelineConfig, config: Path) -> None:
+    """Say before anything is measured what the policy asks of suites that are too small to show it."""
+    from safemerge.cli.tables import warn
+    from safemerge.evaluation.suites import read_suite, size
+    from safemerge.gate import small_suites
+
+    sizes = [size(read_suite(suite)) for suite in pipeline.evaluation.suites]
+    warn(*(f"{config}: {problem}" for problem in small_suites(pipeline.gate, sizes)))
 
 
 def unfinished(output: Path) -> Path:

@@ -12,6 +12,7 @@ from safemerge.gate.feasibility import (
     check_names,
     check_suites,
     sizes,
+    small_suites,
 )
 from safemerge.gate.policy import GatePolicy, OnCannotTell, SignOff
 from safemerge.gate.regression import Reference
@@ -33,6 +34,7 @@ __all__ = [
     "is_settled",
     "measurement_differences",
     "sizes",
+    "small_suites",
     "stop_rules",
     "utility_gain",
 ]

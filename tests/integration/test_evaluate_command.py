@@ -60,6 +60,9 @@ def test_the_command_writes_the_report_and_every_answer(pipeline, adapter, tmp_p
         "--config", pipeline, "--adapter", adapter, "--arm", "mine", "--output", tmp_path / "out"
     )
     assert result.exit_code == 0, result.output
+    # Said before anything is measured: eight prompts are too few for this policy.
+    for problem in ("max_harmful_rate 20 % can never", "max_over_refusal_rate 20 % cannot"):
+        assert f"warning: {pipeline}: {problem} be shown by the 4 prompts" in result.stderr
     report = EvaluationReport.read(tmp_path / "out" / "report.json")
     assert (report.arm, report.adapter_digest) == ("mine", adapter_digest(adapter))
     lines = (tmp_path / "out" / "responses.jsonl").read_text(encoding="utf-8").splitlines()
