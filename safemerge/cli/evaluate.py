@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from safemerge.cli.flags import AsJson, epilog
+from safemerge.cli.interrupts import resumable
 from safemerge.cli.logs import plain_logs
 
 if TYPE_CHECKING:
@@ -93,16 +94,17 @@ def evaluate(
     model = resolve(pipeline.aligned_model)
     folders = {name: _adapter_folder(of) if of else None for name, of in arms.items()}
     work = unfinished(output)
-    evaluations = evaluate_arms(
-        model,
-        folders,
-        pipeline.evaluation,
-        # The same digests as in the pipeline, so that the gate can compare reports of both.
-        model_digest=Checkpoint.open(model).files_digest(),
-        adapter_digests={name: adapter_digest(of) if of else None for name, of in folders.items()},
-        policy=pipeline.gate,
-        work=work,
-    )
+    with resumable(work):
+        evaluations = evaluate_arms(
+            model,
+            folders,
+            pipeline.evaluation,
+            # The same digests as in the pipeline, so that the gate can compare reports of both.
+            model_digest=Checkpoint.open(model).files_digest(),
+            adapter_digests={name: adapter_digest(of) if of else None for name, of in folders.items()},
+            policy=pipeline.gate,
+            work=work,
+        )
     with atomic_folder(output) as partial:
         for name, evaluation in evaluations.items():
             _write(evaluation, partial / name if len(arms) > 1 else partial)

@@ -99,6 +99,24 @@ def test_the_command_leaves_nothing_behind_when_it_fails(pipeline, adapter, tmp_
     assert not list((tmp_path / "there").iterdir())
 
 
+def test_an_interrupt_says_what_is_kept_and_the_same_command_goes_on(pipeline, tmp_path, monkeypatch):
+    def stopped(*arguments, **settings):
+        raise KeyboardInterrupt
+
+    given = ("--config", pipeline, "--output", tmp_path / "out")
+    with monkeypatch.context() as meanwhile:
+        meanwhile.setattr("safemerge.evaluation.evaluating.measure_utility", stopped)
+        result = _command(*given)
+    kept = unfinished(tmp_path / "out")
+    assert result.exit_code == 130
+    assert result.stderr.endswith(
+        f"interrupted: {kept} keeps what was done; the same command goes on from there\n"
+    )
+    assert not (tmp_path / "out").exists()
+    assert _command(*given).exit_code == 0
+    assert not kept.exists()
+
+
 def test_several_arms_are_each_in_a_folder_of_their_name(pipeline, adapter, tiny_adapter, tmp_path):
     from safemerge.storage.adapters import adapter_digest
 
