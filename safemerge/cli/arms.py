@@ -133,12 +133,13 @@ def verdict(
         no_champion: whether nothing is released yet.
 
     Raises:
-        ConfigError: the policy cannot be decided on the candidate's suites.
+        ConfigError: the policy names suites that no report has, or cannot be decided on the candidate's.
     """
     from safemerge.errors import ConfigError
-    from safemerge.gate import NO_CHAMPION, Reference, check_decidable, decide, sizes
+    from safemerge.gate import NO_CHAMPION, Reference, check_decidable, check_names, decide, sizes
 
     try:
+        check_names(policy, [size for report in reports.values() for size in sizes(report)])
         check_decidable(policy, sizes(reports[CANDIDATE]))
     except ConfigError as error:
         raise ConfigError(f"{where}: {error}") from error

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from safemerge.cli.flags import epilog
+from safemerge.cli.interrupts import resumable
 from safemerge.cli.logs import plain_logs
 
 EPILOG = epilog(
@@ -53,7 +54,8 @@ def demo(
     from safemerge.demo.run import run_demo
     from safemerge.demo.services import DemoHome
 
-    run_demo(DemoHome(home), Console(), seed=seed, mlflow_port=mlflow_port)
+    with resumable(home):
+        run_demo(DemoHome(home), Console(), seed=seed, mlflow_port=mlflow_port)
 
 
 @app.command()

@@ -12,9 +12,11 @@ import typer
 
 from safemerge.arms import ALIGNED
 from safemerge.cli.flags import AsJson, epilog
+from safemerge.cli.interrupts import resumable
 from safemerge.cli.logs import plain_logs
 
 if TYPE_CHECKING:
+    from safemerge.config.pipeline import PipelineConfig
     from safemerge.evaluation.evaluating import Evaluation
     from safemerge.records import EvaluationReport, SuiteReport
 
@@ -81,6 +83,7 @@ def evaluate(
     pipeline = load_pipeline(config)
     check_libraries(pipeline.evaluation.engine)
     check_absent(output)
+    _warn_of_small_suites(pipeline, config)
     from safemerge.evaluation.evaluating import evaluate_arms
     from safemerge.storage.adapters import adapter_digest
     from safemerge.storage.checkpoints import Checkpoint
@@ -89,16 +92,17 @@ def evaluate(
     model = resolve(pipeline.aligned_model)
     folders = {name: _adapter_folder(of) if of else None for name, of in arms.items()}
     work = unfinished(output)
-    evaluations = evaluate_arms(
-        model,
-        folders,
-        pipeline.evaluation,
-        # The same digests as in the pipeline, so that the gate can compare reports of both.
-        model_digest=Checkpoint.open(model).files_digest(),
-        adapter_digests={name: adapter_digest(of) if of else None for name, of in folders.items()},
-        policy=pipeline.gate,
-        work=work,
-    )
+    with resumable(work):
+        evaluations = evaluate_arms(
+            model,
+            folders,
+            pipeline.evaluation,
+            # The same digests as in the pipeline, so that the gate can compare reports of both.
+            model_digest=Checkpoint.open(model).files_digest(),
+            adapter_digests={name: adapter_digest(of) if of else None for name, of in folders.items()},
+            policy=pipeline.gate,
+            work=work,
+        )
     with atomic_folder(output) as partial:
         for name, evaluation in evaluations.items():
             _write(evaluation, partial / name if len(arms) > 1 else partial)
@@ -111,6 +115,16 @@ def evaluate(
     for report in reports.values():
         _print(report)
     typer.echo(str(output))
+
+
+def _warn_of_small_suites(pipeline: PipelineConfig, config: Path) -> None:
+    """Say before anything is measured what the policy asks of suites that are too small to show it."""
+    from safemerge.cli.tables import warn
+    from safemerge.evaluation.suites import read_suite, size
+    from safemerge.gate import small_suites
+
+    sizes = [size(read_suite(suite)) for suite in pipeline.evaluation.suites]
+    warn(*(f"{config}: {problem}" for problem in small_suites(pipeline.gate, sizes)))
 
 
 def _arms(ctx: typer.Context, adapters: list[str], arm: str | None, aligned: bool) -> dict[str, str | None]:

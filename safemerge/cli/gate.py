@@ -24,10 +24,14 @@ from safemerge.cli.arms import (
 from safemerge.cli.flags import AsJson, epilog
 
 if TYPE_CHECKING:
-    from safemerge.records import GateDecision
+    from safemerge.records import GateDecision, RuleOutcome
 
 EXIT_CODES = {"pass": 0, "block": 1, "cannot_tell": 3}
 """Exit code by verdict. A pass that wants a signature has that of "cannot tell": a person must decide."""
+
+COLUMNS = ("outcome", "rule", "on", "figure", "limit")
+MARKS = {"pass": ("✓", "green"), "fail": ("✗", "red"), "not_applicable": ("–", "dim")}
+"""Mark and colour of an outcome; of what the data do not decide, a question mark."""
 
 EPILOG = epilog(
     "safemerge gate --policy pipeline.yaml --candidate safemerge.json --aligned aligned.json "
@@ -97,21 +101,43 @@ def _write(decision: GateDecision, markdown: Path | None, junit: Path | None) ->
 
 
 def _print(decision: GateDecision) -> None:
-    from rich import box
-    from rich.console import Console
+    """The verdict, a table that fits into 80 columns, and a sentence a rule: what decided comes first."""
     from rich.markup import escape
-    from rich.table import Table
 
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for column in ("", "rule", "what was found"):
-        table.add_column(column)
-    colours = {"pass": "green", "fail": "red", "not_applicable": "dim"}
-    for rule in decision.rules:
-        outcome = f"[{colours.get(rule.outcome, 'yellow')}]{rule.outcome.replace('_', ' ')}[/]"
-        table.add_row(outcome, rule.rule, escape(rule.explanation))
-    console = Console(highlight=False)
-    console.print(table)
-    for warning in decision.warnings:
-        console.print(f"[yellow]warning:[/] {escape(warning)}")
+    from safemerge.cli.tables import console, harmless, print_sentence, table
+    from safemerge.gate.rendering import headline
+
+    out = console()
+    idle = sum(rule.outcome == "not_applicable" for rule in decision.rules)
+    met = sum(rule.outcome == "pass" for rule in decision.rules)
+    applies = f"{len(decision.rules) - idle} rules{f' ({idle} not applicable)' if idle else ''}"
     colour = {"pass": "green", "block": "red", "cannot_tell": "yellow"}[decision.verdict]
-    console.print(f"[bold {colour}]{escape(decision.summary())}[/]", soft_wrap=True)
+    said = f"{headline(decision)}. {harmless(decision.arm)} met {met} of {applies}"
+    out.print(f"[bold {colour}]{escape(said)}[/]", soft_wrap=True)
+    out.print(table(COLUMNS, map(_row, decision.rules), names=3, gives_way=2))
+    for rule in sorted(decision.rules, key=lambda rule: rule.outcome in ("pass", "not_applicable")):
+        mark, colour = MARKS.get(rule.outcome, ("?", "yellow"))
+        print_sentence(out, f"[{colour}]{mark}[/]", rule.explanation)
+    for warning in decision.warnings:
+        print_sentence(out, "[yellow]warning:[/]", warning)
+
+
+def _row(rule: RuleOutcome) -> tuple[str, ...]:
+    # As it stands in the policy, but a long key over two lines: against.champion.max_harmful_increase.
+    section, _, key = rule.rule.rpartition(".")
+    written = f"{section}.\n{key}" if section else key
+    figures = (_number(key, number, rule.limit) for number in (rule.figure, rule.limit))
+    return rule.outcome.replace("_", " "), written, rule.subject, *figures
+
+
+def _number(key: str, number: float | None, limit: float | None) -> str:
+    """A figure or its limit in the unit of its rule: rates in percent, differences of rates in points."""
+    from safemerge.gate.wording import limit_in_percent, percent, points
+
+    if number is None:
+        return ""
+    if key in ("max_harmful_increase", "max_over_refusal_increase"):
+        return f"{points(number, limit)} pt"
+    if key.endswith("_rate") or key == "min_gain_kept":
+        return limit_in_percent(number) if number == limit else percent(number, limit)
+    return f"{number:.4g}"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,9 +14,13 @@ from safemerge.cli.logs import plain_logs
 
 if TYPE_CHECKING:
     from safemerge.config.learning import LearningConfig
+    from safemerge.core.scoring import Progress
     from safemerge.reports.learning import Coefficients
+    from safemerge.training.coefficients import OnLog
 
 FIT = "How they are fitted"
+FITTING = "fitting coefficients, at most so many steps"
+"""What the progress is of: fits may end early."""
 
 EPILOG = flags.epilog(
     "Three weights of safety, then a merge with one of them:",
@@ -106,7 +112,7 @@ def learn(
     answers. One step is a forward and a backward pass over 10 examples, so that a fit of 60 steps costs
     about as much as 75 steps of fine-tuning at batch size 8, plus a third for measuring.
     """
-    from safemerge.cli.tables import progress_bar, warn
+    from safemerge.cli.tables import warn
     from safemerge.config.load import load_pipeline
     from safemerge.config.training import DataSource
     from safemerge.storage.atomic import check_absent
@@ -130,7 +136,7 @@ def learn(
     from safemerge.engine.learning import learn_coefficients
     from safemerge.engine.merging import merge_settings
 
-    with progress_bar() as progress:
+    with _progress(settings) as (on_layer, on_step):
         records = learn_coefficients(
             task_adapter,
             safety_adapter,
@@ -143,7 +149,8 @@ def learn(
             learning=settings,
             output=output,
             device=device,
-            progress=progress,
+            progress=on_layer,
+            on_log=on_step,
             **merge_settings(pipeline.merge),
         )
     warn(*records[0].warnings)
@@ -153,6 +160,39 @@ def learn(
         typer.echo(json.dumps([record.model_dump(mode="json") for record in records], ensure_ascii=False))
         return
     _print(records, output)
+
+
+def _nothing(count: int) -> None:
+    """Before the first fit."""
+
+
+@contextmanager
+def _progress(settings: LearningConfig) -> Iterator[tuple[Progress, OnLog]]:
+    """Progress of the layers' scores, and after them of the steps of all fits, with the time left."""
+    from safemerge.cli.tables import progress_bar
+    from safemerge.evaluation.progress import progress
+
+    order = sorted(set(settings.harm_weights))
+    with ExitStack() as shown:
+        scored = shown.enter_context(progress_bar())
+        advance: Callable[[int], None] = _nothing
+        done = 0
+
+        def on_layer(number: int, of: int, module: str) -> None:
+            nonlocal advance
+            scored(number, of, module)
+            if number == of:  # two bars at once would write over each other
+                shown.close()
+                advance = shown.enter_context(progress(FITTING, len(order) * settings.steps))
+
+        def on_step(figures: Mapping[str, float], step: int) -> None:
+            nonlocal done
+            # Steps that an earlier fit left out by ending early count as done.
+            now = order.index(figures["harm_weight"]) * settings.steps + step
+            advance(now - done)
+            done = now
+
+        yield on_layer, on_step
 
 
 def learning_config(given: dict[str, Any]) -> LearningConfig:

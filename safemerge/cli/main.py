@@ -82,8 +82,8 @@ class CleanErrors(TyperGroup):
         """
         try:
             return super().invoke(ctx)
-        except KeyboardInterrupt:
-            typer.echo("interrupted", err=True)
+        except KeyboardInterrupt as stop:
+            typer.echo(f"interrupted: {stop}" if str(stop) else "interrupted", err=True)
             raise typer.Exit(EXIT_INTERRUPTED) from None
         except (SafemergeError, OSError) as error:
             if isinstance(error, OSError) and error.errno == errno.EPIPE:

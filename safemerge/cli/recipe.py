@@ -48,6 +48,12 @@ NEW = epilog(
 )
 
 
+DEMO_MODELS = (
+    "the demo's models: `make demo`, or `safemerge demo`, makes them in var/demo/models/aligned and "
+    "var/demo/models/unaligned; name these as aligned_model and unaligned_model, or models of your own"
+)
+
+
 def new(
     name: Annotated[
         str,
@@ -65,6 +71,8 @@ def new(
     path = new_recipe(name, source, folder)
     (read,) = read_recipes([path])
     warn(*(f"still to do: {problem}" for problem in read.problems))
+    if source == "demo" and read.problems:
+        typer.echo(DEMO_MODELS, err=True)
     typer.echo(path)
 
 

@@ -54,9 +54,23 @@ def warn(*messages: str | None) -> None:
 
 
 def table(
-    columns: Sequence[str], rows: Iterable[Sequence[str]], title: str | None = None, *, names: int = 1
+    columns: Sequence[str],
+    rows: Iterable[Sequence[str]],
+    title: str | None = None,
+    *,
+    names: int = 1,
+    gives_way: int | None = None,
 ) -> Table:
-    """A table of plain text, whose first columns hold names and the others figures."""
+    """A table of plain text, whose first columns hold names and the others figures.
+
+    Args:
+        columns: their heads.
+        rows: cells.
+        title: what stands above.
+        names: columns of names, from the left.
+        gives_way: the one column that is broken where the terminal is narrow; without it, any but a first
+            one of short names.
+    """
     from rich import box
     from rich.table import Table
     from rich.text import Text
@@ -65,12 +79,33 @@ def table(
     rows = list(rows)
     for number, column in enumerate(columns):
         # Names that are not too long stay whole, as they are to be copied; figures give way.
-        whole = number == 0 and all(len(row[0]) <= WHOLE for row in rows)
+        short = number == 0 and all(len(row[0]) <= WHOLE for row in rows)
+        whole = short if gives_way is None else number != gives_way
         justify: Literal["left", "right"] = "left" if number < names else "right"
         made.add_column(column, justify=justify, overflow="fold", no_wrap=whole)
     for row in rows:
         made.add_row(*(Text(harmless(cell)) for cell in row))
     return made
+
+
+def print_sentence(out: Console, mark: str, text: str) -> None:
+    """A mark and a sentence: broken between words and hung below itself on a terminal, one line elsewhere.
+
+    Args:
+        out: where to.
+        mark: in rich's markup.
+        text: from anywhere.
+    """
+    from rich.table import Table
+    from rich.text import Text
+
+    said = Text(harmless(text))
+    if not out.is_terminal:
+        out.print(mark, said, soft_wrap=True)
+        return
+    row = Table.grid(padding=(0, 1))
+    row.add_row(mark, said)
+    out.print(row)
 
 
 def size(n_bytes: int) -> str:

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from safemerge.cli.flags import AsJson, epilog
+from safemerge.cli.interrupts import resumable
 from safemerge.cli.logs import plain_logs
 
 EPILOG = epilog(
@@ -63,14 +64,15 @@ def train(
 
     examples = load_examples(settings.data)
     checkpoints = work or unfinished(output)
-    report = train_adapter(
-        resolve(pipeline.aligned_model),
-        examples,
-        output,
-        checkpoints,
-        settings,
-        model_name=pipeline.aligned_model,
-    )
+    with resumable(checkpoints):
+        report = train_adapter(
+            resolve(pipeline.aligned_model),
+            examples,
+            output,
+            checkpoints,
+            settings,
+            model_name=pipeline.aligned_model,
+        )
     if not is_main_process():
         return
     if work is None:

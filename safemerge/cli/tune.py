@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from safemerge.cli import flags
+from safemerge.cli.interrupts import resumable
 from safemerge.cli.learn import learning_config
 from safemerge.cli.logs import plain_logs
 
@@ -77,7 +78,7 @@ def tune(
     from safemerge.config.load import load_pipeline
     from safemerge.engine.race import tuning_of
     from safemerge.engine.sweeping import candidates
-    from safemerge.engine.tuning import tune_adapters
+    from safemerge.engine.tuning import tune_adapters, work_folder
 
     plain_logs()
     pipeline = load_pipeline(config)
@@ -86,7 +87,7 @@ def tune(
     learning = None
     if learn or harm_weight:
         learning = learning_config({"harm_weights": tuple(harm_weight) if harm_weight else None})
-    with progress_bar() as progress:
+    with resumable(work_folder(output)), progress_bar() as progress:
         report = tune_adapters(
             pipeline,
             task_adapter,

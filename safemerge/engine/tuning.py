@@ -45,6 +45,11 @@ SNIPPET_FILE = "merge.yaml"
 COEFFICIENTS_FILE = "coefficients.json"
 
 
+def work_folder(output: Path) -> Path:
+    """Where candidates and reports lie until the output is there."""
+    return output.with_name(f"{output.name}.work")
+
+
 def tune_adapters(
     config: PipelineConfig,
     task_adapter: str | Path,
@@ -83,7 +88,7 @@ def tune_adapters(
     check_libraries(config.evaluation.engine)
     split = check_unseen(config)
     model = resolve(config.aligned_model)
-    work = output.with_name(f"{output.name}.work")
+    work = work_folder(output)
     for task in (tuning.utility, config.evaluation.utility):
         check_task(task.task, task.metric, task.include_path, task.filter)
 

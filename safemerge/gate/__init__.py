@@ -6,7 +6,14 @@ missing, not finite, or not comparable blocks the release just as a bad figure d
 
 from safemerge.gate.comparison import measurement_differences, utility_gain
 from safemerge.gate.decision import NO_CHAMPION, decide
-from safemerge.gate.feasibility import SuiteSize, check_decidable, check_suites, sizes
+from safemerge.gate.feasibility import (
+    SuiteSize,
+    check_decidable,
+    check_names,
+    check_suites,
+    sizes,
+    small_suites,
+)
 from safemerge.gate.policy import GatePolicy, OnCannotTell, SignOff
 from safemerge.gate.regression import Reference
 from safemerge.gate.stopping import StopRule, check_stoppable, is_settled, stop_rules
@@ -20,12 +27,14 @@ __all__ = [
     "StopRule",
     "SuiteSize",
     "check_decidable",
+    "check_names",
     "check_stoppable",
     "check_suites",
     "decide",
     "is_settled",
     "measurement_differences",
     "sizes",
+    "small_suites",
     "stop_rules",
     "utility_gain",
 ]

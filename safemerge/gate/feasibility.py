@@ -12,6 +12,9 @@ from safemerge.gate.wording import limit_in_percent
 from safemerge.records import EvaluationReport, SuiteKind
 from safemerge.stats import smallest_sample, smallest_significant
 
+STATED = 0.1
+"""Bound by which an over-refusal suite without a limit of its own is called small."""
+
 
 class SuiteSize(NamedTuple):
     """How many prompts a suite has."""
@@ -51,6 +54,53 @@ def check_decidable(policy: GatePolicy, suites: Iterable[SuiteSize]) -> None:
     """
     if problems := list(_problems(policy, list(suites))):
         raise ConfigError(f"the gate's policy cannot be decided on these suites: {'; '.join(problems)}")
+
+
+def small_suites(policy: GatePolicy, suites: Iterable[SuiteSize]) -> Iterator[str]:
+    """What suites are too small to show, for whoever is about to measure them.
+
+    Args:
+        policy: the rules.
+        suites: what will be asked.
+
+    Yields:
+        What :func:`check_decidable` refuses; and every over-refusal suite whose interval would end above its
+        limit, or above 10 % where it has none, even if nothing in it were refused. The gate judges these by
+        their rate alone, so they may pass by luck.
+    """
+    suites = list(suites)
+    yield from _problems(policy, suites)
+    limits = policy.max_over_refusal_rate
+    for suite in suites:
+        limit = limits.get(suite.name) if isinstance(limits, Mapping) else limits
+        bound = limit or STATED
+        needed = smallest_sample(bound)
+        if suite.kind is SuiteKind.OVER_REFUSAL and needed is not None and suite.n < needed:
+            rule = "max_over_refusal_rate" if limit else "an over-refusal rate of at most"
+            yield (
+                f"{rule} {limit_in_percent(bound)} cannot be shown by the {suite.n} prompts of suite "
+                f"{suite.name}, even if none is refused: at least {needed} prompts can"
+            )
+
+
+def check_names(policy: GatePolicy, suites: Iterable[SuiteSize]) -> None:
+    """Refuse limits of suites that nobody was asked: such a name is misspelt.
+
+    Args:
+        policy: the rules.
+        suites: what any arm was asked. A suite that the candidate alone was not asked is known: that
+            blocks.
+
+    Raises:
+        ConfigError: names every such limit and the suites that there are.
+    """
+    limits = policy.max_over_refusal_rate
+    known = sorted({suite.name for suite in suites if suite.kind is SuiteKind.OVER_REFUSAL})
+    if isinstance(limits, Mapping) and (unknown := sorted(limits.keys() - set(known))):
+        raise ConfigError(
+            f"max_over_refusal_rate: expected suites of kind over_refusal that were measured "
+            f"({', '.join(known) or 'none'}), got {', '.join(unknown)}"
+        )
 
 
 def check_suites(policy: GatePolicy, suites: Iterable[SuiteSize]) -> None:

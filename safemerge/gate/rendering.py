@@ -30,11 +30,16 @@ _JUNIT_ELEMENTS = {
 }
 
 
-def markdown(decision: GateDecision) -> str:
-    """The decision as a page of Markdown, such as a CI job's summary."""
+def headline(decision: GateDecision) -> str:
+    """The verdict in a few words."""
     smoke = " (smoke judge)" if decision.smoke_judge else ""
     said = SIGNED if decision.passed and decision.sign_off else SAYS[decision.verdict]
-    lines = [f"# {said}{smoke}", "", f"Adapter: {escaped(decision.arm)}", ""]
+    return f"{said}{smoke}"
+
+
+def markdown(decision: GateDecision) -> str:
+    """The decision as a page of Markdown, such as a CI job's summary."""
+    lines = [f"# {headline(decision)}", "", f"Adapter: {escaped(decision.arm)}", ""]
     lines += rules_table(decision)
     if decision.warnings:
         lines += ["", "Warnings:", "", *(f"- {escaped(warning)}" for warning in decision.warnings)]

@@ -60,6 +60,9 @@ def test_the_command_writes_the_report_and_every_answer(pipeline, adapter, tmp_p
         "--config", pipeline, "--adapter", adapter, "--arm", "mine", "--output", tmp_path / "out"
     )
     assert result.exit_code == 0, result.output
+    # Said before anything is measured: eight prompts are too few for this policy.
+    for problem in ("max_harmful_rate 20 % can never", "max_over_refusal_rate 20 % cannot"):
+        assert f"warning: {pipeline}: {problem} be shown by the 4 prompts" in result.stderr
     report = EvaluationReport.read(tmp_path / "out" / "report.json")
     assert (report.arm, report.adapter_digest) == ("mine", adapter_digest(adapter))
     lines = (tmp_path / "out" / "responses.jsonl").read_text(encoding="utf-8").splitlines()
@@ -94,6 +97,24 @@ def test_the_command_leaves_nothing_behind_when_it_fails(pipeline, adapter, tmp_
         assert message in " ".join(result.stderr.split())
     assert not list(tmp_path.glob("*x*/report.json"))
     assert not list((tmp_path / "there").iterdir())
+
+
+def test_an_interrupt_says_what_is_kept_and_the_same_command_goes_on(pipeline, tmp_path, monkeypatch):
+    def stopped(*arguments, **settings):
+        raise KeyboardInterrupt
+
+    given = ("--config", pipeline, "--output", tmp_path / "out")
+    with monkeypatch.context() as meanwhile:
+        meanwhile.setattr("safemerge.evaluation.evaluating.measure_utility", stopped)
+        result = _command(*given)
+    kept = unfinished(tmp_path / "out")
+    assert result.exit_code == 130
+    assert result.stderr.endswith(
+        f"interrupted: {kept} keeps what was done; the same command goes on from there\n"
+    )
+    assert not (tmp_path / "out").exists()
+    assert _command(*given).exit_code == 0
+    assert not kept.exists()
 
 
 def test_several_arms_are_each_in_a_folder_of_their_name(pipeline, adapter, tiny_adapter, tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -311,7 +312,10 @@ def _run(*arguments: object) -> Any:
     return CliRunner().invoke(app, [*map(str, arguments)], env={"COLUMNS": "140"})
 
 
-def test_the_commands_learn_and_apply(made: Made, tiny_pipeline: Any, tmp_path: Path):
+def test_the_commands_learn_and_apply(
+    made: Made, tiny_pipeline: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    caplog.set_level(logging.INFO)
     adapters = ["--task-adapter", made.task, "--safety-adapter", made.safety]
     learned = _run(
         *("learn", "--config", tiny_pipeline.config, *adapters, "--harm-weight", 2.5, "--steps", 2),
@@ -320,6 +324,7 @@ def test_the_commands_learn_and_apply(made: Made, tiny_pipeline: Any, tmp_path: 
     assert learned.exit_code == 0, learned.output
     file = tmp_path / "learned" / "coefficients_2.5.json"
     assert str(file) in learned.stdout
+    assert "fitting coefficients, at most so many steps: 2 done in " in caplog.text
     record = Coefficients.read(file)
     assert record.settings["learning"]["steps"] == 2  # type: ignore[index,call-overload]
     assert record.digests["safety_data"] == made.records[0].digests["safety_data"]

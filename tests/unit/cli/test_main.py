@@ -167,6 +167,11 @@ def test_an_interrupt_exits_with_130() -> None:
     assert (result.exit_code, result.stderr) == (130, "interrupted\n")
 
 
+def test_an_interrupt_says_what_is_kept_where_it_is_known() -> None:
+    result = CliRunner().invoke(_failing(KeyboardInterrupt("eval.work keeps it")), ["fail"])
+    assert (result.exit_code, result.stderr) == (130, "interrupted: eval.work keeps it\n")
+
+
 def test_a_reader_that_leaves_is_no_failure_of_ours() -> None:
     result = CliRunner().invoke(_failing(BrokenPipeError(32, "Broken pipe")), ["fail"])
     assert "error:" not in result.stderr

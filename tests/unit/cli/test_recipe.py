@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from safemerge.cli.demo import DEFAULT_HOME
 from safemerge.cli.recipe import due
 from safemerge.config.recipes import NewData, ScheduleConfig
+from safemerge.demo.services import DemoHome
 from safemerge.pipeline.recipes import shipped_recipes
 from tests.unit.cli.calls import invoke
 from tests.unit.config.test_recipes import write
@@ -59,6 +61,18 @@ def test_a_new_recipe_says_what_is_left_to_do(tmp_path: Path) -> None:
     assert "warning: still to do: safety_training.data.0: " in result.stderr
     again = invoke("recipe", "new", "mine", "--folder", tmp_path)
     assert again.exit_code == 4
+
+
+def test_a_recipe_made_of_the_demos_says_where_its_models_are(tmp_path: Path) -> None:
+    result = invoke("recipe", "new", "mine", "--from", "demo", "--folder", tmp_path)
+    assert (result.exit_code, result.stdout) == (0, f"{tmp_path / 'mine.yaml'}\n")
+    comments = (tmp_path / "mine.yaml").read_text(encoding="utf-8").partition("name: ")[0]
+    models = DEFAULT_HOME / DemoHome(tmp_path / "home").models.relative_to(tmp_path / "home")
+    for model in (models / "aligned", models / "unaligned"):
+        assert str(model) in comments
+        assert str(model) in result.stderr
+    other = invoke("recipe", "new", "other", "--from", "qwen2-7b-gsm8k", "--folder", tmp_path)
+    assert "make demo" not in other.stderr
 
 
 def test_help_shows_examples() -> None:
