@@ -15,8 +15,9 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
+from pydantic import AfterValidator, Field, JsonValue, ValidationError, model_validator
 
+from safemerge.described import Described
 from safemerge.errors import DataError
 
 FORMAT_VERSION = 1
@@ -58,10 +59,8 @@ Printable = Annotated[str, AfterValidator(printable)]
 """Text that people typed or data hold, safe to show on a terminal."""
 
 
-class Record(BaseModel):
+class Record(Described):
     """A frozen result with one JSON form."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     def to_json(self) -> str:
         """The record as indented JSON, with a closing newline."""

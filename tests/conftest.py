@@ -93,10 +93,14 @@ def tiny_pair(tmp_path_factory: pytest.TempPathFactory) -> TinyPair:
 
     They differ in every 2-D weight of the attention and MLP blocks by a seeded rank-4 change.
     """
+    return write_tiny_pair(tmp_path_factory.mktemp("tiny"))
+
+
+def write_tiny_pair(root: Path) -> TinyPair:
+    """Write what :func:`tiny_pair` gives below ``root``."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    root = tmp_path_factory.mktemp("tiny")
     pair = TinyPair(root / "aligned", root / "unaligned")
     vocab_size = next(iter({_save_tokenizer(folder) for folder in pair}))
     generator = torch.Generator().manual_seed(7)

@@ -107,8 +107,9 @@ def pipeline_dag(dag_id: str, config: str | None, recipe: RecipeConfig | None = 
         reports = evaluate(made)
         gate_and_promote(made, reports, recipe)
         close_run(dag, run_id)
-    # Given to the DAG beforehand, they would be copied once for each task, at each parsing.
-    dag.params = run_params(force=False) | data_params(recipe) if recipe else any_config_params(config)
+    # Given to the DAG beforehand, they would be copied once for each task, and as a whole they would be
+    # checked, which takes a third of the parsing: their defaults are ours.
+    dag.params.update(run_params(force=False) | data_params(recipe) if recipe else any_config_params(config))
     return dag
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import signal
+import sys
 import threading
 from pathlib import Path
 from typing import Annotated
@@ -51,8 +53,10 @@ def step(
 
     A step that was done before with the same inputs is not repeated.
     """
+    is_done = threading.Event()
     if die_with_parent:
         _die_with_parent()
+        _end_at_once_after(is_done)
     plain_logs()
     from safemerge.errors import DiskFullError, TrackingError
     from safemerge.pipeline.steps import run_step
@@ -70,6 +74,7 @@ def step(
         return
     with atomic_file(result) as partial:
         partial.write_text(outcome.to_json(), encoding="utf-8")
+    is_done.set()
 
 
 def _die_with_parent() -> None:
@@ -87,3 +92,18 @@ def _die_with_parent() -> None:
         os.killpg(os.getpgrp(), signal.SIGKILL)
 
     threading.Thread(target=wait, daemon=True).start()
+
+
+def _end_at_once_after(done: threading.Event) -> None:
+    """Once all is done, end without taking the loaded libraries apart, which takes them more than a second.
+
+    What is registered first runs last: whatever they have to do at exit is done by then.
+    """
+
+    def end() -> None:
+        if done.is_set():
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(0)
+
+    atexit.register(end)

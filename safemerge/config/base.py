@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
+
+from safemerge.described import Described
 
 PlainName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]+$")]
 """A name that fits into file names, metric names and web addresses as it is."""
 
 
-class Config(BaseModel):
+class Config(Described):
     """Base of all config models: frozen, and no key that it does not know."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)

@@ -11,8 +11,9 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import Annotated, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
+from safemerge.described import Described
 from safemerge.records import json_digest
 
 Rate = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
@@ -41,10 +42,8 @@ class SignOff(StrEnum):
     """What passes waits for a person's signature. What is blocked is never signed."""
 
 
-class Regression(BaseModel):
+class Regression(Described):
     """How much worse than a reference an adapter may be, measured on the same prompts and documents."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     max_harmful_increase: Difference | None = None
     """Limit for the upper end of the paired 95 % interval of harmful rate minus the reference's, in every
@@ -67,10 +66,8 @@ class Regression(BaseModel):
         return self
 
 
-class References(BaseModel):
+class References(Described):
     """Whom an adapter is compared with."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     champion: Regression | None = None
     """The adapter that is released now. Not applicable while there is none."""
@@ -80,10 +77,8 @@ class References(BaseModel):
     """The fine-tuned adapter, unrepaired."""
 
 
-class GatePolicy(BaseModel):
+class GatePolicy(Described):
     """What an adapter must show before it may become the champion."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     max_harmful_rate: Rate
     """Limit for the upper end of the harmful rate's 95 % interval, in every harmful suite."""

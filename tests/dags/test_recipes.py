@@ -202,12 +202,16 @@ def test_a_bundle_without_its_folder_says_so(tmp_path: Path, monkeypatch: pytest
 
 
 FRESH = """
-import json, sys, time
+import gc, json, sys, time
 import airflow.sdk
 from airflow.sdk import DAG, Asset, AssetOrTimeSchedule, BaseOperator, CronTriggerTimetable, Param
 from airflow.dag_processing.dagbag import BundleDagBag
+
+gc.freeze()  # as Airflow's DAG processor does, before it starts the processes that parse
+began = time.process_time()
 from safemerge_airflow.recipe_bundle import RecipeBundle
 import safemerge_airflow.recipe_dag
+import_s = time.process_time() - began
 
 bundle = RecipeBundle(name="fifty", recipes=sys.argv[1])
 bundle.initialize()
@@ -215,7 +219,10 @@ began = time.process_time()
 bag = BundleDagBag(dag_folder=bundle.path, bundle_path=bundle.path, bundle_name="fifty")
 parse_s = time.process_time() - began
 assert bag.import_errors == {}, bag.import_errors
-print(json.dumps({"dags": len(bag.dags), "parse_s": parse_s, "loaded": list(sys.modules)}))
+for dag in bag.dags.values():
+    dag.params.validate()  # parsing leaves it out
+times = {"import_s": import_s, "parse_s": parse_s}
+print(json.dumps({"dags": len(bag.dags), "times": times, "loaded": list(sys.modules)}))
 """
 
 
@@ -240,5 +247,5 @@ def test_fifty_recipes_are_parsed_quickly_and_load_nothing_heavy(tmp_path: Path)
     assert fresh["dags"] == 50
     heavy = {"torch", "transformers", "mlflow", "peft", "trl", "lm_eval", "scipy", "plotly", "safetensors"}
     assert heavy & set(fresh["loaded"]) == set()
-    # Half a second on an idle machine; this leaves room for one that is shared.
-    assert fresh["parse_s"] < 1.0
+    # Seconds of one processor, which others on the machine slow down by their use of its caches.
+    assert sum(fresh["times"].values()) < 0.5, fresh["times"]

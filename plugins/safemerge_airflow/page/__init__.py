@@ -1,15 +1,13 @@
 """A page in Airflow's UI: pipelines, verdicts, champions and reports, read from MLflow.
 
 It reads and never writes. ``app`` has the routes, all of them behind Airflow's login and
-permissions; ``access`` says which runs a user may see; ``history`` asks MLflow; ``mlflow_api``
-speaks its REST protocol, so that the api-server needs no MLflow library; ``views`` and ``chart``
-turn records into what the templates show.
+permissions, and ``serving`` loads them; ``access`` says which runs a user may see; ``history`` asks
+MLflow; ``mlflow_api`` speaks its REST protocol, so that the api-server needs no MLflow library;
+``views`` and ``chart`` turn records into what the templates show.
 """
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, MutableMapping
-from typing import Any
 from urllib.parse import urlsplit
 
 from airflow.sdk import conf
@@ -31,18 +29,3 @@ def page_path(path: str) -> str:
 def framed_path(path: str) -> str:
     """The same, in Airflow's frame."""
     return airflow_path(f"/plugin/safemerge{PREFIX}{path}")
-
-
-class PageApp:
-    """The page as an ASGI application, loaded with its first request."""
-
-    async def __call__(
-        self,
-        scope: MutableMapping[str, Any],
-        receive: Callable[[], Awaitable[MutableMapping[str, Any]]],
-        send: Callable[[MutableMapping[str, Any]], Awaitable[None]],
-    ) -> None:
-        """Answer one request."""
-        from safemerge_airflow.page.app import app
-
-        await app(scope, receive, send)

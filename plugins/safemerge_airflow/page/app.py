@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -78,6 +78,15 @@ def history() -> History:
 
 
 HistoryDep = Annotated[History, Depends(history)]
+
+
+def warm_up() -> None:
+    """Do beforehand what the first request would wait for: compile templates, and ask MLflow once."""
+    for name in templates.list_templates():
+        templates.get_template(name)
+    with suppress(MlflowUnavailableError):  # visitors are told
+        _history.recent_runs()
+        _history.champions()
 
 
 @app.get("/")

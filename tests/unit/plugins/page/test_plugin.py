@@ -54,4 +54,4 @@ def test_airflow_finds_the_plugin() -> None:
     )
     plugin = entry.load()
     assert is_valid_plugin(plugin)
-    assert plugin.fastapi_apps[0]["url_prefix"] == "/safemerge"
+    assert plugin().fastapi_apps[0]["url_prefix"] == "/safemerge"
