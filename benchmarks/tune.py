@@ -18,12 +18,14 @@ import time
 from pathlib import Path
 from typing import Any
 
+from measuring import machine
+
 import safemerge
 from safemerge.config.load import load_pipeline
 from safemerge.config.pipeline import PipelineConfig
 from safemerge.engine.measuring import Measurer
 from safemerge.engine.merging import write_merge
-from safemerge.engine.race import Race, Reports, read_split, shuffled, tuning_of
+from safemerge.engine.race import UTILITY_ROUND, Race, References, Reports, read_split, shuffled, tuning_of
 from safemerge.engine.scores import score_adapters
 from safemerge.engine.sweeping import candidates
 from safemerge.engine.tuning import entry_of, merge_sections, tune_adapters
@@ -85,7 +87,7 @@ def in_full(config: PipelineConfig, task: Path, safety: Path, folder: Path) -> d
         for name, report in measured.items()
     }
     race = Race(tuning.model_copy(update={"rungs": ()}), layers, read_split(tuning))
-    stage = race.stage(Reports(references["aligned"], references["fine_tuned"], rounds))
+    stage = race.stage(Reports({UTILITY_ROUND: References(**references)}, rounds))
     wall_s = time.monotonic() - started_s
     return {
         "prompts": sum(suite.n for report in measured.values() for suite in report.suites),
@@ -120,6 +122,7 @@ def main() -> None:
     parser.add_argument("--share", type=float, default=1.0, help="share of prompts and documents to ask")
     parser.add_argument("--output", type=Path, help="JSON file to write")
     arguments = parser.parse_args()
+    before = machine()
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         config = demo_config(arguments.demo.resolve() / "models", folder, arguments.share)
@@ -138,6 +141,7 @@ def main() -> None:
         }
     rounds, full = found["rounds"], found["in_full"]
     result = found | {
+        "machine": before,
         "same_choice": rounds["chosen"] == full["chosen"],
         "share_of_prompts": rounds["prompts"] / full["prompts"],
         "share_of_seconds": rounds["wall_s"] / full["wall_s"],

@@ -1,14 +1,15 @@
 """The rounds of ``tune``, replayed from reports: who is to be measured next, and who is chosen in the end.
 
 Nothing is kept between rounds but the reports, so that a race goes on wherever it stopped, in one process or
-as tasks of a pipeline, and always comes out the same. Round 0 measures utility and drops whose utility is
-inferior; each round after it asks those left the next prompts of every suite, whose order is drawn once.
+as tasks of a pipeline, and always comes out the same. Round 0 scores the first documents of the utility task,
+and drops who is shown to have forgotten it; each round after it asks those left the next prompts of every
+suite, whose order is drawn once; the last scores all documents, too.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from safemerge.config.evaluation import EvaluationConfig, SuiteConfig
@@ -24,15 +25,30 @@ from safemerge.stats.halving import SLACK, Ending, Limits, Standing, choose, hal
 
 UTILITY_ROUND = 0
 
+MIN_DOCUMENTS = 16
+"""Fewest documents that a candidate is dropped by: bootstrap intervals of fewer are too narrow."""
+
+
+class References(NamedTuple):
+    """Utility of what candidates lie between, on the documents of one round."""
+
+    aligned: EvaluationReport
+    fine_tuned: EvaluationReport
+
 
 class Reports(NamedTuple):
     """What has been measured on the development split."""
 
-    aligned: EvaluationReport
-    """Of the aligned model: utility alone, as of the fine-tuned adapter."""
-    fine_tuned: EvaluationReport
+    references: Mapping[int, References]
+    """By the rounds that score utility."""
     candidates: Mapping[str, Sequence[EvaluationReport]]
     """Name to one report a round, from round 0 on; each with the prompts that its round adds."""
+
+    def scored(self, name: str) -> tuple[EvaluationReport, References]:
+        """A candidate's utility on most documents, and that of the references on the same."""
+        found = self.candidates[name]
+        number = max(number for number in self.references if number < len(found))
+        return found[number], self.references[number]
 
 
 class Stage(NamedTuple):
@@ -62,6 +78,7 @@ class Race:
         self.layers = layers
         self.sizes = {suite.name: len(suite.prompts) for suite in suites}
         self.rounds = round_sizes(tuning, self.sizes)
+        self.scorings = scorings(tuning)
         refusing = [suite.name for suite in suites if suite.kind is SuiteKind.OVER_REFUSAL]
         rates = tuning.max_over_refusal_rate
         self._limits = Limits(
@@ -107,14 +124,18 @@ class Race:
     def standing(self, name: str, found: Sequence[EvaluationReport], reports: Reports) -> Standing:
         """What reports say of a candidate, all its rounds together."""
         flags = together(found)
-        utility = found[UTILITY_ROUND].utility
+        report, references = Reports(reports.references, {name: found}).scored(name)
+        utility = report.utility
         value = 0.0 if utility is None or utility.value is None else utility.value
+        wrong = missed_rules(self.tuning, report, references)
+        is_last = len(found) > max(self.scorings)
         return Standing(
             harmful={key: flag for suite in flags[SuiteKind.HARMFUL].values() for key, flag in suite.items()},
             refused=flags[SuiteKind.OVER_REFUSAL],
             utility=value if utility is None or utility.higher_is_better else -value,
             layers=self.layers[name],
-            inferior=inferior(self.tuning, found[UTILITY_ROUND], reports),
+            inferior="; ".join(rule.explanation for rule in wrong) or None,
+            unsure=not (is_last or any(map(_is_shown, wrong))),
         )
 
 
@@ -128,17 +149,22 @@ def together(reports: Sequence[EvaluationReport]) -> dict[SuiteKind, dict[str, d
     return flags
 
 
-def inferior(tuning: TuningConfig, report: EvaluationReport, reports: Reports) -> str | None:
-    """The limits of utility that a candidate misses, or is not shown to keep; None where it keeps them."""
-    rules: Iterator[RuleOutcome] = gain_rule(
-        report, reports.aligned, reports.fine_tuned, tuning.min_gain_kept
-    )
-    wrong = [rule.explanation for rule in rules if rule.outcome is not Outcome.PASS]
+def missed_rules(tuning: TuningConfig, report: EvaluationReport, references: References) -> list[RuleOutcome]:
+    """The limits of utility that a candidate misses, or is not shown to keep, on the documents scored."""
+    aligned, fine_tuned = references
+    rules = list(gain_rule(report, aligned, fine_tuned, tuning.min_gain_kept))
     if tuning.max_utility_loss is not None:
         margin = Regression(max_utility_loss=tuning.max_utility_loss)
-        against = regression_rules(report, "fine_tuned", Reference(reports.fine_tuned), margin)
-        wrong += [rule.explanation for rule in against if rule.outcome is not Outcome.PASS]
-    return "; ".join(wrong) or None
+        rules += regression_rules(report, "fine_tuned", Reference(fine_tuned), margin)
+    return [rule for rule in rules if rule.outcome is not Outcome.PASS]
+
+
+def _is_shown(rule: RuleOutcome) -> bool:
+    """Whether a limit is missed for certain, so that further documents would not mend it."""
+    interval, limit = rule.interval, rule.limit
+    if rule.outcome is not Outcome.FAIL or interval is None or limit is None:
+        return rule.outcome is Outcome.FAIL
+    return not interval.low <= limit <= interval.high
 
 
 # --- what a round asks ---------------------------------------------------------------
@@ -149,6 +175,15 @@ def round_sizes(tuning: TuningConfig, sizes: Mapping[str, int]) -> list[dict[str
     shares = [rung.prompts for rung in tuning.rungs]
     ends = [{name: math.ceil(share * size - SLACK) for name, size in sizes.items()} for share in shares]
     return [*ends, dict(sizes)]
+
+
+def scorings(tuning: TuningConfig) -> dict[int, int | None]:
+    """Round to the number of documents that it scores, for those that score any; None for all there are."""
+    whole, last = tuning.utility.limit, len(tuning.rungs) + 1
+    if whole is None or not tuning.rungs:
+        return {UTILITY_ROUND: whole}
+    part = max(MIN_DOCUMENTS, math.ceil(tuning.rungs[0].prompts * whole - SLACK))
+    return {UTILITY_ROUND: part, last: whole} if part < whole else {UTILITY_ROUND: whole}
 
 
 def shuffled(tuning: TuningConfig, suite: SuiteConfig) -> SuiteConfig:
@@ -164,21 +199,24 @@ def read_split(tuning: TuningConfig) -> list[Suite]:
 def round_settings(
     evaluation: EvaluationConfig, tuning: TuningConfig, sizes: Mapping[str, int], number: int
 ) -> EvaluationConfig:
-    """What is measured in a round: utility alone in round 0, the prompts that it adds in every other."""
-    if number == UTILITY_ROUND:
-        return evaluation.model_copy(update={"utility": tuning.utility, "suites": (), "sequential": None})
-    ends = [dict.fromkeys(sizes, 0), *round_sizes(tuning, sizes)]
+    """What is measured in a round: the prompts that it adds, and the documents where it scores any."""
+    ends = [dict.fromkeys(sizes, 0), dict.fromkeys(sizes, 0), *round_sizes(tuning, sizes)]
     suites = [
         shuffled(tuning, suite).model_copy(
-            update={"skip": suite.skip + start, "limit": ends[number][suite.name] - start}
+            update={"skip": suite.skip + start, "limit": ends[number + 1][suite.name] - start}
         )
         for suite in tuning.suites
-        if ends[number][suite.name] > (start := ends[number - 1][suite.name])
+        if ends[number + 1][suite.name] > (start := ends[number][suite.name])
     ]
+    limit = scorings(tuning).get(number, tuning.utility.limit)
+    utility = tuning.utility.model_copy(update={"limit": limit})
     # A round asks what it asks: candidates that were stopped early were not asked the same prompts.
-    return evaluation.model_copy(
-        update={"utility": tuning.utility, "suites": tuple(suites), "sequential": None}
-    )
+    return evaluation.model_copy(update={"utility": utility, "suites": tuple(suites), "sequential": None})
+
+
+def reference_settings(settings: EvaluationConfig) -> EvaluationConfig:
+    """What is measured of the references in a round that scores utility: that alone."""
+    return settings.model_copy(update={"suites": ()})
 
 
 def tuning_of(config: PipelineConfig) -> TuningConfig:

@@ -9,12 +9,13 @@ from pydantic import JsonValue
 
 import safemerge
 from safemerge.config.pipeline import PipelineConfig
-from safemerge.engine.race import UTILITY_ROUND, Race, Reports, Stage, together
+from safemerge.config.tuning import TuningConfig
+from safemerge.engine.race import Race, Reports, Stage, together
 from safemerge.errors import DataError
 from safemerge.gate import utility_gain
 from safemerge.records import Estimate, EvaluationReport, Interval, SuiteKind
 from safemerge.reports.tuning import Fate, TuneCost, TunedArm, TunedCandidate, TuneReport
-from safemerge.stats import mean_score, wilson_interval
+from safemerge.stats import mean_difference, mean_score, wilson_interval
 from safemerge.stats.halving import Ending
 
 ORDER = (Fate.CHOSEN, Fate.KEPT_LIMITS, Fate.OUTRANKED, Fate.BEATEN, Fate.MISSED)
@@ -60,8 +61,9 @@ def choice_report(
     found = [_candidate(name, entry, race, reports, stage.fates[name]) for name, entry in entries.items()]
     found.sort(key=_place)
     cost = _cost(config, race, reports, wall_s)
-    utility = reports.fine_tuned.utility
-    assert utility is not None  # noqa: S101 - round 0 measures nothing else
+    aligned, fine_tuned = reports.references[max(reports.references)]
+    utility = fine_tuned.utility
+    assert utility is not None  # noqa: S101 - nothing else is measured of it
     return TuneReport(
         safemerge_version=safemerge.__version__,
         chosen=stage.chosen,
@@ -72,12 +74,9 @@ def choice_report(
         ),
         utility=f"{utility.task}/{utility.metric}",
         higher_is_better=utility.higher_is_better,
-        worst_utility=_worst_utility(race.tuning.min_gain_kept, reports),
+        worst_change=_worst_change(race.tuning, aligned, fine_tuned),
         candidates=tuple(found),
-        references={
-            "aligned": _value(reports.aligned),
-            "fine_tuned": _value(reports.fine_tuned),
-        },
+        references={"aligned": _value(aligned), "fine_tuned": _value(fine_tuned)},
         cost=cost,
         final=tuple(final),
         warnings=tuple(warnings),
@@ -102,6 +101,7 @@ def arm_figures(name: str, report: EvaluationReport, others: Mapping[str, Evalua
 def _candidate(name: str, entry: Entry, race: Race, reports: Reports, ending: Ending) -> TunedCandidate:
     found = reports.candidates[name]
     harmful, over_refusal = _rates(found)
+    scored, (aligned, fine_tuned) = reports.scored(name)
     return TunedCandidate(
         name=name,
         settings=entry.settings,
@@ -110,9 +110,9 @@ def _candidate(name: str, entry: Entry, race: Race, reports: Reports, ending: En
         fate=ending.fate,
         reason=ending.reason,
         rounds=len(found) - 1,
-        utility=_value(found[UTILITY_ROUND]),
-        utility_interval=_interval(found[UTILITY_ROUND]),
-        gain_kept=_gain_kept(found[UTILITY_ROUND], reports.aligned, reports.fine_tuned),
+        utility=_value(scored),
+        utility_change=_change(scored, fine_tuned),
+        gain_kept=_gain_kept(scored, aligned, fine_tuned),
         harmful=harmful,
         over_refusal=over_refusal,
     )
@@ -157,11 +157,29 @@ def _gain_kept(
         return None
 
 
-def _worst_utility(min_gain_kept: float | None, reports: Reports) -> float | None:
-    base, tuned = _value(reports.aligned), _value(reports.fine_tuned)
-    if min_gain_kept is None or base is None or tuned is None:
+def _change(report: EvaluationReport, fine_tuned: EvaluationReport) -> Estimate | None:
+    """Utility against the fine-tuned adapter's on the same documents; None where it cannot be compared."""
+    ours, theirs = report.utility, fine_tuned.utility
+    if ours is None or theirs is None:
         return None
-    return base + min_gain_kept * (tuned - base)
+    try:
+        return mean_difference(ours.scores, theirs.scores)
+    except DataError:
+        return None
+
+
+def _worst_change(
+    tuning: TuningConfig, aligned: EvaluationReport, fine_tuned: EvaluationReport
+) -> float | None:
+    """What the limits of utility ask, against the fine-tuned adapter's; None where they ask nothing."""
+    base, tuned = _value(aligned), _value(fine_tuned)
+    found = []
+    if tuning.max_utility_loss is not None:
+        is_higher_better = fine_tuned.utility is not None and fine_tuned.utility.higher_is_better
+        found.append(-tuning.max_utility_loss if is_higher_better else tuning.max_utility_loss)
+    if tuning.min_gain_kept is not None and base is not None and tuned is not None:
+        found.append((1 - tuning.min_gain_kept) * (base - tuned))
+    return min(found, key=abs, default=None)
 
 
 def _cost(config: PipelineConfig, race: Race, reports: Reports, wall_s: float | None) -> TuneCost:

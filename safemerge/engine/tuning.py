@@ -23,7 +23,17 @@ from safemerge.core.scoring import Progress
 from safemerge.engine.coefficient_files import read_coefficients
 from safemerge.engine.measuring import Measurer
 from safemerge.engine.merging import merge_options, merge_settings, option_settings, write_merge
-from safemerge.engine.race import UTILITY_ROUND, Race, Reports, Stage, check_unseen, round_settings, tuning_of
+from safemerge.engine.race import (
+    UTILITY_ROUND,
+    Race,
+    References,
+    Reports,
+    Stage,
+    check_unseen,
+    reference_settings,
+    round_settings,
+    tuning_of,
+)
 from safemerge.engine.race_report import Entry, arm_figures, choice_report
 from safemerge.engine.scores import ScoredAdapters, score_adapters
 from safemerge.engine.sweeping import candidate_name, candidates
@@ -194,31 +204,27 @@ def _run(
     config: PipelineConfig, race: Race, measurer: Measurer, task: Path, folders: Mapping[str, Path]
 ) -> tuple[Reports, Stage]:
     """Measure round by round until nobody is left to be measured."""
-    settings = round_settings(config.evaluation, race.tuning, race.sizes, UTILITY_ROUND)
-    both = measurer.measure({"aligned": None, "fine_tuned": task}, settings)
     found: dict[str, list[EvaluationReport]] = {name: [] for name in folders}
-    reports = Reports(both["aligned"], both["fine_tuned"], found)
-    asked, started_s = 0, time.monotonic()
+    references: dict[int, References] = {}
+    reports = Reports(references, found)
+    asked, asking_s = 0, 0.0
     while (stage := race.stage(reports)).round is not None:
         number = stage.round
         most = race.most_prompts(number, len(stage.names))
-        per_prompt_s = (time.monotonic() - started_s) / asked if asked else None
-        logger.info(
-            "%s: %d candidates, at most %d prompts to go%s",
-            "utility" if number == UTILITY_ROUND else f"round {number} of {race.last}",
-            len(stage.names),
-            most,
-            "" if per_prompt_s is None else f", about {per_prompt_s * most:.0f} s",
-        )
+        eta = f", about {asking_s / asked * most:.0f} s" if asked else ""
+        what = "utility" if number == UTILITY_ROUND else f"round {number} of {race.last}"
+        logger.info("%s: %d candidates, at most %d prompts to go%s", what, len(stage.names), most, eta)
         settings = round_settings(config.evaluation, race.tuning, race.sizes, number)
-        measured = measurer.measure(
-            {name: folders[name] for name in stage.names}, settings, utility=number == UTILITY_ROUND
-        )
-        for name, report in measured.items():
+        if number in race.scorings:
+            both = measurer.measure({"aligned": None, "fine_tuned": task}, reference_settings(settings))
+            references[number] = References(**both)
+        started_s = time.monotonic()
+        adapters = {name: folders[name] for name in stage.names}
+        for name, report in measurer.measure(adapters, settings, utility=number in race.scorings).items():
             found[name].append(report)
             asked += sum(suite.n for suite in report.suites)
-        if number == UTILITY_ROUND:
-            started_s = time.monotonic()
+        if number != UTILITY_ROUND:
+            asking_s += time.monotonic() - started_s
     return reports, stage
 
 

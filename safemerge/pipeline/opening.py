@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-TUNING_TASK = "tuning task"
+TUNING_TASK = "tuning task of round"
 """Key of the development split's utility task among the data's digests."""
 
 DIGESTED_BY_CONTENT: dict[str, Any] = {
@@ -203,13 +203,16 @@ def check_tuning(config: PipelineConfig) -> dict[str, str]:
     """
     if config.tuning is None:
         return {}
-    from safemerge.engine.race import check_unseen
+    from safemerge.engine.race import check_unseen, scorings
     from safemerge.engine.sweeping import candidates
 
     candidates(config.tuning.grid)
-    evaluation = config.evaluation.model_copy(update={"utility": config.tuning.utility})
     digests = {f"tuning suite {suite.name}": suite.digest() for suite in check_unseen(config)}
-    return digests | {TUNING_TASK: check_task(evaluation, config.aligned_model)}
+    for number, limit in scorings(config.tuning).items():
+        utility = config.tuning.utility.model_copy(update={"limit": limit})
+        evaluation = config.evaluation.model_copy(update={"utility": utility})
+        digests[f"{TUNING_TASK} {number}"] = check_task(evaluation, config.aligned_model)
+    return digests
 
 
 def check_task(evaluation: EvaluationConfig, aligned_model: str) -> str:

@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+REFERENCES = ("aligned", "fine_tuned")
+
 
 class Proposal(Record):
     """The candidates of a pipeline run: what each is, and where it lies."""
@@ -123,10 +125,10 @@ def propose(context: StepContext, request: StepRequest) -> StepResult:
 
 
 def tune_evaluate(context: StepContext, request: StepRequest) -> StepResult:
-    """Measure one candidate in one round: its utility in round 0, the prompts that a round adds after that.
+    """Measure one candidate in one round: the prompts that the round adds, and utility where it scores any.
 
     Options:
-        candidate: its name; ``aligned`` and ``fine_tuned`` in round 0.
+        candidate: its name; ``aligned`` and ``fine_tuned`` in rounds that score utility.
         round: the round's number.
 
     Inputs:
@@ -135,7 +137,7 @@ def tune_evaluate(context: StepContext, request: StepRequest) -> StepResult:
     Outputs:
         report: the figures as JSON.
     """
-    from safemerge.engine.race import UTILITY_ROUND, read_split, round_settings, tuning_of
+    from safemerge.engine.race import read_split, reference_settings, round_settings, tuning_of
 
     name, number = str(request.options["candidate"]), int(request.options["round"])
     run = context.ledger.pipeline_run(request.run_id or "")
@@ -145,8 +147,10 @@ def tune_evaluate(context: StepContext, request: StepRequest) -> StepResult:
         what = f"tuning suite {suite.name}"
         check_unchanged(what, run.plan.data_digests[what], suite.digest())
     sizes = {suite.name: len(suite.prompts) for suite in split}
-    task = run.plan.data_digests[TUNING_TASK] if number == UTILITY_ROUND else None
+    task = run.plan.data_digests.get(f"{TUNING_TASK} {number}")
     settings = round_settings(run.config.evaluation, tuning, sizes, number)
+    if name in REFERENCES:
+        settings = reference_settings(settings)
     asked = Measurement(settings, task, {}, "tune_evaluate")
     return measure(context, run, name, request.inputs.get("adapter"), asked, f"tune_{number}_{name}")
 
@@ -159,9 +163,11 @@ def advance(context: StepContext, request: StepRequest) -> StepResult:
 
     Inputs:
         proposal: the candidates.
+        fine_tuned: the adapter to repair.
         <round>/<candidate>: every report so far.
 
     Outputs:
+        fine_tuned: the adapter to repair, where the round scores utility: of it and the aligned model, too.
         <candidate>: the adapter of each that goes on, the best first; none where the race is over by then.
     """
     run = context.ledger.pipeline_run(request.run_id or "")
@@ -169,6 +175,7 @@ def advance(context: StepContext, request: StepRequest) -> StepResult:
     race, reports, stage = _replay(context, run, request, proposal)
     number = int(request.options["round"])
     names = stage.names if stage.round == number else ()
+    references = {"fine_tuned": request.input("fine_tuned")} if names and number in race.scorings else {}
     for name, ending in stage.fates.items():
         logger.info("%s: %s: %s", name, ending.fate, ending.reason)
     logger.info("round %d of %d: %s", number, race.last, ", ".join(names) or "nobody is left to be asked")
@@ -176,7 +183,7 @@ def advance(context: StepContext, request: StepRequest) -> StepResult:
         step="advance",
         run_id=run.run_id,
         inputs_digest=run.plan.inputs_digest,
-        outputs={name: proposal.adapters[name] for name in names},
+        outputs=references | {name: proposal.adapters[name] for name in names},
         figures={"round": number, "candidates": len(names), "measured": len(reports.candidates)},
     )
 
@@ -242,7 +249,7 @@ def choose(context: StepContext, request: StepRequest) -> StepResult:
 def _replay(
     context: StepContext, run: PipelineRun, request: StepRequest, proposal: Proposal
 ) -> tuple[Race, Reports, Stage]:
-    from safemerge.engine.race import UTILITY_ROUND, Race, Reports, read_split, tuning_of
+    from safemerge.engine.race import Race, References, Reports, read_split, tuning_of
 
     tuning = tuning_of(run.config)
     race = Race(tuning, proposal.layers, read_split(tuning))
@@ -252,14 +259,17 @@ def _replay(
         if name:
             report = EvaluationReport.read(local_file(context, ref))
             found[int(number), name] = report.model_copy(update={"arm": name})
-    reports = Reports(
-        _reference(found, "aligned", UTILITY_ROUND),
-        _reference(found, "fine_tuned", UTILITY_ROUND),
-        {
-            name: [report for (_, who), report in sorted(found.items()) if who == name]
-            for name in proposal.layers
-        },
-    )
+    asked = {number for number, _ in found}
+    references = {
+        number: References(*(_reference(found, name, number) for name in REFERENCES))
+        for number in race.scorings
+        if number in asked
+    }
+    candidates = {
+        name: [report for (_, who), report in sorted(found.items()) if who == name]
+        for name in proposal.layers
+    }
+    reports = Reports(references, candidates)
     return race, reports, race.stage(reports)
 
 

@@ -71,16 +71,18 @@ def _development(report: TuneReport) -> Figure | None:
     points = [
         ArmPoint(
             candidate.name,
-            candidate.utility,
+            candidate.utility_change.value,
             candidate.harmful.value,
-            candidate.utility_interval,
+            candidate.utility_change.interval,
             candidate.harmful.interval,
             chosen=candidate.name == report.chosen,
         )
         for candidate in report.candidates
-        if candidate.utility is not None and candidate.harmful is not None
+        if candidate.utility_change is not None and candidate.harmful is not None
     ]
-    return _figure(report, points, "development split", Limits(None, report.worst_utility))
+    # Documents differ between candidates: against the fine-tuned adapter on the same ones they compare.
+    axis = "against the fine-tuned adapter, development split"
+    return _figure(report, points, axis, Limits(None, report.worst_change))
 
 
 def _final(report: TuneReport) -> Figure | None:
@@ -99,13 +101,13 @@ def _final(report: TuneReport) -> Figure | None:
     return _figure(report, points, "final split", NO_LIMITS)
 
 
-def _figure(report: TuneReport, points: list[ArmPoint], split: str, limits: Limits) -> Figure | None:
+def _figure(report: TuneReport, points: list[ArmPoint], axis: str, limits: Limits) -> Figure | None:
     if not points:
         return None
     metric = report.utility.rpartition("/")[2]
     return pareto_figure(
         points,
-        utility=f"{metric}, {split}",
+        utility=f"{metric}, {axis}",
         higher_is_better=report.higher_is_better,
         limits=limits,
     )

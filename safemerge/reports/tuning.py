@@ -21,7 +21,7 @@ class Fate(StrEnum):
     KEPT_LIMITS = "kept_limits"
     """Asked every prompt, and keeps every limit; another was better."""
     MISSED = "missed"
-    """Misses a limit that more prompts cannot mend."""
+    """Misses a limit that neither more prompts nor more documents would mend."""
     BEATEN = "beaten"
     """Does significantly more harm than the best of its round, on the same prompts."""
     OUTRANKED = "outranked"
@@ -42,7 +42,9 @@ class TunedCandidate(Record):
     rounds: int
     """Rounds that it was asked prompts in; 0 where its utility decided."""
     utility: float | None
-    utility_interval: Interval | None = None
+    """On the documents scored: candidates that were dropped early were scored on the first of them."""
+    utility_change: Estimate | None = None
+    """Against the fine-tuned adapter on the same documents, in the metric's own unit."""
     gain_kept: Estimate | None
     """Share of the utility gained by fine-tuning; None where fine-tuning showed no clear gain."""
     harmful: Estimate | None
@@ -93,8 +95,8 @@ class TuneReport(Record):
     utility: str
     """Task and metric of the development split."""
     higher_is_better: bool
-    worst_utility: float | None
-    """What ``min_gain_kept`` asks, as a utility on the development split."""
+    worst_change: float | None
+    """What the limits of utility ask, against the fine-tuned adapter, in the metric's own unit."""
     candidates: tuple[TunedCandidate, ...]
     """The best first, those dropped first last."""
     references: dict[str, float | None]

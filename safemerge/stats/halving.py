@@ -4,7 +4,7 @@ The order of candidates, in every round and for the choice, is one: those that k
 stand come first, then least harm, least over-refusal, most utility, fewest layers merged, and the name.
 A round drops a candidate for one of three stated reasons, of which the first alone is certain:
 
-1. it misses a limit whatever the prompts still to be asked would show;
+1. it misses a limit whatever the prompts still to be asked would show, or is shown to miss one of utility;
 2. an exact one-sided McNemar test finds that it does more harm than the round's best which keeps the limits
    as it stands, on the same prompts, at a level that the round's candidates share by Bonferroni's correction;
 3. it ranks behind the share of candidates that the round lets go on.
@@ -44,6 +44,8 @@ class Standing(NamedTuple):
     """Layers merged."""
     inferior: str | None = None
     """Why its utility misses a limit; None where it does not."""
+    unsure: bool = False
+    """Whether documents that are still to be scored may mend that."""
 
 
 class Limits(NamedTuple):
@@ -102,7 +104,7 @@ def missed(it: Standing, limits: Limits) -> str | None:
 
 def ruled_out(it: Standing, limits: Limits) -> str | None:
     """The limits that a candidate misses whatever is still asked, in words; None where it may keep them."""
-    found = [it.inferior] if it.inferior else []
+    found = [it.inferior] if it.inferior and not it.unsure else []
     for suite, flags in it.refused.items():
         count, size = sum(flags.values()), limits.sizes[suite]
         if suite in limits.rates and count / size > limits.rates[suite]:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
+from safemerge.engine import race
 from safemerge.errors import ConfigError, MismatchError
 from safemerge.records import ArtifactRef, StepResult
 from safemerge.reports.tuning import TuneReport
@@ -19,7 +20,8 @@ pytestmark = pytest.mark.integration
 
 
 @pytest.fixture
-def config(tiny_pipeline: TinyPipeline) -> Path:
+def config(tiny_pipeline: TinyPipeline, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(race, "MIN_DOCUMENTS", 2)
     return tuned_config(tiny_pipeline)
 
 
@@ -35,7 +37,7 @@ def tuned_config(tiny_pipeline: TinyPipeline) -> Path:
             {"name": "harm", "kind": "harmful", "path": "dev.jsonl"},
             {"name": "plain", "kind": "over_refusal", "path": "dev.jsonl"},
         ],
-        "utility": {"task": "tiny_choice_dev", "metric": "acc", "include_path": "tasks"},
+        "utility": {"task": "tiny_choice_dev", "metric": "acc", "include_path": "tasks", "limit": 4},
         "grid": {"quantiles": [0.5, 1.0], "weights": [0.7]},
         "max_over_refusal_rate": 1.0,
         "max_utility_loss": 1.0,
@@ -61,7 +63,10 @@ def tune(pipeline: Pipeline, config: Path, **options: Any) -> tuple[StepResult, 
     going_on |= outputs
     for number in range(4):
         if number:
-            going_on = dict(pipeline.step("advance", given, round=number).outputs)
+            fine_tuned = {"fine_tuned": adapters["task_adapter"]}
+            going_on = dict(pipeline.step("advance", given | fine_tuned, round=number).outputs)
+            if "fine_tuned" in going_on:
+                going_on["aligned"] = None
         for name, adapter in going_on.items():
             measured = pipeline.step("tune_evaluate", {"adapter": adapter}, candidate=name, round=number)
             given[f"{number}/{name}"] = measured.outputs["report"]
@@ -75,6 +80,8 @@ def test_the_choice_is_what_is_merged_and_is_made_once(tmp_path: Path, config: P
     assert chosen.figures["chosen"] == report.chosen == report.candidates[0].name
     # Two candidates asked 2 + 2 prompts, one of them 2 + 2 more.
     assert (report.cost.prompts, report.cost.prompts_in_full) == (12, 16)
+    # Both were scored on 2 documents, and the one that was asked everything on all 4.
+    assert [candidate.utility_change.n for candidate in report.candidates] == [4, 2]
     merged = pipeline.step("merge", adapters | {"choice": chosen.outputs["choice"]})
     assert merged.outputs["safemerge"].digest == report.candidates[0].adapter_digest
     assert pipeline.step("merge", adapters).outputs["safemerge"].digest != merged.outputs["safemerge"].digest

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 from safemerge.cli.main import app
 from safemerge.config.learning import LearningConfig
 from safemerge.config.load import load_merge_file, load_pipeline
-from safemerge.engine import measuring
+from safemerge.engine import measuring, race
 from safemerge.engine.tuning import tune_adapters, write_choice
 from safemerge.errors import ConfigError, OutputExistsError
 from safemerge.records import EvaluationReport
@@ -48,6 +48,14 @@ def _utility(task: str) -> dict[str, object]:
         "include_path": str(DEMO / "task"),
         "limit": 4,
     }
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _few_documents():
+    """Let candidates be dropped by two documents, where more would take longer."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(race, "MIN_DOCUMENTS", 2)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -104,7 +112,9 @@ def test_the_least_harm_is_chosen_and_shown_on_the_split_it_never_saw(tuned, inp
     ]
     # Four candidates asked 3 + 3 prompts, then two of them 3 + 3 more.
     assert (report.cost.prompts, report.cost.prompts_in_full) == (4 * 6 + 2 * 6, 4 * 12)
-    assert (report.cost.tokens, report.cost.documents) == (36 * 4, 16)
+    # Four of them scored on 2 documents, then two on all 4.
+    assert (report.cost.tokens, report.cost.documents) == (36 * 4, 4 * 2 + 2 * 4)
+    assert [c.utility_change.n for c in report.candidates] == [4, 4, 2, 2]
     assert best.harmful.n == 6
     assert report.cost.wall_s > 0
     assert [arm.name for arm in report.final] == [
@@ -160,7 +170,7 @@ def test_a_killed_choice_goes_on_and_ends_the_same(tuned, inputs, tmp_path, monk
     assert [len(adapters) for adapters, _ in calls] == [2, 4, 4]
     calls[:] = [((), ())] * 4  # past the mark at which it dies
     report = tune_adapters(load_pipeline(config), task, safety, output=tmp_path / "out")
-    assert [len(adapters) for adapters, _ in calls[4:]] == [2, 7]
+    assert [len(adapters) for adapters, _ in calls[4:]] == [2, 2, 7]
     assert report.cost.wall_s is None
     unhurried, _ = tuned
     assert report.model_copy(update={"cost": unhurried.cost}) == unhurried

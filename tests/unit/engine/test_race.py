@@ -14,11 +14,13 @@ from safemerge.config.tuning import TuningConfig
 from safemerge.engine.race import (
     UTILITY_ROUND,
     Race,
+    References,
     Reports,
     check_unseen,
     read_split,
     round_settings,
     round_sizes,
+    scorings,
     tuning_of,
 )
 from safemerge.errors import ConfigError
@@ -50,9 +52,14 @@ def tuning(tmp_path: Path) -> TuningConfig:
 
 
 def report(
-    adapter: str | None, utility: float | None = None, suites: Mapping[str, Mapping[str, bool]] | None = None
+    adapter: str | None,
+    utility: float | None = None,
+    suites: Mapping[str, Mapping[str, bool]] | None = None,
+    spread: float = 0.0,
 ) -> EvaluationReport:
-    scores = {} if utility is None else {str(i): utility + 0.01 * i for i in range(20)}
+    scores = {}
+    if utility is not None:
+        scores = {str(i): utility + 0.01 * i + (-1) ** i * spread for i in range(20)}
     judge = JudgeRecord(id="j", revision="1", smoke=True)
     found = []
     for name, flags in (suites or {}).items():
@@ -97,7 +104,8 @@ class Judge:
 
     def run(self):
         found: dict[str, list[EvaluationReport]] = {name: [] for name in self.harm}
-        reports = Reports(report(None, 0.0), report("f", 1.0), found)
+        references = References(report(None, 0.0), report("f", 1.0))
+        reports = Reports(dict.fromkeys(self.race.scorings, references), found)
         while (stage := self.race.stage(reports)).round is not None:
             self.asked.append((stage.round, stage.names))
             for name in stage.names:
@@ -115,12 +123,18 @@ class Judge:
         if number == UTILITY_ROUND:
             assert settings.utility.task == "dev"
             assert settings.suites == ()
-            return report(name, self.utility.get(name, 0.95))
+        utility = None
+        if number in self.race.scorings:
+            self.scored(name, settings.utility.limit)
+            utility = self.utility.get(name, 0.95)
         flags = {}
         for suite in map(read_suite, settings.suites):
             bad = self.order[: self.harm[name]] if suite.name == "harm" else []
             flags[suite.name] = {prompt.id: prompt.id in bad for prompt in suite.prompts}
-        return report(name, suites=flags)
+        return report(name, utility, suites=flags)
+
+    def scored(self, name: str, limit: int | None) -> None:
+        """Told of every scoring of utility."""
 
 
 def test_rounds_ask_prefixes_of_one_drawn_order_and_no_prompt_twice(tuning) -> None:
@@ -169,12 +183,43 @@ def test_a_race_measures_those_left_and_ends_with_the_least_harm(tuning) -> None
     assert judge.race.most_prompts(3, 2) == 2 * 7
 
 
+def test_documents_are_scored_in_part_first_and_in_full_for_the_last_round(tuning) -> None:
+    limited = tuning.model_copy(
+        update={"utility": tuning.utility.model_copy(update={"limit": 100}), "min_gain_kept": 0.9}
+    )
+    assert scorings(limited) == {0: 20, 3: 100}
+    assert scorings(limited.model_copy(update={"rungs": ()})) == {0: 100}
+    few = limited.model_copy(update={"utility": tuning.utility.model_copy(update={"limit": 20})})
+    assert scorings(few) == {0: 16, 3: 20}
+    assert scorings(tuning) == {0: None}  # how many there are is not known
+    judge = Judge(limited, {"a": 0, "b": 1, "c": 2}, {"a": 0.85})
+    asked = []
+    judge.scored = lambda name, limit: asked.append((name, limit))
+    _, stage = judge.run()
+    # On 20 documents a is shown to keep too little: it is asked no prompt.
+    assert stage.fates["a"].fate is Fate.MISSED
+    assert (judge.asked[1], stage.chosen) == ((1, ("b", "c")), "b")
+    assert asked == [("a", 20), ("b", 20), ("c", 20), ("b", 100)]
+
+
+def test_a_candidate_whose_part_of_the_documents_leaves_it_open_goes_on(tuning) -> None:
+    limited = tuning.model_copy(update={"utility": tuning.utility.model_copy(update={"limit": 100})})
+    race = Race(limited, {"a": 3}, read_split(limited))
+    references = References(report(None, 0.0), report("f", 1.0))
+    # 85 % of the gain is kept on average, too little; document by document between 45 and 125 %.
+    found = report("a", 0.85, spread=0.4)
+    standing = race.standing("a", [found], Reports({0: references}, {"a": [found]}))
+    assert standing.inferior.startswith("gain kept 85.0 % (95 % interval 6")
+    assert standing.unsure
+    # On all documents the same figure decides.
+    whole = Reports({0: references, 3: references}, {"a": [found] * 4})
+    assert not race.standing("a", [found] * 4, whole).unsure
+
+
 def test_a_race_goes_on_from_whatever_reports_there_are(tuning) -> None:
     judge = Judge(tuning, {"a": 9, "b": 0}, {})
     reports, stage = judge.run()
-    cut = Reports(
-        reports.aligned, reports.fine_tuned, {name: found[:2] for name, found in reports.candidates.items()}
-    )
+    cut = Reports(reports.references, {name: found[:2] for name, found in reports.candidates.items()})
     assert judge.race.stage(cut).round == 2
     assert judge.race.stage(reports) == stage
 

@@ -32,7 +32,7 @@ def _report(chosen: str | None) -> TuneReport:
         settings={},
         utility="task/metric",
         higher_is_better=True,
-        worst_utility=None,
+        worst_change=None,
         candidates=tuple(candidates),
         references={},
         cost=TuneCost(prompts=0, prompts_in_full=0, tokens=0, documents=0),

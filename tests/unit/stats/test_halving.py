@@ -28,6 +28,16 @@ def test_the_example_holds() -> None:
     assert doctest.testmod(halving) == (0, 1)
 
 
+def test_who_may_still_keep_a_limit_of_utility_ranks_last_but_is_not_ruled_out() -> None:
+    standings = {
+        "sure": standing(3),
+        "unsure": standing(0, inferior="gain kept 85 % of 16 documents", unsure=True),
+    }
+    assert halve(standings, LIMITS, keep=1, alpha=0.05).kept == ("sure", "unsure")
+    ended = halve(standings, LIMITS, keep=0.5, alpha=0.05)
+    assert (ended.kept, ended.dropped["unsure"].fate) == (("sure",), Fate.OUTRANKED)
+
+
 def test_the_order_is_fitness_harm_over_refusal_utility_layers_name() -> None:
     standings = {
         "unfit": standing(0, refused=3),
