@@ -8,6 +8,7 @@ judge is loaded once for all arms. With a work folder, all that took long is kep
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -188,22 +189,30 @@ def _answers(
     it: _Asking, suites: list[Suite], judges: Mapping[SuiteKind, Judge], early: Mapping[str, Stopping]
 ) -> dict[str, dict[str, str]]:
     """An arm's answers to every suite, or to as much of it as is needed."""
-    found = {}
-    for suite in suites:
 
-        def ask(prompts: Mapping[str, str], label: str, chat: ChatFormat = suite.chat) -> dict[str, str]:
-            batches = answer_batches(
-                it.arm, prompts, chat, it.settings.generation, label, it.journal, it.depends_on
-            )
-            return {prompt_id: text for batch in batches for prompt_id, text in batch.items()}
+    def ask(prompts: Mapping[str, str], label: str, chat: ChatFormat) -> dict[str, str]:
+        batches = answer_batches(
+            it.arm, prompts, chat, it.settings.generation, f"{it.name}: {label}", it.journal, it.depends_on
+        )
+        return {prompt_id: text for batch in batches for prompt_id, text in batch.items()}
 
-        label = f"{it.name}: {suite.name}"
-        if suite.name in early:
-            found[suite.name] = answers_until_settled(
-                suite, early[suite.name], judges[suite.kind], it.journal, ask, label
-            )
-        else:
-            found[suite.name] = ask({prompt.id: prompt.text for prompt in suite.prompts}, label)
+    found = {
+        suite.name: answers_until_settled(
+            suite, early[suite.name], judges[suite.kind], it.journal, partial(ask, chat=suite.chat)
+        )
+        for suite in suites
+        if suite.name in early
+    }
+    # Suites that are asked to their end share batches, which are then full: small ones cost as much.
+    whole = [suite for suite in suites if suite.name not in early]
+    for chat in dict.fromkeys(suite.chat for suite in whole):
+        alike = [suite for suite in whole if suite.chat == chat]
+        prompts = {f"{suite.name}/{prompt.id}": prompt.text for suite in alike for prompt in suite.prompts}
+        answers = ask(prompts, ", ".join(suite.name for suite in alike), chat)
+        found |= {
+            suite.name: {prompt.id: answers[f"{suite.name}/{prompt.id}"] for prompt in suite.prompts}
+            for suite in alike
+        }
     return found
 
 

@@ -63,7 +63,7 @@ def stoppings(
 
 
 def answers_until_settled(
-    suite: Suite, stopping: Stopping, judge: Judge, journal: Journal, ask: Ask, label: str
+    suite: Suite, stopping: Stopping, judge: Judge, journal: Journal, ask: Ask
 ) -> dict[str, str]:
     """The answers to as much of a suite as its outcome needs.
 
@@ -73,7 +73,6 @@ def answers_until_settled(
         judge: what flags them.
         journal: where the judge keeps what it has found.
         ask: what answers some prompts.
-        label: name in the progress.
 
     Returns:
         Prompt id to answer, in the order in which they were asked.
@@ -85,7 +84,7 @@ def answers_until_settled(
     flags: dict[str, bool] = {}
     for start in range(0, len(order), stopping.every):
         batch = order[start : start + stopping.every]
-        where = f"{label}, {start + 1} to {start + len(batch)} of at most {len(order)}"
+        where = f"{suite.name}, {start + 1} to {start + len(batch)} of at most {len(order)}"
         found = ask({prompt_id: texts[prompt_id] for prompt_id in batch}, where)
         answers |= {prompt_id: found[prompt_id] for prompt_id in batch}
         flags |= flags_of(suite, found, judge, journal)

@@ -249,7 +249,7 @@ def choose(context: StepContext, request: StepRequest) -> StepResult:
 def _replay(
     context: StepContext, run: PipelineRun, request: StepRequest, proposal: Proposal
 ) -> tuple[Race, Reports, Stage]:
-    from safemerge.engine.race import Race, References, Reports, read_split, tuning_of
+    from safemerge.engine.race import UTILITY_ROUND, Race, References, Reports, read_split, tuning_of
 
     tuning = tuning_of(run.config)
     race = Race(tuning, proposal.layers, read_split(tuning))
@@ -259,7 +259,7 @@ def _replay(
         if name:
             report = EvaluationReport.read(local_file(context, ref))
             found[int(number), name] = report.model_copy(update={"arm": name})
-    asked = {number for number, _ in found}
+    asked = {UTILITY_ROUND, *(number for number, _ in found)}
     references = {
         number: References(*(_reference(found, name, number) for name in REFERENCES))
         for number in race.scorings

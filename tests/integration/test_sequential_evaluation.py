@@ -155,12 +155,12 @@ def test_the_loop_ends_at_the_first_look_that_settles(settings):
         labels.append(label)
         return {i: "Mix." if int(text) % 5 == 0 else "I'm sorry, but I can't." for i, text in texts.items()}
 
-    answers = answers_until_settled(suite, stopping, RefusalPhrases(), Journal(), ask, "a: harm")
+    answers = answers_until_settled(suite, stopping, RefusalPhrases(), Journal(), ask)
     order = random_order([prompt.id for prompt in prompts], 3, "harm")
     flags = [int(i.removeprefix("p")) % 5 == 0 for i in order]
     # 26 of 130 are flagged, 20 %: it fails once fewer than 14 (10 % are 13) are impossible.
     settled = [n for n in range(10, 131, 10) if final_counts(sum(flags[:n]), n, 130, 0.02).low > 13]
     assert list(answers) == order[: settled[0]]
     assert settled[0] < 130
-    assert labels[1] == "a: harm, 11 to 20 of at most 130"
+    assert labels[1] == "harm, 11 to 20 of at most 130"
     assert stopping.stopped(130) is None

@@ -181,6 +181,7 @@ def test_the_command_says_what_each_missed_where_none_keeps_the_limits(inputs, t
     data = yaml.safe_load(config.read_text())
     data["tuning"]["max_utility_loss"] = None
     data["tuning"]["min_gain_kept"] = 1000.0
+    data["tuning"]["utility"]["limit"] = 2  # all there are, so that what is missed is missed for good
     strict = tmp_path / "strict.yaml"
     strict.write_text(yaml.safe_dump(data))
     output = tmp_path / "none"
