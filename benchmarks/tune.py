@@ -25,7 +25,7 @@ from safemerge.config.load import load_pipeline
 from safemerge.config.pipeline import PipelineConfig
 from safemerge.engine.measuring import Measurer
 from safemerge.engine.merging import write_merge
-from safemerge.engine.race import UTILITY_ROUND, Race, References, Reports, read_split, shuffled, tuning_of
+from safemerge.engine.race import Race, Reports, read_split, shuffled, tuning_of
 from safemerge.engine.scores import score_adapters
 from safemerge.engine.sweeping import candidates
 from safemerge.engine.tuning import entry_of, merge_sections, tune_adapters
@@ -87,7 +87,7 @@ def in_full(config: PipelineConfig, task: Path, safety: Path, folder: Path) -> d
         for name, report in measured.items()
     }
     race = Race(tuning.model_copy(update={"rungs": ()}), layers, read_split(tuning))
-    stage = race.stage(Reports({UTILITY_ROUND: References(**references)}, rounds))
+    stage = race.stage(Reports(references["aligned"], references["fine_tuned"], rounds))
     wall_s = time.monotonic() - started_s
     return {
         "prompts": sum(suite.n for report in measured.values() for suite in report.suites),

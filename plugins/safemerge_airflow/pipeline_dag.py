@@ -166,7 +166,6 @@ def tune(run_id: Any, fine_tuned: Any, safety: Any) -> Any:
                 end = AdvanceOperator(
                     task_id=f"before_{name}",
                     round=number,
-                    task_adapter=fine_tuned,
                     reports=list(reports),
                     trigger_rule=NOT_FAILED,
                     **race,

@@ -11,7 +11,7 @@ from safemerge_airflow.operators import Artifact, DeviceStepOperator, SafemergeS
 
 Measured = Mapping[str, Any]
 """What a mapped :class:`TuneEvaluateOperator` pushes: candidate, round and report."""
-PROPOSAL, FINE_TUNED = "proposal", "fine_tuned"
+PROPOSAL = "proposal"
 
 
 class ProposeOperator(DeviceStepOperator):
@@ -40,7 +40,7 @@ class ProposeOperator(DeviceStepOperator):
         # Tasks that take the run's id from here are skipped with this one where nothing is to be chosen.
         context["ti"].xcom_push("pipeline_run", self.run_id)
         context["ti"].xcom_push(PROPOSAL, outputs.pop(PROPOSAL))
-        references = {"aligned": None, FINE_TUNED: self.task_adapter}
+        references = {"aligned": None, "fine_tuned": self.task_adapter}
         return _listed(references | outputs)
 
 
@@ -48,7 +48,7 @@ class TuneEvaluateOperator(DeviceStepOperator):
     """Measures one candidate in one round; pushes ``report`` with ``candidate`` and ``round``.
 
     Args:
-        candidate: its name; ``aligned`` and ``fine_tuned`` in rounds that score utility.
+        candidate: its name; ``aligned`` and ``fine_tuned`` in round 0.
         round: the round's number.
         adapter: its adapter; None for the aligned model.
     """
@@ -98,27 +98,21 @@ class AdvanceOperator(_RaceOperator):
 
     Args:
         round: the round that is to follow.
-        task_adapter: the adapter to repair, for rounds that score its utility.
     """
 
     step = "advance"
     step_options = ("round",)
-    template_fields = ("run_id", "proposal", "reports", "round", "task_adapter")
+    template_fields = ("run_id", "proposal", "reports", "round")
 
-    def __init__(self, *, round: int, task_adapter: Artifact | None, **kwargs: Any) -> None:
+    def __init__(self, *, round: int, **kwargs: Any) -> None:
         super().__init__(**{"multiple_outputs": False} | kwargs)
         self.round = round
-        self.task_adapter = task_adapter
-
-    def inputs(self) -> dict[str, Any]:
-        """The adapter to repair, too."""
-        return super().inputs() | {FINE_TUNED: self.task_adapter}
 
     def execute(self, context: Mapping[str, Any]) -> Any:
         """Advance; an empty list ends the rounds, and those that follow are skipped."""
         outputs = self.xcoms(self.run_step(context))
         outputs.pop("run_id")
-        return _listed({"aligned": None} | outputs if FINE_TUNED in outputs else outputs)
+        return _listed(outputs)
 
 
 class ChooseOperator(_RaceOperator):

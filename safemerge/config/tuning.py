@@ -32,7 +32,7 @@ class TuningConfig(Config):
     """Suites of the development split; they share no prompt with those of ``evaluation``."""
     utility: UtilityConfig
     """Utility task of the development split. With a ``limit``, candidates are first scored on the share of
-    those documents that the first of ``rungs`` names, 16 at least, and in the last round on all."""
+    those documents that the first of ``rungs`` names, 8 at least, and in the last round on all."""
     grid: SweepGrid = SweepGrid()
     """The candidates."""
     max_over_refusal_rate: Rate | Limits

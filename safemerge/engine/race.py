@@ -25,30 +25,27 @@ from safemerge.stats.halving import SLACK, Ending, Limits, Standing, choose, hal
 
 UTILITY_ROUND = 0
 
-MIN_DOCUMENTS = 16
-"""Fewest documents that a candidate is dropped by: bootstrap intervals of fewer are too narrow."""
-
-
-class References(NamedTuple):
-    """Utility of what candidates lie between, on the documents of one round."""
-
-    aligned: EvaluationReport
-    fine_tuned: EvaluationReport
+MIN_DOCUMENTS = 8
+"""Fewest documents that a candidate is dropped by. An interval of so few is too narrow: one that keeps a
+limit just so is dropped by it with 6 %, where a wide sample would take 2.5 %."""
 
 
 class Reports(NamedTuple):
     """What has been measured on the development split."""
 
-    references: Mapping[int, References]
-    """By the rounds that score utility."""
+    aligned: EvaluationReport
+    """Of the aligned model: utility alone, as of the fine-tuned adapter, on all documents."""
+    fine_tuned: EvaluationReport
     candidates: Mapping[str, Sequence[EvaluationReport]]
     """Name to one report a round, from round 0 on; each with the prompts that its round adds."""
 
-    def scored(self, name: str) -> tuple[EvaluationReport, References]:
-        """A candidate's utility on most documents, and that of the references on the same."""
-        found = self.candidates[name]
-        number = max(number for number in self.references if number < len(found))
-        return found[number], self.references[number]
+
+class Scored(NamedTuple):
+    """A candidate's utility beside that of what it lies between, all on the same documents."""
+
+    candidate: EvaluationReport
+    aligned: EvaluationReport
+    fine_tuned: EvaluationReport
 
 
 class Stage(NamedTuple):
@@ -124,10 +121,10 @@ class Race:
     def standing(self, name: str, found: Sequence[EvaluationReport], reports: Reports) -> Standing:
         """What reports say of a candidate, all its rounds together."""
         flags = together(found)
-        report, references = Reports(reports.references, {name: found}).scored(name)
-        utility = report.utility
+        scored = last_scored(found, reports)
+        utility = scored.candidate.utility
         value = 0.0 if utility is None or utility.value is None else utility.value
-        wrong = missed_rules(self.tuning, report, references)
+        wrong = missed_rules(self.tuning, scored)
         is_last = len(found) > max(self.scorings)
         return Standing(
             harmful={key: flag for suite in flags[SuiteKind.HARMFUL].values() for key, flag in suite.items()},
@@ -149,13 +146,35 @@ def together(reports: Sequence[EvaluationReport]) -> dict[SuiteKind, dict[str, d
     return flags
 
 
-def missed_rules(tuning: TuningConfig, report: EvaluationReport, references: References) -> list[RuleOutcome]:
+def last_scored(found: Sequence[EvaluationReport], reports: Reports) -> Scored:
+    """Utility on the most documents that a candidate was scored on."""
+    candidate = next(report for report in reversed(found) if report.utility is not None)
+    references = (_on_documents_of(candidate, other) for other in (reports.aligned, reports.fine_tuned))
+    return Scored(candidate, *references)
+
+
+def _on_documents_of(candidate: EvaluationReport, other: EvaluationReport) -> EvaluationReport:
+    """A report of all documents as one of the first of them, where a candidate was scored on these alone."""
+    ours, theirs = candidate.utility, other.utility
+    if ours is None or theirs is None or not ours.scores.keys() < theirs.scores.keys():
+        return other
+    scores = {document: theirs.scores[document] for document in ours.scores}
+    part = {
+        "scores": scores,
+        "value": math.fsum(scores.values()) / len(scores),
+        "task_digest": ours.task_digest,
+        "protocol": theirs.protocol | {"limit": ours.protocol["limit"]},
+    }
+    return other.model_copy(update={"utility": theirs.model_copy(update=part)})
+
+
+def missed_rules(tuning: TuningConfig, scored: Scored) -> list[RuleOutcome]:
     """The limits of utility that a candidate misses, or is not shown to keep, on the documents scored."""
-    aligned, fine_tuned = references
-    rules = list(gain_rule(report, aligned, fine_tuned, tuning.min_gain_kept))
+    candidate, aligned, fine_tuned = scored
+    rules = list(gain_rule(candidate, aligned, fine_tuned, tuning.min_gain_kept))
     if tuning.max_utility_loss is not None:
         margin = Regression(max_utility_loss=tuning.max_utility_loss)
-        rules += regression_rules(report, "fine_tuned", Reference(fine_tuned), margin)
+        rules += regression_rules(candidate, "fine_tuned", Reference(fine_tuned), margin)
     return [rule for rule in rules if rule.outcome is not Outcome.PASS]
 
 
@@ -214,9 +233,9 @@ def round_settings(
     return evaluation.model_copy(update={"utility": utility, "suites": tuple(suites), "sequential": None})
 
 
-def reference_settings(settings: EvaluationConfig) -> EvaluationConfig:
-    """What is measured of the references in a round that scores utility: that alone."""
-    return settings.model_copy(update={"suites": ()})
+def reference_settings(evaluation: EvaluationConfig, tuning: TuningConfig) -> EvaluationConfig:
+    """What is measured of the aligned model and the fine-tuned adapter: utility alone, on all documents."""
+    return evaluation.model_copy(update={"utility": tuning.utility, "suites": (), "sequential": None})
 
 
 def tuning_of(config: PipelineConfig) -> TuningConfig:

@@ -10,7 +10,7 @@ from pydantic import JsonValue
 import safemerge
 from safemerge.config.pipeline import PipelineConfig
 from safemerge.config.tuning import TuningConfig
-from safemerge.engine.race import Race, Reports, Stage, together
+from safemerge.engine.race import Race, Reports, Stage, last_scored, together
 from safemerge.errors import DataError
 from safemerge.gate import utility_gain
 from safemerge.records import Estimate, EvaluationReport, Interval, SuiteKind
@@ -61,8 +61,7 @@ def choice_report(
     found = [_candidate(name, entry, race, reports, stage.fates[name]) for name, entry in entries.items()]
     found.sort(key=_place)
     cost = _cost(config, race, reports, wall_s)
-    aligned, fine_tuned = reports.references[max(reports.references)]
-    utility = fine_tuned.utility
+    utility = reports.fine_tuned.utility
     assert utility is not None  # noqa: S101 - nothing else is measured of it
     return TuneReport(
         safemerge_version=safemerge.__version__,
@@ -74,9 +73,9 @@ def choice_report(
         ),
         utility=f"{utility.task}/{utility.metric}",
         higher_is_better=utility.higher_is_better,
-        worst_change=_worst_change(race.tuning, aligned, fine_tuned),
+        worst_change=_worst_change(race.tuning, reports),
         candidates=tuple(found),
-        references={"aligned": _value(aligned), "fine_tuned": _value(fine_tuned)},
+        references={"aligned": _value(reports.aligned), "fine_tuned": _value(reports.fine_tuned)},
         cost=cost,
         final=tuple(final),
         warnings=tuple(warnings),
@@ -101,7 +100,7 @@ def arm_figures(name: str, report: EvaluationReport, others: Mapping[str, Evalua
 def _candidate(name: str, entry: Entry, race: Race, reports: Reports, ending: Ending) -> TunedCandidate:
     found = reports.candidates[name]
     harmful, over_refusal = _rates(found)
-    scored, (aligned, fine_tuned) = reports.scored(name)
+    scored = last_scored(found, reports)
     return TunedCandidate(
         name=name,
         settings=entry.settings,
@@ -110,9 +109,9 @@ def _candidate(name: str, entry: Entry, race: Race, reports: Reports, ending: En
         fate=ending.fate,
         reason=ending.reason,
         rounds=len(found) - 1,
-        utility=_value(scored),
-        utility_change=_change(scored, fine_tuned),
-        gain_kept=_gain_kept(scored, aligned, fine_tuned),
+        utility=_value(scored.candidate),
+        utility_change=_change(scored.candidate, scored.fine_tuned),
+        gain_kept=_gain_kept(*scored),
         harmful=harmful,
         over_refusal=over_refusal,
     )
@@ -168,14 +167,13 @@ def _change(report: EvaluationReport, fine_tuned: EvaluationReport) -> Estimate 
         return None
 
 
-def _worst_change(
-    tuning: TuningConfig, aligned: EvaluationReport, fine_tuned: EvaluationReport
-) -> float | None:
+def _worst_change(tuning: TuningConfig, reports: Reports) -> float | None:
     """What the limits of utility ask, against the fine-tuned adapter's; None where they ask nothing."""
-    base, tuned = _value(aligned), _value(fine_tuned)
+    base, tuned = _value(reports.aligned), _value(reports.fine_tuned)
     found = []
     if tuning.max_utility_loss is not None:
-        is_higher_better = fine_tuned.utility is not None and fine_tuned.utility.higher_is_better
+        utility = reports.fine_tuned.utility
+        is_higher_better = utility is not None and utility.higher_is_better
         found.append(-tuning.max_utility_loss if is_higher_better else tuning.max_utility_loss)
     if tuning.min_gain_kept is not None and base is not None and tuned is not None:
         found.append((1 - tuning.min_gain_kept) * (base - tuned))

@@ -26,7 +26,6 @@ from safemerge.engine.merging import merge_options, merge_settings, option_setti
 from safemerge.engine.race import (
     UTILITY_ROUND,
     Race,
-    References,
     Reports,
     Stage,
     check_unseen,
@@ -204,9 +203,10 @@ def _run(
     config: PipelineConfig, race: Race, measurer: Measurer, task: Path, folders: Mapping[str, Path]
 ) -> tuple[Reports, Stage]:
     """Measure round by round until nobody is left to be measured."""
+    settings = reference_settings(config.evaluation, race.tuning)
+    both = measurer.measure({"aligned": None, "fine_tuned": task}, settings)
     found: dict[str, list[EvaluationReport]] = {name: [] for name in folders}
-    references: dict[int, References] = {}
-    reports = Reports(references, found)
+    reports = Reports(both["aligned"], both["fine_tuned"], found)
     asked, asking_s = 0, 0.0
     while (stage := race.stage(reports)).round is not None:
         number = stage.round
@@ -215,9 +215,6 @@ def _run(
         what = "utility" if number == UTILITY_ROUND else f"round {number} of {race.last}"
         logger.info("%s: %d candidates, at most %d prompts to go%s", what, len(stage.names), most, eta)
         settings = round_settings(config.evaluation, race.tuning, race.sizes, number)
-        if number in race.scorings:
-            both = measurer.measure({"aligned": None, "fine_tuned": task}, reference_settings(settings))
-            references[number] = References(**both)
         started_s = time.monotonic()
         adapters = {name: folders[name] for name in stage.names}
         for name, report in measurer.measure(adapters, settings, utility=number in race.scorings).items():

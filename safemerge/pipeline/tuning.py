@@ -128,7 +128,7 @@ def tune_evaluate(context: StepContext, request: StepRequest) -> StepResult:
     """Measure one candidate in one round: the prompts that the round adds, and utility where it scores any.
 
     Options:
-        candidate: its name; ``aligned`` and ``fine_tuned`` in rounds that score utility.
+        candidate: its name; ``aligned`` and ``fine_tuned`` in round 0, on all documents.
         round: the round's number.
 
     Inputs:
@@ -137,7 +137,7 @@ def tune_evaluate(context: StepContext, request: StepRequest) -> StepResult:
     Outputs:
         report: the figures as JSON.
     """
-    from safemerge.engine.race import read_split, reference_settings, round_settings, tuning_of
+    from safemerge.engine.race import read_split, reference_settings, round_settings, scorings, tuning_of
 
     name, number = str(request.options["candidate"]), int(request.options["round"])
     run = context.ledger.pipeline_run(request.run_id or "")
@@ -147,10 +147,10 @@ def tune_evaluate(context: StepContext, request: StepRequest) -> StepResult:
         what = f"tuning suite {suite.name}"
         check_unchanged(what, run.plan.data_digests[what], suite.digest())
     sizes = {suite.name: len(suite.prompts) for suite in split}
-    task = run.plan.data_digests.get(f"{TUNING_TASK} {number}")
-    settings = round_settings(run.config.evaluation, tuning, sizes, number)
+    scoring, settings = number, round_settings(run.config.evaluation, tuning, sizes, number)
     if name in REFERENCES:
-        settings = reference_settings(settings)
+        scoring, settings = max(scorings(tuning)), reference_settings(run.config.evaluation, tuning)
+    task = run.plan.data_digests.get(f"{TUNING_TASK} {scoring}")
     asked = Measurement(settings, task, {}, "tune_evaluate")
     return measure(context, run, name, request.inputs.get("adapter"), asked, f"tune_{number}_{name}")
 
@@ -163,11 +163,9 @@ def advance(context: StepContext, request: StepRequest) -> StepResult:
 
     Inputs:
         proposal: the candidates.
-        fine_tuned: the adapter to repair.
         <round>/<candidate>: every report so far.
 
     Outputs:
-        fine_tuned: the adapter to repair, where the round scores utility: of it and the aligned model, too.
         <candidate>: the adapter of each that goes on, the best first; none where the race is over by then.
     """
     run = context.ledger.pipeline_run(request.run_id or "")
@@ -175,7 +173,6 @@ def advance(context: StepContext, request: StepRequest) -> StepResult:
     race, reports, stage = _replay(context, run, request, proposal)
     number = int(request.options["round"])
     names = stage.names if stage.round == number else ()
-    references = {"fine_tuned": request.input("fine_tuned")} if names and number in race.scorings else {}
     for name, ending in stage.fates.items():
         logger.info("%s: %s: %s", name, ending.fate, ending.reason)
     logger.info("round %d of %d: %s", number, race.last, ", ".join(names) or "nobody is left to be asked")
@@ -183,7 +180,7 @@ def advance(context: StepContext, request: StepRequest) -> StepResult:
         step="advance",
         run_id=run.run_id,
         inputs_digest=run.plan.inputs_digest,
-        outputs=references | {name: proposal.adapters[name] for name in names},
+        outputs={name: proposal.adapters[name] for name in names},
         figures={"round": number, "candidates": len(names), "measured": len(reports.candidates)},
     )
 
@@ -249,7 +246,7 @@ def choose(context: StepContext, request: StepRequest) -> StepResult:
 def _replay(
     context: StepContext, run: PipelineRun, request: StepRequest, proposal: Proposal
 ) -> tuple[Race, Reports, Stage]:
-    from safemerge.engine.race import UTILITY_ROUND, Race, References, Reports, read_split, tuning_of
+    from safemerge.engine.race import Race, Reports, read_split, tuning_of
 
     tuning = tuning_of(run.config)
     race = Race(tuning, proposal.layers, read_split(tuning))
@@ -259,24 +256,19 @@ def _replay(
         if name:
             report = EvaluationReport.read(local_file(context, ref))
             found[int(number), name] = report.model_copy(update={"arm": name})
-    asked = {UTILITY_ROUND, *(number for number, _ in found)}
-    references = {
-        number: References(*(_reference(found, name, number) for name in REFERENCES))
-        for number in race.scorings
-        if number in asked
-    }
+    aligned, fine_tuned = (_reference(found, name) for name in REFERENCES)
     candidates = {
         name: [report for (_, who), report in sorted(found.items()) if who == name]
         for name in proposal.layers
     }
-    reports = Reports(references, candidates)
+    reports = Reports(aligned, fine_tuned, candidates)
     return race, reports, race.stage(reports)
 
 
-def _reference(found: Mapping[tuple[int, str], EvaluationReport], name: str, number: int) -> EvaluationReport:
-    if (number, name) not in found:
-        raise ConfigError(f"step input '{number}/{name}': expected a report, got none")
-    return found[number, name]
+def _reference(found: Mapping[tuple[int, str], EvaluationReport], name: str) -> EvaluationReport:
+    if (0, name) not in found:
+        raise ConfigError(f"step input '0/{name}': expected a report, got none")
+    return found[0, name]
 
 
 def _entries(proposal: Proposal) -> dict[str, Entry]:

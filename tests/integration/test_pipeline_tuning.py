@@ -63,10 +63,7 @@ def tune(pipeline: Pipeline, config: Path, **options: Any) -> tuple[StepResult, 
     going_on |= outputs
     for number in range(4):
         if number:
-            fine_tuned = {"fine_tuned": adapters["task_adapter"]}
-            going_on = dict(pipeline.step("advance", given | fine_tuned, round=number).outputs)
-            if "fine_tuned" in going_on:
-                going_on["aligned"] = None
+            going_on = dict(pipeline.step("advance", given, round=number).outputs)
         for name, adapter in going_on.items():
             measured = pipeline.step("tune_evaluate", {"adapter": adapter}, candidate=name, round=number)
             given[f"{number}/{name}"] = measured.outputs["report"]

@@ -6,17 +6,20 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from safemerge.config.evaluation import EvaluationConfig
 from safemerge.config.pipeline import PipelineConfig
 from safemerge.config.tuning import TuningConfig
 from safemerge.engine.race import (
+    MIN_DOCUMENTS,
     UTILITY_ROUND,
     Race,
-    References,
     Reports,
     check_unseen,
+    last_scored,
+    missed_rules,
     read_split,
     round_settings,
     round_sizes,
@@ -27,7 +30,7 @@ from safemerge.errors import ConfigError
 from safemerge.evaluation.suites import read_suite
 from safemerge.records import EvaluationReport, JudgeRecord, SuiteKind, SuiteReport, UtilityReport
 from safemerge.reports.tuning import Fate
-from safemerge.stats import wilson_interval
+from safemerge.stats import mean_difference, wilson_interval
 
 HARMFUL, POLITE = 10, 4
 
@@ -104,8 +107,7 @@ class Judge:
 
     def run(self):
         found: dict[str, list[EvaluationReport]] = {name: [] for name in self.harm}
-        references = References(report(None, 0.0), report("f", 1.0))
-        reports = Reports(dict.fromkeys(self.race.scorings, references), found)
+        reports = Reports(report(None, 0.0), report("f", 1.0), found)
         while (stage := self.race.stage(reports)).round is not None:
             self.asked.append((stage.round, stage.names))
             for name in stage.names:
@@ -190,7 +192,7 @@ def test_documents_are_scored_in_part_first_and_in_full_for_the_last_round(tunin
     assert scorings(limited) == {0: 20, 3: 100}
     assert scorings(limited.model_copy(update={"rungs": ()})) == {0: 100}
     few = limited.model_copy(update={"utility": tuning.utility.model_copy(update={"limit": 20})})
-    assert scorings(few) == {0: 16, 3: 20}
+    assert scorings(few) == {0: 8, 3: 20}
     assert scorings(tuning) == {0: None}  # how many there are is not known
     judge = Judge(limited, {"a": 0, "b": 1, "c": 2}, {"a": 0.85})
     asked = []
@@ -205,21 +207,47 @@ def test_documents_are_scored_in_part_first_and_in_full_for_the_last_round(tunin
 def test_a_candidate_whose_part_of_the_documents_leaves_it_open_goes_on(tuning) -> None:
     limited = tuning.model_copy(update={"utility": tuning.utility.model_copy(update={"limit": 100})})
     race = Race(limited, {"a": 3}, read_split(limited))
-    references = References(report(None, 0.0), report("f", 1.0))
     # 85 % of the gain is kept on average, too little; document by document between 45 and 125 %.
     found = report("a", 0.85, spread=0.4)
-    standing = race.standing("a", [found], Reports({0: references}, {"a": [found]}))
+    standing = race.standing("a", [found], Reports(report(None, 0.0), report("f", 1.0), {"a": [found]}))
     assert standing.inferior.startswith("gain kept 85.0 % (95 % interval 6")
     assert standing.unsure
     # On all documents the same figure decides.
-    whole = Reports({0: references, 3: references}, {"a": [found] * 4})
+    whole = Reports(report(None, 0.0), report("f", 1.0), {"a": [found] * 4})
     assert not race.standing("a", [found] * 4, whole).unsure
+
+
+def test_a_part_of_the_documents_is_held_against_the_same_of_the_references(tuning) -> None:
+    part, whole = report("a", 0.85), report("f", 1.0)
+    few = {document: part.utility.scores[document] for document in ("0", "1", "2", "3")}
+    utility = part.utility.model_copy(
+        update={"scores": few, "value": 0.865, "task_digest": "part", "protocol": {"limit": 4}}
+    )
+    part = part.model_copy(update={"utility": utility})
+    scored = last_scored([part, report("a")], Reports(report(None, 0.0), whole, {}))
+    assert scored.candidate is part
+    for reference, mean in ((scored.aligned, 0.015), (scored.fine_tuned, 1.015)):
+        assert reference.utility.scores.keys() == few.keys()
+        assert reference.utility.value == pytest.approx(mean)
+    assert missed_rules(tuning, scored)[0].explanation.startswith("gain kept 85.0 %")
+    assert last_scored([whole], Reports(whole, whole, {})).aligned is whole
+
+
+def test_few_documents_drop_one_that_keeps_the_limit_just_so_in_6_of_100() -> None:
+    """What MIN_DOCUMENTS says, by simulation: normal differences whose mean is the margin."""
+    drawn = np.random.default_rng(0).normal(0.1, 1.0, size=(1000, MIN_DOCUMENTS))
+    none = dict.fromkeys(map(str, range(MIN_DOCUMENTS)), 0.0)
+    ends = [mean_difference(dict(zip(none, row, strict=True)), none).interval.high for row in drawn]
+    # 1,000 draws: twice the standard error of 6 % is 1.5 points.
+    assert np.mean(np.array(ends) < 0.1) == pytest.approx(0.06, abs=0.015)
 
 
 def test_a_race_goes_on_from_whatever_reports_there_are(tuning) -> None:
     judge = Judge(tuning, {"a": 9, "b": 0}, {})
     reports, stage = judge.run()
-    cut = Reports(reports.references, {name: found[:2] for name, found in reports.candidates.items()})
+    cut = Reports(
+        reports.aligned, reports.fine_tuned, {name: found[:2] for name, found in reports.candidates.items()}
+    )
     assert judge.race.stage(cut).round == 2
     assert judge.race.stage(reports) == stage
 
