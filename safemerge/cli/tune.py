@@ -27,7 +27,7 @@ EPILOG = flags.epilog(
     "--harm-weight 3 --harm-weight 10 --output ./tuned",
     "The choice as settings to paste into a config, and as an adapter:",
     "cat ./tuned/merge.yaml; safemerge inspect ./tuned/chosen",
-    "Interrupted? The same command goes on where it stopped; ./tuned.work holds what was measured.",
+    "Interrupted? The same command goes on where it stopped; ./.tuned.unfinished holds what was measured.",
     exit_codes=f"Exit code: 0 chosen, 2 wrong usage, 4 an error that one line on stderr names, {EXIT_NONE} "
     "no candidate keeps the limits (report and page say which limit each missed).",
 )
@@ -78,7 +78,8 @@ def tune(
     from safemerge.config.load import load_pipeline
     from safemerge.engine.race import tuning_of
     from safemerge.engine.sweeping import candidates
-    from safemerge.engine.tuning import tune_adapters, work_folder
+    from safemerge.engine.tuning import tune_adapters
+    from safemerge.storage.atomic import unfinished
 
     plain_logs()
     pipeline = load_pipeline(config)
@@ -87,7 +88,7 @@ def tune(
     learning = None
     if learn or harm_weight:
         learning = learning_config({"harm_weights": tuple(harm_weight) if harm_weight else None})
-    with resumable(work_folder(output)), progress_bar() as progress:
+    with resumable(unfinished(output)), progress_bar() as progress:
         report = tune_adapters(
             pipeline,
             task_adapter,

@@ -1,6 +1,6 @@
 """Choose a merge by evidence: candidates of one scoring, measured in rounds; the choice on a fresh split.
 
-The folder beside the output, ``<output>.work``, holds candidates and reports until the output is there: a
+The folder beside the output, ``.<output>.unfinished``, holds candidates and reports until the output is there: a
 killed choice that is started again measures only what is missing.
 """
 
@@ -42,7 +42,7 @@ from safemerge.evaluation.utility import check_task
 from safemerge.records import MERGE_REPORT_FILE, EvaluationReport, MergeReport, json_digest
 from safemerge.reports.tuning import CHOSEN_ARM, TuneReport
 from safemerge.storage.adapters import adapter_digest
-from safemerge.storage.atomic import atomic_folder, check_absent
+from safemerge.storage.atomic import atomic_folder, check_absent, unfinished
 from safemerge.storage.checkpoints import Checkpoint
 from safemerge.storage.hub import resolve
 
@@ -52,11 +52,6 @@ REPORT_FILE = "safemerge_tune.json"
 PAGE_FILE = "safemerge_tune.html"
 SNIPPET_FILE = "merge.yaml"
 COEFFICIENTS_FILE = "coefficients.json"
-
-
-def work_folder(output: Path) -> Path:
-    """Where candidates and reports lie until the output is there."""
-    return output.with_name(f"{output.name}.work")
 
 
 def tune_adapters(
@@ -97,7 +92,7 @@ def tune_adapters(
     check_libraries(config.evaluation.engine)
     split = check_unseen(config)
     model = resolve(config.aligned_model)
-    work = work_folder(output)
+    work = unfinished(output)
     for task in (tuning.utility, config.evaluation.utility):
         check_task(task.task, task.metric, task.include_path, task.filter)
 

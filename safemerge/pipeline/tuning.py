@@ -12,6 +12,7 @@ import shutil
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from safemerge.arms import ALIGNED, FINE_TUNED
 from safemerge.errors import ConfigError
 from safemerge.pipeline.context import (
     StepContext,
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-REFERENCES = ("aligned", "fine_tuned")
+REFERENCES = (ALIGNED, FINE_TUNED)
 
 
 class Proposal(Record):

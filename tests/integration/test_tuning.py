@@ -18,6 +18,7 @@ from safemerge.errors import ConfigError, OutputExistsError
 from safemerge.records import EvaluationReport
 from safemerge.reports.tuning import Fate, TuneReport
 from safemerge.storage.adapters import adapter_digest
+from safemerge.storage.atomic import unfinished
 
 pytestmark = pytest.mark.integration
 
@@ -127,7 +128,7 @@ def test_the_least_harm_is_chosen_and_shown_on_the_split_it_never_saw(tuned, inp
         "scale",
     ]
     assert {arm.harmful.n for arm in report.final} == {3}
-    assert not output.with_name("out.work").exists()
+    assert not unfinished(output).exists()
 
 
 def test_the_folder_holds_adapter_page_settings_and_final_reports(tuned, inputs, tmp_path) -> None:
