@@ -72,8 +72,8 @@ def main() -> None:
         ids = fill(home, args.runs)
         result["mlflow_runs"] = len(ids) * args.runs
         result["pages"] = measure(home, args.repeats, ids[0])
-    slowest = max(page["cold_ms"] for page in result["pages"].values())
-    result |= {"goal_ms": GOAL_MS, "slowest_cold_ms": slowest, "met": slowest < GOAL_MS}
+    slowest = max(page[kind] for page in result["pages"].values() for kind in page)
+    result |= {"goal_ms": GOAL_MS, "slowest_ms": slowest, "met": slowest < GOAL_MS}
     print(json.dumps(result, indent=2))
     print(f"kept in {save('page', result)}")
 

@@ -115,6 +115,18 @@ def wrap(clock: Clock, module: Any, path: str, kind: str) -> None:
         setattr(place, one, clock.timed(getattr(place, one), kind))
 
 
+def note_end(clock: Clock) -> None:
+    """Note when the process ends, by itself or at once."""
+    leave = os._exit
+
+    def noted(code: int) -> None:
+        clock.write(["end", time.time(), 0.0])
+        leave(code)
+
+    atexit.register(lambda: clock.write(["end", time.time(), 0.0]))
+    os._exit = noted  # type: ignore[assignment]
+
+
 def started_s() -> float:
     """When this process began, in seconds since 1970, to a hundredth."""
     ticks = int(Path("/proc/self/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[19])
@@ -125,5 +137,5 @@ def started_s() -> float:
 if "SAFEMERGE_PROBE" in os.environ:
     CLOCK = Clock(Path(os.environ["SAFEMERGE_PROBE"]))
     CLOCK.write(["interpreter", started_s(), time.time() - started_s()])
-    atexit.register(lambda: CLOCK.write(["end", time.time(), 0.0]))
+    note_end(CLOCK)
     watch_imports(CLOCK)

@@ -73,6 +73,8 @@ class DemoHome:
             "AIRFLOW__CORE__PARALLELISM": "2",
             "AIRFLOW__DAG_PROCESSOR__DAG_BUNDLE_CONFIG_LIST": json.dumps(bundles),
             "AIRFLOW__DAG_PROCESSOR__DAG_BUNDLE_STORAGE_PATH": str(airflow / "bundles"),
+            # Airflow often notices only with its next heartbeat, 5 s apart, that a skipped task has ended.
+            "AIRFLOW__WORKERS__MIN_HEARTBEAT_INTERVAL": "1",
             "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": f"sqlite:///{airflow / 'airflow.db'}",
             "AIRFLOW__API__HOST": HOST,
             "AIRFLOW__API__PORT": str(airflow_port),

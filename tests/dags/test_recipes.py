@@ -226,26 +226,35 @@ print(json.dumps({"dags": len(bag.dags), "times": times, "loaded": list(sys.modu
 """
 
 
-def test_fifty_recipes_are_parsed_quickly_and_load_nothing_heavy(tmp_path: Path) -> None:
-    folder = tmp_path / "recipes"
-    folder.mkdir()
-    for number in range(50):
-        write(folder, f"r{number:02}", name=f"r{number:02}")
+def parsed_afresh(folder: Path, storage: Path) -> dict[str, Any]:
+    """What parsing the recipes of a folder gives and takes in a process that has Airflow loaded."""
     done = subprocess.run(
         [sys.executable, "-c", FRESH, str(folder)],
         env=os.environ
         | {
             "PYTHONPATH": str(REPOSITORY / "plugins"),
-            "AIRFLOW__DAG_PROCESSOR__DAG_BUNDLE_STORAGE_PATH": str(tmp_path / "bundles"),
+            "AIRFLOW__DAG_PROCESSOR__DAG_BUNDLE_STORAGE_PATH": str(storage),
         },
         capture_output=True,
         text=True,
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    fresh = json.loads(done.stdout.splitlines()[-1])
-    assert fresh["dags"] == 50
+    fresh: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return fresh
+
+
+def test_fifty_recipes_are_parsed_quickly_and_load_nothing_heavy(tmp_path: Path) -> None:
+    folder = tmp_path / "recipes"
+    folder.mkdir()
+    for number in range(50):
+        write(folder, f"r{number:02}", name=f"r{number:02}")
     heavy = {"torch", "transformers", "mlflow", "peft", "trl", "lm_eval", "scipy", "plotly", "safetensors"}
-    assert heavy & set(fresh["loaded"]) == set()
-    # Seconds of one processor, which others on the machine slow down by their use of its caches.
-    assert sum(fresh["times"].values()) < 0.5, fresh["times"]
+    took = []
+    # Seconds of one processor, 0.4 on a machine of two cores; others who use it can only make them more.
+    while len(took) < 3 and min(took, default=1) >= 0.5:
+        fresh = parsed_afresh(folder, tmp_path / "bundles")
+        assert fresh["dags"] == 50
+        assert heavy & set(fresh["loaded"]) == set()
+        took.append(sum(fresh["times"].values()))
+    assert min(took) < 0.5, took
