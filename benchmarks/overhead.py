@@ -26,9 +26,9 @@ import json
 import os
 import sys
 import tempfile
-from collections import Counter
+from collections import defaultdict
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from fleet import ROOT, Api, moment, scheduling, seconds, tasks_of, waited
 from measuring import Json, machine, save
@@ -132,7 +132,7 @@ def split(task: Json, notes: dict[int, Notes]) -> Json:
     own = notes[task["pid"]]
     in_task = sum(took for kind, at, took in own.stretches if kind == "import" and start <= at <= end)
     steps = [found for found in notes.values() if found.parent == task["pid"] and "step" in found.argv]
-    spent: Counter[str] = Counter()
+    spent: defaultdict[str, float] = defaultdict(float)
     in_steps = 0.0
     last_end = end
     for step in steps:
@@ -163,9 +163,10 @@ def split(task: Json, notes: dict[int, Notes]) -> Json:
 
 def summary(run: Json, tasks: list[Json], rows: list[Json]) -> Json:
     """Totals of the run."""
-    of_rest: Counter[str] = Counter()
+    of_rest: defaultdict[str, float] = defaultdict(float)
     for row in rows:
-        of_rest.update(row["of_rest_s"])
+        for kind, took in row["of_rest_s"].items():
+            of_rest[kind] += took
     total = {key: sum(row[key] for row in rows) for key in ("wall_s", "imports_s", "compute_s", "rest_s")}
     return {
         "task_processes": len(rows),
@@ -182,12 +183,13 @@ def summary(run: Json, tasks: list[Json], rows: list[Json]) -> Json:
 def show(result: Json) -> None:
     """The table, for people."""
     columns = ("wall_s", "imports_s", "compute_s", "rest_s")
-    kinds = [kind for kind, _ in Counter(result["of_rest_s"]).most_common()]
+    of_rest: dict[str, float] = result["of_rest_s"]
+    kinds = sorted(of_rest, key=lambda kind: -of_rest[kind])
     print(f"{'task':26}" + "".join(f"{name.removesuffix('_s'):>9}" for name in columns), end="   of rest:")
     print("".join(f"{kind:>12}" for kind in kinds))
     for row in [*result["tasks"], {"task": "total", **result}]:
         cells = "".join(f"{row[name]:9.2f}" for name in columns)
-        of_rest: dict[str, Any] = row["of_rest_s"]
+        of_rest = row["of_rest_s"]
         print(f"{row['task']:26}{cells}{'':11}" + "".join(f"{of_rest.get(kind, 0):12.2f}" for kind in kinds))
     print(
         f"The run took {result['run_s']:.1f} s. Its {result['task_processes']} tasks stood still for "

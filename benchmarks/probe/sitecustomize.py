@@ -90,7 +90,7 @@ class Clock:
 
 def watch_imports(clock: Clock) -> None:
     """Note the loading of modules, and wrap functions of those that are watched."""
-    load = _frozen_importlib._find_and_load
+    load = _frozen_importlib._find_and_load  # type: ignore[attr-defined]
 
     def noted(name: str, import_: Any) -> Any:
         is_outermost = clock.enter("import")
@@ -103,7 +103,7 @@ def watch_imports(clock: Clock) -> None:
             wrap(clock, module, path, kind)
         return module
 
-    _frozen_importlib._find_and_load = noted
+    _frozen_importlib._find_and_load = noted  # type: ignore[attr-defined]
 
 
 def wrap(clock: Clock, module: Any, path: str, kind: str) -> None:

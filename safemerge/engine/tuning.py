@@ -1,7 +1,7 @@
 """Choose a merge by evidence: candidates of one scoring, measured in rounds; the choice on a fresh split.
 
-The folder beside the output, ``.<output>.unfinished``, holds candidates and reports until the output is there: a
-killed choice that is started again measures only what is missing.
+The folder beside the output, ``.<output>.unfinished``, holds candidates and reports until the output is
+there: a killed choice that is started again measures only what is missing.
 """
 
 from __future__ import annotations
