@@ -94,12 +94,13 @@ def test_an_answer_that_looks_like_a_verdict_is_none() -> None:
 
 
 def test_a_sample_for_people_runs_no_formula(tmp_path: Path) -> None:
-    write_sample(judged().rows, tmp_path / "sample.csv")
+    rows = judged().rows
+    write_sample(rows, tmp_path / "sample.csv")
     with (tmp_path / "sample.csv").open(encoding="utf-8", newline="") as file:
         cells = [cell for row in csv.reader(file) for cell in row]
     assert f"'{HOSTILE['formula']}" in cells
     assert not [cell for cell in cells if cell.startswith(("=", "+", "-", "@", "\t", "\r"))]
-    assert read_labels(tmp_path / "sample.csv") == {}
+    assert read_labels(tmp_path / "sample.csv", rows) == {}
 
 
 # --- verdict and report ---------------------------------------------------------------
