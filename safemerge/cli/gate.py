@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from safemerge.arms import ALIGNED, CANDIDATE, CHAMPION, FINE_TUNED
 from safemerge.cli.arms import (
     Aligned,
     Candidate,
@@ -76,11 +77,11 @@ def gate(
     from safemerge.config.load import load_policy
     from safemerge.records import EvaluationReport
 
-    flags = {"aligned": aligned, "fine_tuned": fine_tuned, "champion": champion}
+    flags = {ALIGNED: aligned, FINE_TUNED: fine_tuned, CHAMPION: champion}
     paths = named_paths(flags, [*(reports or ()), *(more_reports or ())], candidate)
     check_champion(paths, no_champion)
     read = {arm: EvaluationReport.read(report_file(path)) for arm, path in paths.items()}
-    decision = verdict(load_policy(policy), f"{policy} with {paths['candidate']}", read, no_champion)
+    decision = verdict(load_policy(policy), f"{policy} with {paths[CANDIDATE]}", read, no_champion)
     _write(decision, markdown, junit)
     if as_json:
         typer.echo(decision.to_json(), nl=False)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from safemerge.arms import ALIGNED, CANDIDATE, CHAMPION, FINE_TUNED
 from safemerge.cli.arms import (
     Aligned,
     Candidate,
@@ -87,12 +88,12 @@ def report(
     rules = load_policy(policy)
     if output is not None:
         check_absent(output)
-    flags = {"aligned": aligned, "fine_tuned": fine_tuned, "champion": champion}
+    flags = {ALIGNED: aligned, FINE_TUNED: fine_tuned, CHAMPION: champion}
     paths = named_paths(flags, [*(reports or ()), *(more_reports or ())], candidate)
     check_champion(paths, no_champion)
     read = {arm: read_evaluation(path) for arm, path in paths.items()}
     evaluations = {arm: evaluation for arm, (evaluation, _) in read.items()}
-    decision = verdict(rules, f"{policy} with {evaluations['candidate'].arm}", evaluations, no_champion)
+    decision = verdict(rules, f"{policy} with {evaluations[CANDIDATE].arm}", evaluations, no_champion)
     asked = gather(evaluations, {arm: rows for arm, (_, rows) in read.items()})
     made = release_report(
         evaluations,

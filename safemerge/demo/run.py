@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 from rich.console import Console, RenderableType
 
+from safemerge.arms import FINE_TUNED, SAFEMERGE
 from safemerge.config.load import load_pipeline
 from safemerge.demo.dag_view import DagView
 from safemerge.demo.models import prepare_models
@@ -89,8 +90,8 @@ def _keep_at_hand(
     home: DemoHome, ledger: Ledger, steps: Mapping[str, StepResult], reports: Mapping[str, Path]
 ) -> None:
     """Copy adapters and reports out of MLflow's store, for the command line to try."""
-    made = {"fine_tuned": ("train_task_adapter", "adapter"), "safety": ("train_safety_adapter", "adapter")}
-    made["safemerge"] = ("merge", "safemerge")
+    made = {FINE_TUNED: ("train_task_adapter", "adapter"), "safety": ("train_safety_adapter", "adapter")}
+    made[SAFEMERGE] = ("merge", SAFEMERGE)
     for name, (label, output) in made.items():
         shutil.rmtree(home.adapters / name, ignore_errors=True)
         shutil.copytree(_fetch(home, ledger, steps[label], output), home.adapters / name)

@@ -6,6 +6,7 @@ from enum import StrEnum
 
 from pydantic import Field, JsonValue
 
+from safemerge import arms
 from safemerge.records import (
     FORMAT_VERSION,
     Answer,
@@ -22,10 +23,10 @@ from safemerge.records import (
 class Role(StrEnum):
     """What an arm is to the gate."""
 
-    CANDIDATE = "candidate"
-    ALIGNED = "aligned"
-    FINE_TUNED = "fine_tuned"
-    CHAMPION = "champion"
+    CANDIDATE = arms.CANDIDATE
+    ALIGNED = arms.ALIGNED
+    FINE_TUNED = arms.FINE_TUNED
+    CHAMPION = arms.CHAMPION
     OTHER = "other"
     """Shown beside the others; the gate does not look at it."""
 
