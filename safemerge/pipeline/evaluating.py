@@ -15,6 +15,7 @@ from safemerge.pipeline.context import (
     inputs_digest,
     local_adapter,
     tidy,
+    without_run,
 )
 from safemerge.pipeline.models import local_model
 from safemerge.pipeline.request import StepRequest
@@ -47,12 +48,7 @@ def evaluate(context: StepContext, request: StepRequest) -> StepResult:
     run = context.ledger.pipeline_run(request.run_id or "")
     adapter = request.inputs.get("adapter")
     if adapter is None and arm != ALIGNED:
-        return StepResult(
-            step="evaluate",
-            run_id=run.run_id,
-            inputs_digest=run.plan.inputs_digest,
-            figures={"note": f"this run has no adapter for the arm {arm}"},
-        )
+        return without_run("evaluate", run, note=f"this run has no adapter for the arm {arm}")
     asked = Measurement(
         run.config.evaluation,
         run.plan.task_digest,

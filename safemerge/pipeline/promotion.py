@@ -7,7 +7,7 @@ import logging
 from pydantic import ValidationError
 
 from safemerge.errors import ConfigError, MismatchError
-from safemerge.pipeline.context import StepContext, inputs_digest, local_adapter, local_file
+from safemerge.pipeline.context import StepContext, inputs_digest, local_adapter, local_file, without_run
 from safemerge.pipeline.reporting import model_card, store_signed_report
 from safemerge.pipeline.request import StepRequest
 from safemerge.pipeline.rolling_back import describe_rollback
@@ -57,7 +57,7 @@ def promote(context: StepContext, request: StepRequest) -> StepResult:
     obstacle = why_not(context, run, adapter.digest)
     if obstacle is not None:
         _close(context, run, decision, decision_ref)
-        return _nothing(run, note=f"{_verdict_was(decision)}; {obstacle}")
+        return without_run("promote", run, note=f"{_verdict_was(decision)}; {obstacle}")
     if decision.wants_person:
         if answer is None:
             raise MismatchError(
@@ -66,7 +66,7 @@ def promote(context: StepContext, request: StepRequest) -> StepResult:
             )
         if not answer.valid:
             _close(context, run, decision, decision_ref)
-            return _nothing(run, refused=f"{answer.says()}; nothing is promoted")
+            return without_run("promote", run, refused=f"{answer.says()}; nothing is promoted")
     return _promoted(context, run, adapter, decision, decision_ref, answer)
 
 
@@ -176,12 +176,6 @@ def _state(answer: Answer) -> str:
     if answer.approved:
         return "approved" if answer.valid else "rejected"
     return "rejected" if answer.by else "timed_out"
-
-
-def _nothing(run: PipelineRun, **why: str) -> StepResult:
-    return StepResult(
-        step="promote", run_id=run.run_id, inputs_digest=run.plan.inputs_digest, figures=dict(why)
-    )
 
 
 def _verdict_was(decision: GateDecision) -> str:
