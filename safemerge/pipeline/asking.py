@@ -5,8 +5,8 @@ from __future__ import annotations
 from safemerge.errors import MismatchError
 from safemerge.gate.rendering import markdown
 from safemerge.pipeline.context import StepContext, local_file, without_run
-from safemerge.pipeline.promotion import why_not
 from safemerge.pipeline.request import StepRequest
+from safemerge.pipeline.signing import why_not
 from safemerge.records import GateDecision, StepResult, printable
 from safemerge.tracking import tags
 

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import logging
 
-from pydantic import ValidationError
-
-from safemerge.errors import ConfigError, MismatchError
+from safemerge.errors import MismatchError
 from safemerge.pipeline.context import StepContext, inputs_digest, local_adapter, local_file, without_run
-from safemerge.pipeline.reporting import model_card, store_signed_report
+from safemerge.pipeline.reporting import model_card
 from safemerge.pipeline.request import StepRequest
-from safemerge.pipeline.rolling_back import describe_rollback
-from safemerge.records import Answer, ArtifactRef, GateDecision, StepResult, first_problem
+from safemerge.pipeline.signing import heard, overtaken, why_not
+from safemerge.records import Answer, ArtifactRef, GateDecision, StepResult
 from safemerge.tracking import tags
-from safemerge.tracking.champions import Release
 from safemerge.tracking.history import How
 from safemerge.tracking.ledger import PipelineRun
 
@@ -107,7 +104,7 @@ def _promoted(
         # MLflow cannot compare and swap: of two runs that release at once, the earlier puts things right.
         if later := context.ledger.champions.released_after(name, run.opened_at_ms):
             context.ledger.champions.appoint(name, later.version, How.REPAIR)
-            raise MismatchError(f"promotion of adapter {adapter.digest[:12]}: {_overtaken(name, later)}")
+            raise MismatchError(f"promotion of adapter {adapter.digest[:12]}: {overtaken(name, later)}")
         uri = f"models:/{name}/{version}"
         step_run.set_tags({tags.MODEL_VERSION: uri})
         context.ledger.note_on_pipeline_run(run, tags.MODEL_VERSION, uri)
@@ -128,56 +125,6 @@ def _promoted(
     return result
 
 
-def why_not(context: StepContext, run: PipelineRun, adapter_digest: str) -> str | None:
-    """Why this run promotes nothing, whatever gate and people say; None where it may."""
-    name = run.config.tracking.registered_model
-    if not run.plan.promote:
-        return "this run was asked not to promote"
-    champions = context.ledger.champions
-    if later := champions.released_after(name, run.opened_at_ms):
-        return _overtaken(name, later)
-    if taken_back := champions.withdrawn(name, adapter_digest):
-        return f"this very adapter {describe_rollback(name, taken_back)}: nothing is promoted"
-    return None
-
-
-def heard(
-    context: StepContext, run: PipelineRun, request: StepRequest, decision: GateDecision
-) -> Answer | None:
-    """A person's answer about this very decision, kept on the pipeline run and in its release report.
-
-    None where there is none.
-
-    Raises:
-        ConfigError: it cannot be read.
-        MismatchError: it is about another decision or adapter.
-    """
-    given = request.options.get("answer")
-    if given is None:
-        return None
-    try:
-        answer = Answer.model_validate(given)
-    except ValidationError as error:
-        found = first_problem(error, "the answer")
-        raise ConfigError(f"option answer: expected a person's answer, got {found}") from error
-    decision_digest = request.input("decision").digest
-    if (answer.decision_digest, answer.adapter_digest) != (decision_digest, decision.adapter_digest):
-        raise MismatchError(
-            f"promotion of adapter {str(decision.adapter_digest)[:12]}: expected an answer about it and "
-            f"decision {decision_digest[:12]}, got one about adapter {answer.adapter_digest[:12]} and "
-            f"decision {answer.decision_digest[:12]}; ask again"
-        )
-    context.ledger.note_sign_off(run, _state(answer), answer)
-    store_signed_report(context, run, request.input("decision"), answer)
-    return answer
-
-
-def _state(answer: Answer) -> str:
-    if answer.approved:
-        return "approved" if answer.valid else "rejected"
-    return "rejected" if answer.by else "timed_out"
-
-
 def _verdict_was(decision: GateDecision) -> str:
     return "it passed" if decision.passed else "the gate could not tell"
 
@@ -185,13 +132,6 @@ def _verdict_was(decision: GateDecision) -> str:
 def _close(context: StepContext, run: PipelineRun, decision: GateDecision, decision_ref: ArtifactRef) -> None:
     context.ledger.close_pipeline_run(
         run, verdict=decision.verdict, summary=decision.summary(), gate_run_id=decision_ref.run_id
-    )
-
-
-def _overtaken(name: str, later: Release) -> str:
-    return (
-        f"MLflow run {later.run_id}, which was opened after this one, has released "
-        f"models:/{name}/{later.version}: nothing is promoted"
     )
 
 
