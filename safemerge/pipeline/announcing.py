@@ -30,7 +30,7 @@ class ChampionAsset:
             raise ConfigError(f"Airflow's address: expected http://… or https://…, got {address}")
         self.address = address.rstrip("/")
         self.name = f"{model}@champion"
-        self._headers: dict[str, str] = {}
+        self._headers: dict[str, str] = {}  # the login, which asks Airflow too, goes without
         self._headers = {"Authorization": f"Bearer {os.environ.get('AIRFLOW_TOKEN') or self._login()}"}
         # The pattern may find others, too: in it _ and % stand for any letters.
         found = self._ask("GET", "/api/v2/assets", params={"name_pattern": self.name, "limit": "100"})
