@@ -9,6 +9,7 @@ from safemerge.pipeline.request import StepRequest
 from safemerge.pipeline.signing import why_not
 from safemerge.records import GateDecision, StepResult, printable
 from safemerge.tracking import tags
+from safemerge.tracking.champions import champion_of
 
 
 def ask(context: StepContext, request: StepRequest) -> StepResult:
@@ -38,7 +39,7 @@ def ask(context: StepContext, request: StepRequest) -> StepResult:
         return without_run("ask", run, note=f"nobody is asked: {obstacle}")
     name = run.config.tracking.registered_model
     verdict = decision.verdict.replace("_", " ")
-    subject = f"{run.config.name}: {verdict}. Release adapter {adapter.digest[:12]} as {name}@champion?"
+    subject = f"{run.config.name}: {verdict}. Release adapter {adapter.digest[:12]} as {champion_of(name)}?"
     body = f"{markdown(decision)}\n{_champion_now(context, name)}\n"
     page = context.ledger.report_page(run)
     context.ledger.note_sign_off(run, "waiting")

@@ -11,6 +11,7 @@ from safemerge.pipeline.request import StepRequest
 from safemerge.pipeline.signing import heard, overtaken, why_not
 from safemerge.records import Answer, ArtifactRef, GateDecision, StepResult
 from safemerge.tracking import tags
+from safemerge.tracking.champions import ALIAS
 from safemerge.tracking.history import How
 from safemerge.tracking.ledger import PipelineRun
 
@@ -114,7 +115,7 @@ def _promoted(
             {"model_version": ArtifactRef(uri=uri, digest=adapter.digest)},
             {
                 "version": version,
-                "alias": "champion",
+                "alias": ALIAS,
                 "verdict": decision.verdict.value,
                 "approved_by": answer.by if answer else None,
                 "headline": "\n".join(decision.headline()),
