@@ -21,7 +21,7 @@ def ask(context: StepContext, request: StepRequest) -> StepResult:
 
     Returns:
         The figures ``subject``, one line; ``body``, Markdown in which nothing that data hold can become a
-        link or a tag; and ``report_page``, where there is a release report. Only a figure ``note`` where the
+        link or a tag; and ``report_page``, None where there is no release report. Only a figure ``note`` where the
         answer would change nothing.
 
     Raises:
@@ -41,10 +41,9 @@ def ask(context: StepContext, request: StepRequest) -> StepResult:
     verdict = decision.verdict.replace("_", " ")
     subject = f"{run.config.name}: {verdict}. Release adapter {adapter.digest[:12]} as {champion_of(name)}?"
     body = f"{markdown(decision)}\n{_champion_now(context, name)}\n"
-    page = context.ledger.report_page(run)
     context.ledger.note_sign_off(run, "waiting")
-    shown = {"report_page": page} if page else {}
-    return without_run("ask", run, subject=printable(subject), body=body, **shown)
+    page = context.ledger.report_page(run)
+    return without_run("ask", run, subject=printable(subject), body=body, report_page=page)
 
 
 def _champion_now(context: StepContext, name: str) -> str:

@@ -85,8 +85,8 @@ def find_champion(context: StepContext, run: PipelineRun, candidate: EvaluationR
     if version is None:
         return NO_CHAMPION
     remedy = (
-        f"start the pipeline with adapter=models:/{champion_of(name)} and promote=false, which measures it as "
-        "this run measures, and then start this run again"
+        f"start the pipeline with adapter=models:/{champion_of(name)} and promote=false, which measures it "
+        "as this run measures, and then start this run again"
     )
     digest = version.tags.get(tags.ADAPTER_DIGEST)
     if digest is None:

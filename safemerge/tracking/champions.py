@@ -24,7 +24,7 @@ ALIAS = "champion"
 
 
 def champion_of(model: str) -> str:
-    """What addresses of MLflow, after ``models:/``, and Airflow's asset call a registered model's champion."""
+    """A model's champion, as MLflow's addresses (after ``models:/``) and Airflow's asset call it."""
     return f"{model}@{ALIAS}"
 
 

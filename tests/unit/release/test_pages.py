@@ -95,7 +95,7 @@ def test_every_form_leads_with_what_a_person_said(approved: bool | None, said: s
     page, outline = html(made), Outline(html(made))
     assert outline.texts[0] == f"{said} (smoke judge)"
     assert f'<header class="{standing}">' in page
-    written = said.replace("<", "&lt;")
+    written = said.replace("<", "&lt;").replace(">", "&gt;")
     assert f"<title>{written} (smoke judge): SafeMERGE</title>" in page
     assert markdown(made).startswith(f"# {written} (smoke judge)\n")
     assert f"**{written} (smoke judge)**" in card(made)
