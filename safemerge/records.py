@@ -29,6 +29,10 @@ TRAINING_REPORT_FILE = "safemerge_training.json"
 """In the folder of a fine-tuned adapter."""
 EVALUATION_REPORT_FILE = "report.json"
 """In the folder of an evaluation."""
+RESPONSES_FILE = "responses.jsonl"
+"""Beside it: every prompt, answer and flag, a line each."""
+RESPONSES_TABLE = "responses.json"
+"""The same as a table of MLflow."""
 
 
 def json_digest(data: object) -> str:

@@ -81,6 +81,7 @@ def report(
     from safemerge.release.provenance import provenance_of
     from safemerge.release.transcripts import gather
     from safemerge.release.writing import read_evaluation, write_card, write_report
+    from safemerge.reports.release import RELEASE_PAGE_FILE
     from safemerge.storage.atomic import atomic_folder, check_absent
 
     if output is None and model_card is None and not as_json:
@@ -112,7 +113,7 @@ def report(
         typer.echo(made.to_json(), nl=False)
         return
     typer.echo(decision.summary())
-    for path in (output and output / "report.html", card):
+    for path in (output and output / RELEASE_PAGE_FILE, card):
         if path:
             typer.echo(str(path))
 

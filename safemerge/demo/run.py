@@ -21,6 +21,7 @@ from safemerge.demo.services import DemoHome, prepare_airflow, running_mlflow
 from safemerge.errors import StepError
 from safemerge.pipeline.evaluating import EVALUATION
 from safemerge.records import ArtifactRef, EvaluationReport, GateDecision, StepResult
+from safemerge.reports.release import RELEASE_PAGE_FILE
 from safemerge.storage.atomic import atomic_file
 from safemerge.tracking.ledger import Ledger
 
@@ -170,7 +171,7 @@ def outlook(home: DemoHome, promotion: StepResult | None) -> list[str]:
         "Stop it:       make down",
         "Train anew:    make demo SEED=1     (keeps the aligned model and the safety adapter)",
         f"Its config:    {_relative(home.pipeline)}     logs: {_relative(home.logs)}",
-        *_report_line(home.reports / RELEASE / "report.html"),
+        *_report_line(home.reports / RELEASE / RELEASE_PAGE_FILE),
         f"To try:        {_relative(home.adapters)} and {_relative(home.reports)}, as the README says",
     ]
 

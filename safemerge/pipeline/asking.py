@@ -21,8 +21,8 @@ def ask(context: StepContext, request: StepRequest) -> StepResult:
 
     Returns:
         The figures ``subject``, one line; ``body``, Markdown in which nothing that data hold can become a
-        link or a tag; and ``report_page``, None where there is no release report. Only a figure ``note`` where the
-        answer would change nothing.
+        link or a tag; and ``report_page``, None where there is no release report. Only a figure ``note``
+        where the answer would change nothing.
 
     Raises:
         MismatchError: the verdict is about another adapter, or leaves nothing to decide.

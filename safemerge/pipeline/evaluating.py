@@ -19,7 +19,14 @@ from safemerge.pipeline.context import (
 )
 from safemerge.pipeline.models import local_model
 from safemerge.pipeline.request import StepRequest
-from safemerge.records import EVALUATION_REPORT_FILE, ArtifactRef, EvaluationReport, JudgeRecord, StepResult
+from safemerge.records import (
+    EVALUATION_REPORT_FILE,
+    RESPONSES_TABLE,
+    ArtifactRef,
+    EvaluationReport,
+    JudgeRecord,
+    StepResult,
+)
 from safemerge.tracking import tags
 from safemerge.tracking.ledger import PipelineRun
 
@@ -140,7 +147,7 @@ def measure(
         figures = headline_figures(evaluation.report)
         step_run.log_metrics(figures)
         if evaluation.rows:
-            step_run.log_table(evaluation.rows, "responses.json")
+            step_run.log_table(evaluation.rows, RESPONSES_TABLE)
         report = step_run.log_text(evaluation.report.to_json(), EVALUATION_REPORT_FILE)
         if adapter is not None:
             step_run.set_tags({tags.ADAPTER_DIGEST: adapter.digest})

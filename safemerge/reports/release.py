@@ -19,6 +19,11 @@ from safemerge.records import (
     SuiteKind,
 )
 
+RELEASE_REPORT_FILE = "report.json"
+"""In the folder of a release report."""
+RELEASE_PAGE_FILE = "report.html"
+"""Beside it, for people."""
+
 
 class Role(StrEnum):
     """What an arm is to the gate."""
