@@ -15,7 +15,8 @@ from safemerge.pipeline.context import (
 )
 from safemerge.pipeline.models import local_model
 from safemerge.pipeline.request import StepRequest
-from safemerge.records import TRAINING_REPORT_FILE, StepResult, TrainingReport
+from safemerge.records import StepResult
+from safemerge.reports.training import TRAINING_REPORT_FILE, TrainingReport
 
 LIBRARIES = ("torch", "transformers", "peft", "trl", "accelerate", "bitsandbytes")
 
