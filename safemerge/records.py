@@ -319,7 +319,7 @@ class RuleOutcome(Record):
     """Interval of what was measured, where the rule looked at one."""
 
 
-HEADLINE_RULES = ("max_harmful_rate", "max_over_refusal_rate", "min_utility", "min_gain_kept")
+MAIN_RULES = ("max_harmful_rate", "max_over_refusal_rate", "min_utility", "min_gain_kept")
 SUMMARY_LENGTH = 2000
 """Characters of a verdict's one line: it becomes a tag, a description and the message of a failed task."""
 
@@ -374,9 +374,9 @@ class GateDecision(Record):
         """Whether a person decides if it ships: never where it is blocked."""
         return self.verdict is Verdict.CANNOT_TELL or (self.passed and self.sign_off)
 
-    def headline(self) -> tuple[str, ...]:
+    def main_figures(self) -> tuple[str, ...]:
         """What the rules about the candidate's own figures found: a few lines for a message."""
-        return tuple(rule.explanation for rule in self.rules if rule.rule in HEADLINE_RULES)
+        return tuple(rule.explanation for rule in self.rules if rule.rule in MAIN_RULES)
 
     def summary(self) -> str:
         """The verdict and every rule that kept it from passing: one line of at most 2000 characters."""
@@ -393,8 +393,11 @@ class GateDecision(Record):
         return line if len(line) <= SUMMARY_LENGTH else f"{line[: SUMMARY_LENGTH - 1]}…"
 
 
-class Answer(Record):
-    """What a person answered who was asked whether an adapter may ship."""
+class Approval(Record):
+    """What a person answered who was asked whether an adapter may ship: yes, or no.
+
+    Elsewhere in the package an answer is a model's, to a prompt.
+    """
 
     approved: bool
     by: Printable | None

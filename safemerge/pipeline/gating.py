@@ -138,7 +138,7 @@ def _record(
                 "verdict": decision.verdict.value,
                 "wants_person": decision.wants_person,
                 "summary": decision.summary(),
-                "headline": "\n".join(decision.headline()),
+                "headline": "\n".join(decision.main_figures()),
             },
         )
 

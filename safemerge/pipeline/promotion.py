@@ -9,7 +9,7 @@ from safemerge.pipeline.context import StepContext, inputs_digest, local_adapter
 from safemerge.pipeline.reporting import model_card
 from safemerge.pipeline.request import StepRequest
 from safemerge.pipeline.signing import heard, overtaken, why_not
-from safemerge.records import Answer, ArtifactRef, GateDecision, StepResult
+from safemerge.records import Approval, ArtifactRef, GateDecision, StepResult
 from safemerge.tracking import tags
 from safemerge.tracking.champions import ALIAS
 from safemerge.tracking.history import How
@@ -31,7 +31,7 @@ def promote(context: StepContext, request: StepRequest) -> StepResult:
             what did not pass.
 
     Options:
-        answer: what a person said, where the gate wants one to decide: an :class:`Answer`.
+        answer: what a person said, where the gate wants one to decide: an :class:`Approval`.
 
     Outputs:
         model_version: ``models:/<name>/<version>``; none where nothing was promoted: a figure ``note`` says
@@ -74,7 +74,7 @@ def _promoted(
     adapter: ArtifactRef,
     decision: GateDecision,
     decision_ref: ArtifactRef,
-    answer: Answer | None,
+    answer: Approval | None,
 ) -> StepResult:
     name = run.config.tracking.registered_model
     said = answer.model_dump() if answer else None
@@ -118,7 +118,7 @@ def _promoted(
                 "alias": ALIAS,
                 "verdict": decision.verdict.value,
                 "approved_by": answer.by if answer else None,
-                "headline": "\n".join(decision.headline()),
+                "headline": "\n".join(decision.main_figures()),
             },
         )
     _close(context, run, decision, decision_ref)

@@ -16,7 +16,7 @@ from safemerge.pipeline.evaluating import EVALUATION
 from safemerge.records import (
     MERGE_REPORT_FILE,
     RESPONSES_TABLE,
-    Answer,
+    Approval,
     ArtifactRef,
     EvaluationReport,
     GateDecision,
@@ -61,7 +61,7 @@ def store_report(
 
 
 def store_signed_report(
-    context: StepContext, run: PipelineRun, decision: ArtifactRef, answer: Answer
+    context: StepContext, run: PipelineRun, decision: ArtifactRef, answer: Approval
 ) -> None:
     """Store the report beside a decision once more, on the pipeline run: with what a person answered.
 
@@ -81,7 +81,7 @@ def store_signed_report(
         logger.exception("no release report at %s: none says who signed", uri)
 
 
-def model_card(context: StepContext, decision: ArtifactRef, answer: Answer | None) -> str | None:
+def model_card(context: StepContext, decision: ArtifactRef, answer: Approval | None) -> str | None:
     """The model card made of the report beside a decision; None where there is none, which the log says."""
     from safemerge.release.card import card
 

@@ -9,7 +9,7 @@ from safemerge.pipeline.context import StepContext
 from safemerge.pipeline.reporting import store_signed_report
 from safemerge.pipeline.request import StepRequest
 from safemerge.pipeline.rolling_back import describe_rollback
-from safemerge.records import Answer, GateDecision, first_problem
+from safemerge.records import Approval, GateDecision, first_problem
 from safemerge.tracking.champions import Release
 from safemerge.tracking.ledger import PipelineRun
 
@@ -37,7 +37,7 @@ def overtaken(name: str, later: Release) -> str:
 
 def heard(
     context: StepContext, run: PipelineRun, request: StepRequest, decision: GateDecision
-) -> Answer | None:
+) -> Approval | None:
     """A person's answer about this very decision, kept on the pipeline run and in its release report.
 
     None where there is none.
@@ -50,7 +50,7 @@ def heard(
     if given is None:
         return None
     try:
-        answer = Answer.model_validate(given)
+        answer = Approval.model_validate(given)
     except ValidationError as error:
         found = first_problem(error, "the answer")
         raise ConfigError(f"option answer: expected a person's answer, got {found}") from error
@@ -66,7 +66,7 @@ def heard(
     return answer
 
 
-def _state(answer: Answer) -> str:
+def _state(answer: Approval) -> str:
     if answer.approved:
         return "approved" if answer.valid else "rejected"
     return "rejected" if answer.by else "timed_out"

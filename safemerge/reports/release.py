@@ -9,7 +9,7 @@ from pydantic import Field, JsonValue
 from safemerge import arms
 from safemerge.records import (
     FORMAT_VERSION,
-    Answer,
+    Approval,
     Estimate,
     GateDecision,
     Interval,
@@ -152,7 +152,7 @@ class ReleaseReport(Record):
     transcripts: tuple[Transcript, ...] = ()
     """As many of them as are shown, changed ones first; ``transcripts.jsonl`` holds all, uncut."""
     provenance: Provenance
-    answer: Answer | None = None
+    answer: Approval | None = None
     """What a person said about the decision; None where nobody was asked, or had not answered yet."""
 
     @property

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from safemerge.errors import MismatchError
-from safemerge.records import Answer, Verdict
+from safemerge.records import Approval, Verdict
 from safemerge.tracking import history, tags
 from safemerge.tracking.history import How, Move
 
@@ -83,7 +83,7 @@ class Champions:
         summary: str,
         card: str | None = None,
         verdict: Verdict = Verdict.PASS,
-        approval: Answer | None = None,
+        approval: Approval | None = None,
     ) -> str:
         """Make the adapter a version of the registered model and the champion.
 
@@ -279,7 +279,7 @@ class Champions:
         )
 
 
-def _approval_tags(approval: Answer | None) -> dict[str, str]:
+def _approval_tags(approval: Approval | None) -> dict[str, str]:
     if approval is None:
         return {}
     return {

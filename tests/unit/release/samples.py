@@ -6,7 +6,7 @@ from typing import Any
 
 from safemerge.gate import NO_CHAMPION, GatePolicy, decide
 from safemerge.records import (
-    Answer,
+    Approval,
     EvaluationReport,
     GateDecision,
     JudgeRecord,
@@ -123,10 +123,10 @@ def decision(of: dict[str, EvaluationReport], policy: GatePolicy = POLICY) -> Ga
     return decide(of["candidate"], of["aligned"], of["fine_tuned"], policy, NO_CHAMPION)
 
 
-def answer(**stated: Any) -> Answer:
+def answer(**stated: Any) -> Approval:
     """What a person said who was asked; an approval where nothing else is stated."""
     said = {"approved": True, "by": "alice", "at": "2026-01-02", "reason": "checked by hand"}
-    return Answer(**{"decision_digest": "d", "adapter_digest": "a"} | said | stated)
+    return Approval(**{"decision_digest": "d", "adapter_digest": "a"} | said | stated)
 
 
 def release(
