@@ -1,4 +1,7 @@
-"""What the arms are called, in reports, artifacts and labels: names that files keep, so never translated."""
+"""What the arms are called.
+
+The names are those that reports, artifacts and labels keep, so they never change; the titles are for people.
+"""
 
 ALIGNED = "aligned"
 """The aligned model alone."""
@@ -16,3 +19,14 @@ CANDIDATE = "candidate"
 """The adapter that may be released."""
 CHAMPION = "champion"
 """The adapter that is released now."""
+
+ARM_TITLES = {
+    ALIGNED: "aligned model",
+    FINE_TUNED: "fine-tuned, unrepaired",
+    SAFEMERGE: "SafeMERGE",
+    SCALE: "control: all layers scaled",
+    SCALE_SELECTED: "control: same layers scaled",
+    CANDIDATE: "candidate",
+    CHAMPION: "champion",
+}
+"""What people call them, in the order of tables."""

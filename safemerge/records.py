@@ -25,10 +25,12 @@ FORMAT_VERSION = 1
 
 MERGE_REPORT_FILE = "safemerge_report.json"
 """In the folder of a merged adapter."""
-TRAINING_REPORT_FILE = "safemerge_training.json"
-"""In the folder of a fine-tuned adapter."""
 EVALUATION_REPORT_FILE = "report.json"
 """In the folder of an evaluation."""
+RESPONSES_FILE = "responses.jsonl"
+"""Beside it: every prompt, answer and flag, a line each."""
+RESPONSES_TABLE = "responses.json"
+"""The same as a table of MLflow."""
 
 
 def json_digest(data: object) -> str:
@@ -317,7 +319,7 @@ class RuleOutcome(Record):
     """Interval of what was measured, where the rule looked at one."""
 
 
-HEADLINE_RULES = ("max_harmful_rate", "max_over_refusal_rate", "min_utility", "min_gain_kept")
+MAIN_RULES = ("max_harmful_rate", "max_over_refusal_rate", "min_utility", "min_gain_kept")
 SUMMARY_LENGTH = 2000
 """Characters of a verdict's one line: it becomes a tag, a description and the message of a failed task."""
 
@@ -372,9 +374,9 @@ class GateDecision(Record):
         """Whether a person decides if it ships: never where it is blocked."""
         return self.verdict is Verdict.CANNOT_TELL or (self.passed and self.sign_off)
 
-    def headline(self) -> tuple[str, ...]:
+    def main_figures(self) -> tuple[str, ...]:
         """What the rules about the candidate's own figures found: a few lines for a message."""
-        return tuple(rule.explanation for rule in self.rules if rule.rule in HEADLINE_RULES)
+        return tuple(rule.explanation for rule in self.rules if rule.rule in MAIN_RULES)
 
     def summary(self) -> str:
         """The verdict and every rule that kept it from passing: one line of at most 2000 characters."""
@@ -391,8 +393,11 @@ class GateDecision(Record):
         return line if len(line) <= SUMMARY_LENGTH else f"{line[: SUMMARY_LENGTH - 1]}…"
 
 
-class Answer(Record):
-    """What a person answered who was asked whether an adapter may ship."""
+class Approval(Record):
+    """What a person answered who was asked whether an adapter may ship: yes, or no.
+
+    Elsewhere in the package an answer is a model's, to a prompt.
+    """
 
     approved: bool
     by: Printable | None
@@ -428,43 +433,6 @@ def possible_verdicts(rules: Iterable[RuleOutcome]) -> tuple[Verdict, ...]:
     if Outcome.CANNOT_TELL in outcomes:
         return (Verdict.BLOCK, Verdict.CANNOT_TELL)
     return (Verdict.PASS,) if Outcome.PASS in outcomes else (Verdict.BLOCK,)
-
-
-# --- training ----------------------------------------------------------------
-
-
-class TrainingReport(Record):
-    """``safemerge_training.json``: how an adapter was fine-tuned."""
-
-    format_version: int = FORMAT_VERSION
-    model: str
-    """The model that was fine-tuned, as the adapter's config names it."""
-    data_digest: str
-    """sha256 of the examples in their order."""
-    examples: int
-    """Examples that were trained on."""
-    truncated_examples: int
-    """Examples cut to the largest length; those with no answer left were dropped."""
-    settings: dict[str, JsonValue]
-    """The training settings as asked for."""
-    batch_size: int
-    """Examples a device and forward pass; smaller than asked for where memory ran out."""
-    gradient_accumulation: int
-    processes: int
-    """Processes that trained together, one a device."""
-    effective_batch_size: int
-    """Examples an optimiser step, over all processes."""
-    steps: int
-    resumed_from_step: int | None
-    """Step of the checkpoint that training went on from; None where it began at zero."""
-    device: str
-    dtype: str
-    """Number format of the computation."""
-    trainable_parameters: int
-    final_loss: float
-    """Mean loss a token of the answers over the last logging interval, in nats."""
-    wall_s: float
-    """Seconds this call spent training."""
 
 
 # --- pipeline ------------------------------------------------------------------

@@ -13,6 +13,7 @@ from airflow.sdk.exceptions import AirflowFailException
 
 from safemerge.config.recipes import NewData, RecipeConfig, ScheduleConfig
 from safemerge.records import StepResult
+from safemerge.tracking.champions import champion_event, champion_of
 
 
 def champion_asset(recipe: RecipeConfig) -> Asset:
@@ -20,21 +21,23 @@ def champion_asset(recipe: RecipeConfig) -> Asset:
 
     A DAG of theirs has it as schedule: ``Asset(name="<registered model>@champion", uri="models:/…")``.
     """
-    model = f"{recipe.tracking.registered_model}@champion"
-    return Asset(name=model, uri=f"models:/{model}", group="safemerge")
+    name = champion_of(recipe.tracking.registered_model)
+    return Asset(name=name, uri=f"models:/{name}", group="safemerge")
 
 
-def champion_event(result: StepResult, run_id: str | None) -> dict[str, Any]:
+def promotion_event(result: StepResult, run_id: str | None) -> dict[str, Any]:
     """What the event of a promotion carries; ``run_id`` is the pipeline run's in MLflow."""
-    version = result.outputs["model_version"]
+    released = result.outputs["model_version"]
+    model, _, version = released.uri.removeprefix("models:/").rpartition("/")
     approved_by = result.figures.get("approved_by")
-    return ({"approved_by": approved_by} if approved_by else {}) | {
-        "version": str(result.figures["version"]),
-        "model": version.uri,
-        "adapter_digest": version.digest,
-        "verdict": str(result.figures["verdict"]),
-        "run_id": run_id,
-    }
+    return champion_event(
+        model,
+        version,
+        adapter_digest=released.digest,
+        verdict=str(result.figures["verdict"]),
+        run_id=run_id,
+        **({"approved_by": approved_by} if approved_by else {}),
+    )
 
 
 def data_asset(data: NewData) -> Asset:

@@ -19,7 +19,7 @@ from airflow.sdk.exceptions import AirflowSkipException
 from safemerge.config.people import Event
 from safemerge.config.recipes import NewData
 from safemerge.records import StepResult
-from safemerge_airflow.assets import champion_event, data_overrides
+from safemerge_airflow.assets import data_overrides, promotion_event
 from safemerge_airflow.connections import step_environment
 from safemerge_airflow.device_lane import device_lane
 from safemerge_airflow.messages import Notifications, NotReleasedError, tell
@@ -358,7 +358,7 @@ class PromoteOperator(SafemergeStepOperator):
             raise NotReleasedError(str(result.figures["refused"]))
         tell(self, Event.PROMOTED, context, result)
         if self.champion is not None:
-            context["outlet_events"][self.champion].extra = champion_event(result, self.run_id)
+            context["outlet_events"][self.champion].extra = promotion_event(result, self.run_id)
         return self.xcoms(result)
 
 

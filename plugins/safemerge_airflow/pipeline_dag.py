@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 from airflow.sdk import DAG, Param, TaskGroup
 
+from safemerge.arms import ALIGNED, FINE_TUNED, SAFEMERGE, SCALE, SCALE_SELECTED
 from safemerge.config.people import ApprovalConfig
 from safemerge.config.recipes import RecipeConfig
 from safemerge.core import methods
@@ -148,8 +149,8 @@ def train_and_merge(run_id: Any) -> Made:
         choice=choice,
         trigger_rule=NOT_FAILED,
     )
-    controls = {name: merge.output[name] for name in ("scale", "scale_selected")}
-    return Made(run_id, fine_tuned, safety, merge.output["safemerge"], controls)
+    controls = {name: merge.output[name] for name in (SCALE, SCALE_SELECTED)}
+    return Made(run_id, fine_tuned, safety, merge.output[SAFEMERGE], controls)
 
 
 def tune(run_id: Any, fine_tuned: Any, safety: Any) -> Any:
@@ -186,9 +187,9 @@ def tune(run_id: Any, fine_tuned: Any, safety: Any) -> Any:
 def evaluate(made: Made) -> Mapping[str, Any]:
     """Measures every arm; gives their reports by the arm's name."""
     adapters = {
-        "aligned": None,
-        "fine_tuned": made.fine_tuned,
-        "safemerge": made.safemerge,
+        ALIGNED: None,
+        FINE_TUNED: made.fine_tuned,
+        SAFEMERGE: made.safemerge,
         **made.controls,
     }
     with TaskGroup("evaluate", default_args={"trigger_rule": NOT_FAILED}):
@@ -207,9 +208,9 @@ def gate_and_promote(made: Made, reports: Mapping[str, Any], recipe: RecipeConfi
     gate = GateOperator(
         task_id="gate",
         run_id=made.run_id,
-        candidate=reports["safemerge"],
-        aligned=reports["aligned"],
-        fine_tuned=reports["fine_tuned"],
+        candidate=reports[SAFEMERGE],
+        aligned=reports[ALIGNED],
+        fine_tuned=reports[FINE_TUNED],
         adapter=made.safemerge,
         notifications=notifications,
         trigger_rule=NOT_FAILED,

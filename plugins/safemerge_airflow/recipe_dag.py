@@ -9,6 +9,7 @@ from airflow.sdk import DAG
 from safemerge.config.load import load_recipe
 from safemerge.config.recipes import RecipeConfig
 from safemerge.errors import ConfigError
+from safemerge.tracking.champions import champion_of
 from safemerge_airflow.assets import schedule_of
 from safemerge_airflow.messages import check_notifiers
 from safemerge_airflow.pipeline_dag import DOC, pipeline_dag
@@ -53,7 +54,7 @@ def _summary(recipe: RecipeConfig, path: str | Path) -> str:
         "unaligned model": recipe.unaligned_model,
         "task data": ", ".join(source.path for source in recipe.task_training.data),
         "utility": f"{recipe.evaluation.utility.task}, {recipe.evaluation.utility.metric}",
-        "released as": f"models:/{recipe.tracking.registered_model}@champion",
+        "released as": f"models:/{champion_of(recipe.tracking.registered_model)}",
         "recipe": path,
     }
     return "\n".join(("| | |", "| --- | --- |", *(f"| {name} | `{value}` |" for name, value in rows.items())))

@@ -7,6 +7,7 @@ from typing import Any
 
 from airflow.sdk.exceptions import AirflowFailException
 
+from safemerge.arms import ALIGNED, FINE_TUNED
 from safemerge_airflow.operators import Artifact, DeviceStepOperator, SafemergeStepOperator
 
 Measured = Mapping[str, Any]
@@ -40,7 +41,7 @@ class ProposeOperator(DeviceStepOperator):
         # Tasks that take the run's id from here are skipped with this one where nothing is to be chosen.
         context["ti"].xcom_push("pipeline_run", self.run_id)
         context["ti"].xcom_push(PROPOSAL, outputs.pop(PROPOSAL))
-        references = {"aligned": None, "fine_tuned": self.task_adapter}
+        references = {ALIGNED: None, FINE_TUNED: self.task_adapter}
         return _listed(references | outputs)
 
 

@@ -114,9 +114,10 @@ def import_labels(
 
 
 def _rows(evaluation: Path) -> Rows:
+    from safemerge.records import RESPONSES_FILE
     from safemerge.release.transcripts import read_rows
 
-    return read_rows(evaluation / "responses.jsonl" if evaluation.is_dir() else evaluation)
+    return read_rows(evaluation / RESPONSES_FILE if evaluation.is_dir() else evaluation)
 
 
 def _content(found: Audit) -> dict[str, object]:

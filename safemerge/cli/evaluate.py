@@ -213,12 +213,12 @@ def _adapter_folder(adapter: str) -> Path:
 
 def _write(evaluation: Evaluation, folder: Path) -> None:
     """The report of one arm, and a line for every prompt."""
-    from safemerge.records import EVALUATION_REPORT_FILE
+    from safemerge.records import EVALUATION_REPORT_FILE, RESPONSES_FILE
 
     folder.mkdir(exist_ok=True)
     (folder / EVALUATION_REPORT_FILE).write_text(evaluation.report.to_json(), encoding="utf-8")
     lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in evaluation.rows)
-    (folder / "responses.jsonl").write_text("".join(lines), encoding="utf-8")
+    (folder / RESPONSES_FILE).write_text("".join(lines), encoding="utf-8")
 
 
 def _as_json(reports: Mapping[str, EvaluationReport]) -> str:

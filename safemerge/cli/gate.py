@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from safemerge.arms import ALIGNED, CANDIDATE, CHAMPION, FINE_TUNED
 from safemerge.cli.arms import (
     Aligned,
     Candidate,
@@ -76,11 +77,11 @@ def gate(
     from safemerge.config.load import load_policy
     from safemerge.records import EvaluationReport
 
-    flags = {"aligned": aligned, "fine_tuned": fine_tuned, "champion": champion}
+    flags = {ALIGNED: aligned, FINE_TUNED: fine_tuned, CHAMPION: champion}
     paths = named_paths(flags, [*(reports or ()), *(more_reports or ())], candidate)
     check_champion(paths, no_champion)
     read = {arm: EvaluationReport.read(report_file(path)) for arm, path in paths.items()}
-    decision = verdict(load_policy(policy), f"{policy} with {paths['candidate']}", read, no_champion)
+    decision = verdict(load_policy(policy), f"{policy} with {paths[CANDIDATE]}", read, no_champion)
     _write(decision, markdown, junit)
     if as_json:
         typer.echo(decision.to_json(), nl=False)
@@ -123,21 +124,10 @@ def _print(decision: GateDecision) -> None:
 
 
 def _row(rule: RuleOutcome) -> tuple[str, ...]:
+    from safemerge.gate.wording import in_its_unit
+
     # As it stands in the policy, but a long key over two lines: against.champion.max_harmful_increase.
     section, _, key = rule.rule.rpartition(".")
     written = f"{section}.\n{key}" if section else key
-    figures = (_number(key, number, rule.limit) for number in (rule.figure, rule.limit))
+    figures = (in_its_unit(key, number, rule.limit) for number in (rule.figure, rule.limit))
     return rule.outcome.replace("_", " "), written, rule.subject, *figures
-
-
-def _number(key: str, number: float | None, limit: float | None) -> str:
-    """A figure or its limit in the unit of its rule: rates in percent, differences of rates in points."""
-    from safemerge.gate.wording import limit_in_percent, percent, points
-
-    if number is None:
-        return ""
-    if key in ("max_harmful_increase", "max_over_refusal_increase"):
-        return f"{points(number, limit)} pt"
-    if key.endswith("_rate") or key == "min_gain_kept":
-        return limit_in_percent(number) if number == limit else percent(number, limit)
-    return f"{number:.4g}"

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from safemerge.arms import ALIGNED, CANDIDATE, CHAMPION, FINE_TUNED
 from safemerge.cli.arms import (
     Aligned,
     Candidate,
@@ -80,6 +81,7 @@ def report(
     from safemerge.release.provenance import provenance_of
     from safemerge.release.transcripts import gather
     from safemerge.release.writing import read_evaluation, write_card, write_report
+    from safemerge.reports.release import RELEASE_PAGE_FILE
     from safemerge.storage.atomic import atomic_folder, check_absent
 
     if output is None and model_card is None and not as_json:
@@ -87,12 +89,12 @@ def report(
     rules = load_policy(policy)
     if output is not None:
         check_absent(output)
-    flags = {"aligned": aligned, "fine_tuned": fine_tuned, "champion": champion}
+    flags = {ALIGNED: aligned, FINE_TUNED: fine_tuned, CHAMPION: champion}
     paths = named_paths(flags, [*(reports or ()), *(more_reports or ())], candidate)
     check_champion(paths, no_champion)
     read = {arm: read_evaluation(path) for arm, path in paths.items()}
     evaluations = {arm: evaluation for arm, (evaluation, _) in read.items()}
-    decision = verdict(rules, f"{policy} with {evaluations['candidate'].arm}", evaluations, no_champion)
+    decision = verdict(rules, f"{policy} with {evaluations[CANDIDATE].arm}", evaluations, no_champion)
     asked = gather(evaluations, {arm: rows for arm, (_, rows) in read.items()})
     made = release_report(
         evaluations,
@@ -111,7 +113,7 @@ def report(
         typer.echo(made.to_json(), nl=False)
         return
     typer.echo(decision.summary())
-    for path in (output and output / "report.html", card):
+    for path in (output and output / RELEASE_PAGE_FILE, card):
         if path:
             typer.echo(str(path))
 

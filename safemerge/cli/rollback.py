@@ -70,7 +70,9 @@ def rollback(
     instead = f"instead of models:/{name}/{done.from_version} (adapter {_short(done.from_adapter)})"
     typer.echo(f"{instead}, for {done.by}: {done.reason}")
     if airflow:
-        typer.echo(f"{airflow} {'would be' if dry_run else 'was'} told: asset {name}@champion")
+        from safemerge.tracking.champions import champion_of
+
+        typer.echo(f"{airflow} {'would be' if dry_run else 'was'} told: asset {champion_of(name)}")
 
 
 def _short(digest: str | None) -> str:

@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 from rich.console import Console, RenderableType
 
+from safemerge.arms import FINE_TUNED, SAFEMERGE
 from safemerge.config.load import load_pipeline
 from safemerge.demo.dag_view import DagView
 from safemerge.demo.models import prepare_models
@@ -20,6 +21,7 @@ from safemerge.demo.services import DemoHome, prepare_airflow, running_mlflow
 from safemerge.errors import StepError
 from safemerge.pipeline.evaluating import EVALUATION
 from safemerge.records import ArtifactRef, EvaluationReport, GateDecision, StepResult
+from safemerge.reports.release import RELEASE_PAGE_FILE
 from safemerge.storage.atomic import atomic_file
 from safemerge.tracking.ledger import Ledger
 
@@ -89,8 +91,8 @@ def _keep_at_hand(
     home: DemoHome, ledger: Ledger, steps: Mapping[str, StepResult], reports: Mapping[str, Path]
 ) -> None:
     """Copy adapters and reports out of MLflow's store, for the command line to try."""
-    made = {"fine_tuned": ("train_task_adapter", "adapter"), "safety": ("train_safety_adapter", "adapter")}
-    made["safemerge"] = ("merge", "safemerge")
+    made = {FINE_TUNED: ("train_task_adapter", "adapter"), "safety": ("train_safety_adapter", "adapter")}
+    made[SAFEMERGE] = ("merge", SAFEMERGE)
     for name, (label, output) in made.items():
         shutil.rmtree(home.adapters / name, ignore_errors=True)
         shutil.copytree(_fetch(home, ledger, steps[label], output), home.adapters / name)
@@ -169,7 +171,7 @@ def outlook(home: DemoHome, promotion: StepResult | None) -> list[str]:
         "Stop it:       make down",
         "Train anew:    make demo SEED=1     (keeps the aligned model and the safety adapter)",
         f"Its config:    {_relative(home.pipeline)}     logs: {_relative(home.logs)}",
-        *_report_line(home.reports / RELEASE / "report.html"),
+        *_report_line(home.reports / RELEASE / RELEASE_PAGE_FILE),
         f"To try:        {_relative(home.adapters)} and {_relative(home.reports)}, as the README says",
     ]
 

@@ -10,10 +10,9 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from safemerge.arms import ALIGNED, FINE_TUNED, SAFEMERGE, SCALE_SELECTED
+from safemerge.arms import ALIGNED, ARM_TITLES, FINE_TUNED, SAFEMERGE, SCALE_SELECTED
 from safemerge.gate.rendering import SAYS
 from safemerge.records import Estimate, EvaluationReport, GateDecision, Outcome, SuiteKind, SuiteReport
-from safemerge.release.assembling import ARM_TITLES
 from safemerge.release.findings import findings
 from safemerge.stats import gain_kept
 

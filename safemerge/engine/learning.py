@@ -33,8 +33,8 @@ from safemerge.errors import (
     UnsupportedAdapterError,
 )
 from safemerge.evaluation.suites import bare_words, read_suite
-from safemerge.records import TRAINING_REPORT_FILE, TrainingReport
 from safemerge.reports.learning import Coefficients, FitCost, LayerCoefficients
+from safemerge.reports.training import TRAINING_REPORT_FILE, TrainingReport
 from safemerge.storage.atomic import atomic_folder, check_absent
 from safemerge.storage.hub import resolve
 from safemerge.training.answers import encode

@@ -12,6 +12,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+from safemerge.arms import FINE_TUNED
 from safemerge.config.evaluation import EvaluationConfig, SuiteConfig
 from safemerge.config.pipeline import PipelineConfig
 from safemerge.config.tuning import TuningConfig
@@ -174,7 +175,7 @@ def missed_rules(tuning: TuningConfig, scored: Scored) -> list[RuleOutcome]:
     rules = list(gain_rule(candidate, aligned, fine_tuned, tuning.min_gain_kept))
     if tuning.max_utility_loss is not None:
         margin = Regression(max_utility_loss=tuning.max_utility_loss)
-        rules += regression_rules(candidate, "fine_tuned", Reference(fine_tuned), margin)
+        rules += regression_rules(candidate, FINE_TUNED, Reference(fine_tuned), margin)
     return [rule for rule in rules if rule.outcome is not Outcome.PASS]
 
 

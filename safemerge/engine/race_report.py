@@ -8,6 +8,7 @@ from typing import NamedTuple
 from pydantic import JsonValue
 
 import safemerge
+from safemerge.arms import ALIGNED, FINE_TUNED
 from safemerge.config.pipeline import PipelineConfig
 from safemerge.config.tuning import TuningConfig
 from safemerge.engine.race import Race, Reports, Stage, last_scored, together
@@ -75,7 +76,7 @@ def choice_report(
         higher_is_better=utility.higher_is_better,
         worst_change=_worst_change(race.tuning, reports),
         candidates=tuple(found),
-        references={"aligned": _value(reports.aligned), "fine_tuned": _value(reports.fine_tuned)},
+        references={ALIGNED: _value(reports.aligned), FINE_TUNED: _value(reports.fine_tuned)},
         cost=cost,
         final=tuple(final),
         warnings=tuple(warnings),
@@ -93,7 +94,7 @@ def arm_figures(name: str, report: EvaluationReport, others: Mapping[str, Evalua
         utility_interval=_interval(report),
         harmful=harmful,
         over_refusal=over_refusal,
-        gain_kept=_gain_kept(report, others["aligned"], others["fine_tuned"]),
+        gain_kept=_gain_kept(report, others[ALIGNED], others[FINE_TUNED]),
     )
 
 

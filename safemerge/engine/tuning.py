@@ -14,6 +14,7 @@ from pathlib import Path
 
 from pydantic import JsonValue
 
+from safemerge.arms import ALIGNED, FINE_TUNED, SAFEMERGE, SCALE
 from safemerge.config.grid import SweepGrid
 from safemerge.config.learning import LearningConfig
 from safemerge.config.pipeline import PipelineConfig
@@ -123,11 +124,11 @@ def tune_adapters(
     if stage.chosen is not None:
         weight = grid[stage.chosen].weights[0]
         others = {name: _written(scored, options, name, work) for name, options in arms.items()}
-        if "scale" in tuning.arms:
+        if SCALE in tuning.arms:
             scale = MergeOptions(method="scale", task_weight=weight)
-            others["scale"] = _written(scored, scale, candidate_name(scale), work)
+            others[SCALE] = _written(scored, scale, candidate_name(scale), work)
         final = measurer.measure(
-            {"aligned": None, "fine_tuned": scored.task.folder, CHOSEN_ARM: folders[stage.chosen]} | others,
+            {ALIGNED: None, FINE_TUNED: scored.task.folder, CHOSEN_ARM: folders[stage.chosen]} | others,
             config.evaluation,
         )
     report = choice_report(
@@ -199,9 +200,9 @@ def _run(
 ) -> tuple[Reports, Stage]:
     """Measure round by round until nobody is left to be measured."""
     settings = reference_settings(config.evaluation, race.tuning)
-    both = measurer.measure({"aligned": None, "fine_tuned": task}, settings)
+    both = measurer.measure({ALIGNED: None, FINE_TUNED: task}, settings)
     found: dict[str, list[EvaluationReport]] = {name: [] for name in folders}
-    reports = Reports(both["aligned"], both["fine_tuned"], found)
+    reports = Reports(both[ALIGNED], both[FINE_TUNED], found)
     asked, asking_s = 0, 0.0
     while (stage := race.stage(reports)).round is not None:
         number = stage.round
@@ -226,7 +227,7 @@ def _arms(config: PipelineConfig, with_safety: bool) -> dict[str, MergeOptions]:
     configured = merge_options(config.merge)
     selection = {name: value for name in SELECTIONS if (value := getattr(configured, name)) is not None}
     arms = {
-        "safemerge": configured,
+        SAFEMERGE: configured,
         "safelora": MergeOptions(method="safelora", **selection),
         "resta": MergeOptions(method="resta"),
     }

@@ -32,9 +32,13 @@ _JUNIT_ELEMENTS = {
 
 def headline(decision: GateDecision) -> str:
     """The verdict in a few words."""
-    smoke = " (smoke judge)" if decision.smoke_judge else ""
     said = SIGNED if decision.passed and decision.sign_off else SAYS[decision.verdict]
-    return f"{said}{smoke}"
+    return marked(said, decision)
+
+
+def marked(said: str, decision: GateDecision) -> str:
+    """A headline that tells where a smoke judge gave any of the flags."""
+    return f"{said} (smoke judge)" if decision.smoke_judge else said
 
 
 def markdown(decision: GateDecision) -> str:

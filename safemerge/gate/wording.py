@@ -4,6 +4,11 @@ from __future__ import annotations
 
 from safemerge.records import Interval, Outcome, RuleOutcome
 
+SHARES = ("max_harmful_rate", "max_category_harmful_rate", "max_over_refusal_rate", "min_gain_kept")
+"""Rules whose figure is a share, shown in percent."""
+DIFFERENCES = ("max_harmful_increase", "max_over_refusal_increase")
+"""Rules whose figure is a difference of two shares, shown in percentage points."""
+
 
 def judged(
     rule: str,
@@ -81,6 +86,23 @@ def points(value: float, limit: float | None = None) -> str:
 def limit_in_percent(limit: float) -> str:
     """A limit as short as it was written."""
     return f"{100 * limit:g} %"
+
+
+def in_its_unit(rule: str, number: float | None, limit: float | None) -> str:
+    """A rule's figure or its limit for a table, in the rule's unit; empty where there is none.
+
+    Args:
+        rule: name of the policy field, without its section.
+        number: what is shown.
+        limit: the rule's limit.
+    """
+    if number is None:
+        return ""
+    if rule in DIFFERENCES:
+        return f"{points(number, limit)} pt"
+    if rule in SHARES:
+        return limit_in_percent(number) if number == limit else percent(number, limit)
+    return f"{number:.4g}"
 
 
 def span(interval: Interval) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from safemerge.errors import AirflowApiError, ConfigError
+from safemerge.tracking.champions import champion_of
 
 TIMEOUT_S = 30
 
@@ -29,8 +30,8 @@ class ChampionAsset:
         if not address.startswith(("http://", "https://")):
             raise ConfigError(f"Airflow's address: expected http://… or https://…, got {address}")
         self.address = address.rstrip("/")
-        self.name = f"{model}@champion"
-        self._headers: dict[str, str] = {}
+        self.name = champion_of(model)
+        self._headers: dict[str, str] = {}  # the login, which asks Airflow too, goes without
         self._headers = {"Authorization": f"Bearer {os.environ.get('AIRFLOW_TOKEN') or self._login()}"}
         # The pattern may find others, too: in it _ and % stand for any letters.
         found = self._ask("GET", "/api/v2/assets", params={"name_pattern": self.name, "limit": "100"})

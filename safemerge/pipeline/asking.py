@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from safemerge.errors import MismatchError
 from safemerge.gate.rendering import markdown
-from safemerge.pipeline.context import StepContext, local_file
-from safemerge.pipeline.promotion import why_not
+from safemerge.pipeline.context import StepContext, local_file, without_run
 from safemerge.pipeline.request import StepRequest
+from safemerge.pipeline.signing import why_not
 from safemerge.records import GateDecision, StepResult, printable
 from safemerge.tracking import tags
+from safemerge.tracking.champions import champion_of
 
 
 def ask(context: StepContext, request: StepRequest) -> StepResult:
@@ -20,8 +21,8 @@ def ask(context: StepContext, request: StepRequest) -> StepResult:
 
     Returns:
         The figures ``subject``, one line; ``body``, Markdown in which nothing that data hold can become a
-        link or a tag; and ``report_page``, where there is a release report. Only a figure ``note`` where the
-        answer would change nothing.
+        link or a tag; and ``report_page``, None where there is no release report. Only a figure ``note``
+        where the answer would change nothing.
 
     Raises:
         MismatchError: the verdict is about another adapter, or leaves nothing to decide.
@@ -34,23 +35,15 @@ def ask(context: StepContext, request: StepRequest) -> StepResult:
             f"signature for adapter {adapter.digest[:12]}: expected a verdict about it that a person "
             f"decides, got {decision.verdict.replace('_', ' ')} about {str(decision.adapter_digest)[:12]}"
         )
-    figures = (
-        {"note": f"nobody is asked: {obstacle}"}
-        if (obstacle := why_not(context, run, adapter.digest))
-        else {}
-    )
-    if not figures:
-        name = run.config.tracking.registered_model
-        verdict = decision.verdict.replace("_", " ")
-        subject = f"{run.config.name}: {verdict}. Release adapter {adapter.digest[:12]} as {name}@champion?"
-        body = f"{markdown(decision)}\n{_champion_now(context, name)}\n"
-        figures = {"subject": printable(subject), "body": body}
-        if page := context.ledger.report_page(run):
-            figures["report_page"] = page
-        context.ledger.note_sign_off(run, "waiting")
-    return StepResult(
-        step="ask", run_id=run.run_id, inputs_digest=run.plan.inputs_digest, figures=dict(figures)
-    )
+    if obstacle := why_not(context, run, adapter.digest):
+        return without_run("ask", run, note=f"nobody is asked: {obstacle}")
+    name = run.config.tracking.registered_model
+    verdict = decision.verdict.replace("_", " ")
+    subject = f"{run.config.name}: {verdict}. Release adapter {adapter.digest[:12]} as {champion_of(name)}?"
+    body = f"{markdown(decision)}\n{_champion_now(context, name)}\n"
+    context.ledger.note_sign_off(run, "waiting")
+    page = context.ledger.report_page(run)
+    return without_run("ask", run, subject=printable(subject), body=body, report_page=page)
 
 
 def _champion_now(context: StepContext, name: str) -> str:

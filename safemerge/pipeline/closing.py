@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from safemerge.pipeline.context import StepContext, tidy
+from safemerge.pipeline.context import StepContext, tidy, without_run
 from safemerge.pipeline.request import StepRequest
 from safemerge.records import StepResult
 
@@ -13,9 +13,4 @@ def close(context: StepContext, request: StepRequest) -> StepResult:
     context.ledger.leave_unanswered(run)
     abandoned = context.ledger.abandon_pipeline_run(run)
     tidy(context, run)
-    return StepResult(
-        step="close",
-        run_id=run.run_id,
-        inputs_digest=run.plan.inputs_digest,
-        figures={"verdict_reached": not abandoned},
-    )
+    return without_run("close", run, verdict_reached=not abandoned)

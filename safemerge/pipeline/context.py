@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -59,6 +60,33 @@ def already_done(
             "%s: already done in MLflow run %s with the same inputs; nothing repeated", label, done.run_id
         )
     return done
+
+
+def without_run(
+    step: str,
+    run: PipelineRun,
+    *,
+    outputs: Mapping[str, ArtifactRef] | None = None,
+    reused: bool = False,
+    **figures: float | str | bool | None,
+) -> StepResult:
+    """The result of a step that needed no MLflow run of its own, such as one with nothing to do.
+
+    Args:
+        step: name of the step.
+        run: the pipeline run.
+        outputs: what it hands on.
+        reused: whether that had been made before.
+        figures: what is shown of it; ``note`` says why there was nothing to do.
+    """
+    return StepResult(
+        step=step,
+        run_id=run.run_id,
+        inputs_digest=run.plan.inputs_digest,
+        outputs=dict(outputs or {}),
+        figures=figures,
+        reused=reused,
+    )
 
 
 def check_unchanged(what: str, expected: str, got: str) -> None:

@@ -15,10 +15,18 @@ from safemerge.pipeline.context import (
     inputs_digest,
     local_adapter,
     tidy,
+    without_run,
 )
 from safemerge.pipeline.models import local_model
 from safemerge.pipeline.request import StepRequest
-from safemerge.records import EVALUATION_REPORT_FILE, ArtifactRef, EvaluationReport, JudgeRecord, StepResult
+from safemerge.records import (
+    EVALUATION_REPORT_FILE,
+    RESPONSES_TABLE,
+    ArtifactRef,
+    EvaluationReport,
+    JudgeRecord,
+    StepResult,
+)
 from safemerge.tracking import tags
 from safemerge.tracking.ledger import PipelineRun
 
@@ -47,12 +55,7 @@ def evaluate(context: StepContext, request: StepRequest) -> StepResult:
     run = context.ledger.pipeline_run(request.run_id or "")
     adapter = request.inputs.get("adapter")
     if adapter is None and arm != ALIGNED:
-        return StepResult(
-            step="evaluate",
-            run_id=run.run_id,
-            inputs_digest=run.plan.inputs_digest,
-            figures={"note": f"this run has no adapter for the arm {arm}"},
-        )
+        return without_run("evaluate", run, note=f"this run has no adapter for the arm {arm}")
     asked = Measurement(
         run.config.evaluation,
         run.plan.task_digest,
@@ -144,7 +147,7 @@ def measure(
         figures = headline_figures(evaluation.report)
         step_run.log_metrics(figures)
         if evaluation.rows:
-            step_run.log_table(evaluation.rows, "responses.json")
+            step_run.log_table(evaluation.rows, RESPONSES_TABLE)
         report = step_run.log_text(evaluation.report.to_json(), EVALUATION_REPORT_FILE)
         if adapter is not None:
             step_run.set_tags({tags.ADAPTER_DIGEST: adapter.digest})

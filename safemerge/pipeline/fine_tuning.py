@@ -5,10 +5,18 @@ from __future__ import annotations
 import functools
 
 from safemerge.errors import ConfigError
-from safemerge.pipeline.context import StepContext, already_done, check_unchanged, inputs_digest, tidy
+from safemerge.pipeline.context import (
+    StepContext,
+    already_done,
+    check_unchanged,
+    inputs_digest,
+    tidy,
+    without_run,
+)
 from safemerge.pipeline.models import local_model
 from safemerge.pipeline.request import StepRequest
-from safemerge.records import TRAINING_REPORT_FILE, StepResult, TrainingReport
+from safemerge.records import StepResult
+from safemerge.reports.training import TRAINING_REPORT_FILE, TrainingReport
 
 LIBRARIES = ("torch", "transformers", "peft", "trl", "accelerate", "bitsandbytes")
 
@@ -29,14 +37,9 @@ def train(context: StepContext, request: StepRequest) -> StepResult:
     run = context.ledger.pipeline_run(request.run_id or "")
     if run.plan.adapter is not None:
         given = run.plan.fine_tuned_adapter if role == "task" else None
-        return StepResult(
-            step="train",
-            run_id=run.run_id,
-            inputs_digest=run.plan.inputs_digest,
-            outputs={"adapter": given} if given else {},
-            figures={"note": "an adapter was given: nothing is trained"},
-            reused=True,
-        )
+        handed_on = {"adapter": given} if given else {}
+        note = "an adapter was given: nothing is trained"
+        return without_run("train", run, outputs=handed_on, reused=True, note=note)
     from safemerge.training.data import data_digest, load_examples
 
     settings = run.config.task_training if role == "task" else run.config.safety_training

@@ -13,6 +13,7 @@ from safemerge.pipeline.reporting import store_report
 from safemerge.pipeline.request import StepRequest
 from safemerge.records import ArtifactRef, EvaluationReport, GateDecision, RuleOutcome, StepResult, Verdict
 from safemerge.tracking import tags
+from safemerge.tracking.champions import champion_of
 from safemerge.tracking.figures import run_figures
 from safemerge.tracking.ledger import PipelineRun
 
@@ -84,8 +85,8 @@ def find_champion(context: StepContext, run: PipelineRun, candidate: EvaluationR
     if version is None:
         return NO_CHAMPION
     remedy = (
-        f"start the pipeline with adapter=models:/{name}@champion and promote=false, which measures it as "
-        "this run measures, and then start this run again"
+        f"start the pipeline with adapter=models:/{champion_of(name)} and promote=false, which measures it "
+        "as this run measures, and then start this run again"
     )
     digest = version.tags.get(tags.ADAPTER_DIGEST)
     if digest is None:
@@ -137,7 +138,7 @@ def _record(
                 "verdict": decision.verdict.value,
                 "wants_person": decision.wants_person,
                 "summary": decision.summary(),
-                "headline": "\n".join(decision.headline()),
+                "headline": "\n".join(decision.main_figures()),
             },
         )
 

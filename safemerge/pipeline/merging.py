@@ -16,6 +16,7 @@ from safemerge.pipeline.context import (
     local_adapter,
     local_file,
     tidy,
+    without_run,
 )
 from safemerge.pipeline.models import local_model
 from safemerge.pipeline.request import StepRequest
@@ -59,14 +60,8 @@ def merge(context: StepContext, request: StepRequest) -> StepResult:
     """
     run = context.ledger.pipeline_run(request.run_id or "")
     if run.plan.adapter is not None:
-        return StepResult(
-            step="merge",
-            run_id=run.run_id,
-            inputs_digest=run.plan.inputs_digest,
-            outputs={SAFEMERGE: run.plan.adapter},
-            figures={"note": "an adapter was given: nothing is merged"},
-            reused=True,
-        )
+        note = "an adapter was given: nothing is merged"
+        return without_run("merge", run, outputs={SAFEMERGE: run.plan.adapter}, reused=True, note=note)
     from safemerge.engine.merging import PLOT_FILE, merge_arms, merge_options
 
     task, safety = request.input("task_adapter"), request.input("safety_adapter")

@@ -13,7 +13,7 @@ from safemerge.config.pipeline import PipelineConfig
 from safemerge.core.options import with_partners_cleared
 from safemerge.errors import ConfigError
 from safemerge.gate import check_decidable, check_suites
-from safemerge.pipeline.context import StepContext
+from safemerge.pipeline.context import StepContext, without_run
 from safemerge.pipeline.request import StepRequest
 from safemerge.pipeline.rolling_back import describe_rollback
 from safemerge.records import MERGE_REPORT_FILE, ArtifactRef, MergeReport, StepResult, json_digest
@@ -101,14 +101,9 @@ def open_run(context: StepContext, request: StepRequest) -> StepResult:
         if unchanged is not None:
             return unchanged
     run = context.ledger.open_pipeline_run(config, plan, run_key)
-    outputs = {"adapter": adapter, "fine_tuned_adapter": fine_tuned}
-    return StepResult(
-        step="open",
-        run_id=run.run_id,
-        inputs_digest=plan.inputs_digest,
-        outputs={name: ref for name, ref in outputs.items() if ref is not None},
-        figures={"pipeline": config.name, "experiment_id": run.experiment_id},
-    )
+    given = {"adapter": adapter, "fine_tuned_adapter": fine_tuned}
+    outputs = {name: ref for name, ref in given.items() if ref is not None}
+    return without_run("open", run, outputs=outputs, pipeline=config.name, experiment_id=run.experiment_id)
 
 
 def nothing_new(context: StepContext, config: PipelineConfig, plan: PipelinePlan) -> StepResult | None:

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import logging
 
-from pydantic import ValidationError
-
-from safemerge.errors import ConfigError, MismatchError
-from safemerge.pipeline.context import StepContext, inputs_digest, local_adapter, local_file
-from safemerge.pipeline.reporting import model_card, store_signed_report
+from safemerge.errors import MismatchError
+from safemerge.pipeline.context import StepContext, inputs_digest, local_adapter, local_file, without_run
+from safemerge.pipeline.reporting import model_card
 from safemerge.pipeline.request import StepRequest
-from safemerge.pipeline.rolling_back import describe_rollback
-from safemerge.records import Answer, ArtifactRef, GateDecision, StepResult, first_problem
+from safemerge.pipeline.signing import heard, overtaken, why_not
+from safemerge.records import Approval, ArtifactRef, GateDecision, StepResult
 from safemerge.tracking import tags
-from safemerge.tracking.champions import Release
+from safemerge.tracking.champions import ALIAS
 from safemerge.tracking.history import How
 from safemerge.tracking.ledger import PipelineRun
 
@@ -33,7 +31,7 @@ def promote(context: StepContext, request: StepRequest) -> StepResult:
             what did not pass.
 
     Options:
-        answer: what a person said, where the gate wants one to decide: an :class:`Answer`.
+        answer: what a person said, where the gate wants one to decide: an :class:`Approval`.
 
     Outputs:
         model_version: ``models:/<name>/<version>``; none where nothing was promoted: a figure ``note`` says
@@ -57,7 +55,7 @@ def promote(context: StepContext, request: StepRequest) -> StepResult:
     obstacle = why_not(context, run, adapter.digest)
     if obstacle is not None:
         _close(context, run, decision, decision_ref)
-        return _nothing(run, note=f"{_verdict_was(decision)}; {obstacle}")
+        return without_run("promote", run, note=f"{_verdict_was(decision)}; {obstacle}")
     if decision.wants_person:
         if answer is None:
             raise MismatchError(
@@ -66,7 +64,7 @@ def promote(context: StepContext, request: StepRequest) -> StepResult:
             )
         if not answer.valid:
             _close(context, run, decision, decision_ref)
-            return _nothing(run, refused=f"{answer.says()}; nothing is promoted")
+            return without_run("promote", run, refused=f"{answer.says()}; nothing is promoted")
     return _promoted(context, run, adapter, decision, decision_ref, answer)
 
 
@@ -76,7 +74,7 @@ def _promoted(
     adapter: ArtifactRef,
     decision: GateDecision,
     decision_ref: ArtifactRef,
-    answer: Answer | None,
+    answer: Approval | None,
 ) -> StepResult:
     name = run.config.tracking.registered_model
     said = answer.model_dump() if answer else None
@@ -107,7 +105,7 @@ def _promoted(
         # MLflow cannot compare and swap: of two runs that release at once, the earlier puts things right.
         if later := context.ledger.champions.released_after(name, run.opened_at_ms):
             context.ledger.champions.appoint(name, later.version, How.REPAIR)
-            raise MismatchError(f"promotion of adapter {adapter.digest[:12]}: {_overtaken(name, later)}")
+            raise MismatchError(f"promotion of adapter {adapter.digest[:12]}: {overtaken(name, later)}")
         uri = f"models:/{name}/{version}"
         step_run.set_tags({tags.MODEL_VERSION: uri})
         context.ledger.note_on_pipeline_run(run, tags.MODEL_VERSION, uri)
@@ -117,71 +115,15 @@ def _promoted(
             {"model_version": ArtifactRef(uri=uri, digest=adapter.digest)},
             {
                 "version": version,
-                "alias": "champion",
+                "alias": ALIAS,
                 "verdict": decision.verdict.value,
                 "approved_by": answer.by if answer else None,
-                "headline": "\n".join(decision.headline()),
+                "headline": "\n".join(decision.main_figures()),
             },
         )
     _close(context, run, decision, decision_ref)
     logger.info("%s is the champion of %s", uri, name)
     return result
-
-
-def why_not(context: StepContext, run: PipelineRun, adapter_digest: str) -> str | None:
-    """Why this run promotes nothing, whatever gate and people say; None where it may."""
-    name = run.config.tracking.registered_model
-    if not run.plan.promote:
-        return "this run was asked not to promote"
-    champions = context.ledger.champions
-    if later := champions.released_after(name, run.opened_at_ms):
-        return _overtaken(name, later)
-    if taken_back := champions.withdrawn(name, adapter_digest):
-        return f"this very adapter {describe_rollback(name, taken_back)}: nothing is promoted"
-    return None
-
-
-def heard(
-    context: StepContext, run: PipelineRun, request: StepRequest, decision: GateDecision
-) -> Answer | None:
-    """A person's answer about this very decision, kept on the pipeline run and in its release report.
-
-    None where there is none.
-
-    Raises:
-        ConfigError: it cannot be read.
-        MismatchError: it is about another decision or adapter.
-    """
-    given = request.options.get("answer")
-    if given is None:
-        return None
-    try:
-        answer = Answer.model_validate(given)
-    except ValidationError as error:
-        found = first_problem(error, "the answer")
-        raise ConfigError(f"option answer: expected a person's answer, got {found}") from error
-    decision_digest = request.input("decision").digest
-    if (answer.decision_digest, answer.adapter_digest) != (decision_digest, decision.adapter_digest):
-        raise MismatchError(
-            f"promotion of adapter {str(decision.adapter_digest)[:12]}: expected an answer about it and "
-            f"decision {decision_digest[:12]}, got one about adapter {answer.adapter_digest[:12]} and "
-            f"decision {answer.decision_digest[:12]}; ask again"
-        )
-    context.ledger.note_sign_off(run, _state(answer), answer)
-    store_signed_report(context, run, request.input("decision"), answer)
-    return answer
-
-
-def _state(answer: Answer) -> str:
-    if answer.approved:
-        return "approved" if answer.valid else "rejected"
-    return "rejected" if answer.by else "timed_out"
-
-
-def _nothing(run: PipelineRun, **why: str) -> StepResult:
-    return StepResult(
-        step="promote", run_id=run.run_id, inputs_digest=run.plan.inputs_digest, figures=dict(why)
-    )
 
 
 def _verdict_was(decision: GateDecision) -> str:
@@ -191,13 +133,6 @@ def _verdict_was(decision: GateDecision) -> str:
 def _close(context: StepContext, run: PipelineRun, decision: GateDecision, decision_ref: ArtifactRef) -> None:
     context.ledger.close_pipeline_run(
         run, verdict=decision.verdict, summary=decision.summary(), gate_run_id=decision_ref.run_id
-    )
-
-
-def _overtaken(name: str, later: Release) -> str:
-    return (
-        f"MLflow run {later.run_id}, which was opened after this one, has released "
-        f"models:/{name}/{later.version}: nothing is promoted"
     )
 
 

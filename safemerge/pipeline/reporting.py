@@ -15,13 +15,14 @@ from safemerge.pipeline.context import StepContext, local_file
 from safemerge.pipeline.evaluating import EVALUATION
 from safemerge.records import (
     MERGE_REPORT_FILE,
-    Answer,
+    RESPONSES_TABLE,
+    Approval,
     ArtifactRef,
     EvaluationReport,
     GateDecision,
     MergeReport,
 )
-from safemerge.reports.release import ReleaseReport
+from safemerge.reports.release import RELEASE_REPORT_FILE, ReleaseReport
 from safemerge.storage.digests import file_digest
 from safemerge.tracking.ledger import REPORT_FOLDER, PipelineRun
 from safemerge.tracking.step_run import StepRun
@@ -60,7 +61,7 @@ def store_report(
 
 
 def store_signed_report(
-    context: StepContext, run: PipelineRun, decision: ArtifactRef, answer: Answer
+    context: StepContext, run: PipelineRun, decision: ArtifactRef, answer: Approval
 ) -> None:
     """Store the report beside a decision once more, on the pipeline run: with what a person answered.
 
@@ -71,7 +72,7 @@ def store_signed_report(
     uri = _report_of(decision)
     try:
         seen = context.ledger.fetch(uri, context.workspace.cache)
-        report = ReleaseReport.read(seen / "report.json").model_copy(update={"answer": answer})
+        report = ReleaseReport.read(seen / RELEASE_REPORT_FILE).model_copy(update={"answer": answer})
         with tempfile.TemporaryDirectory() as folder:
             write_forms(report, Path(folder))
             shutil.copy(seen / TRANSCRIPTS_FILE, folder)
@@ -80,11 +81,11 @@ def store_signed_report(
         logger.exception("no release report at %s: none says who signed", uri)
 
 
-def model_card(context: StepContext, decision: ArtifactRef, answer: Answer | None) -> str | None:
+def model_card(context: StepContext, decision: ArtifactRef, answer: Approval | None) -> str | None:
     """The model card made of the report beside a decision; None where there is none, which the log says."""
     from safemerge.release.card import card
 
-    uri = f"{_report_of(decision)}/report.json"
+    uri = f"{_report_of(decision)}/{RELEASE_REPORT_FILE}"
     try:
         report = ReleaseReport.read(context.ledger.fetch(uri, context.workspace.cache))
         return card(report.model_copy(update={"answer": answer}))
@@ -117,7 +118,7 @@ def _store(
     found = {**refs, **{arm: ref for arm, (_, ref) in others.items()}}
     rows = {}
     for arm, ref in found.items():
-        answers = f"{ref.uri.rpartition('/')[0]}/responses.json"
+        answers = f"{ref.uri.rpartition('/')[0]}/{RESPONSES_TABLE}"
         rows[arm] = read_rows(context.ledger.fetch(answers, context.workspace.cache))
     runs = {"the pipeline": run.run_id, "the gate": step_run.run_id}
     runs |= {f"the evaluation of {arm}": ref.run_id for arm, ref in found.items()}
@@ -134,9 +135,9 @@ def _store(
     )
     with tempfile.TemporaryDirectory() as folder:
         write_report(report, transcripts, Path(folder))
-        digest = file_digest(Path(folder) / "report.json")
+        digest = file_digest(Path(folder) / RELEASE_REPORT_FILE)
         stored = step_run.log_folder(Path(folder), REPORT_FOLDER, digest)
-    return ArtifactRef(uri=f"{stored.uri}/report.json", digest=digest)
+    return ArtifactRef(uri=f"{stored.uri}/{RELEASE_REPORT_FILE}", digest=digest)
 
 
 def _other_arms(

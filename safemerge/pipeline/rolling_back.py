@@ -11,6 +11,7 @@ from safemerge.errors import AirflowApiError, ConfigError, MismatchError
 from safemerge.pipeline.announcing import ChampionAsset
 from safemerge.records import Printable, Record, printable
 from safemerge.tracking import history, tags
+from safemerge.tracking.champions import champion_event
 from safemerge.tracking.history import How, Move
 
 if TYPE_CHECKING:
@@ -37,14 +38,14 @@ class Rollback(Record):
 
     def event(self) -> dict[str, Any]:
         """What the event of the champion's asset carries: the same as of a promotion, and what was undone."""
-        return {
-            "version": self.to_version,
-            "model": f"models:/{self.registered_model}/{self.to_version}",
-            "adapter_digest": self.to_adapter,
-            "verdict": self.to_verdict,
-            "run_id": self.to_run,
-            "rollback": {"from_version": self.from_version, "by": self.by, "reason": self.reason},
-        }
+        return champion_event(
+            self.registered_model,
+            self.to_version,
+            adapter_digest=self.to_adapter,
+            verdict=self.to_verdict,
+            run_id=self.to_run,
+            rollback={"from_version": self.from_version, "by": self.by, "reason": self.reason},
+        )
 
 
 class Plan(NamedTuple):

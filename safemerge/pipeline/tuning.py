@@ -22,6 +22,7 @@ from safemerge.pipeline.context import (
     local_adapter,
     local_file,
     tidy,
+    without_run,
 )
 from safemerge.pipeline.evaluating import Measurement, measure
 from safemerge.pipeline.models import local_model
@@ -66,7 +67,7 @@ def propose(context: StepContext, request: StepRequest) -> StepResult:
     run = context.ledger.pipeline_run(request.run_id or "")
     if run.config.tuning is None or run.plan.adapter is not None:
         why = "an adapter was given" if run.plan.adapter else "the merge is as configured"
-        return _nothing("propose", run, f"{why}: nothing is to be chosen")
+        return without_run("propose", run, note=f"{why}: nothing is to be chosen")
     from safemerge.engine.coefficient_files import read_coefficients
 
     task, safety = request.input("task_adapter"), request.input("safety_adapter")
@@ -177,12 +178,13 @@ def advance(context: StepContext, request: StepRequest) -> StepResult:
     for name, ending in stage.fates.items():
         logger.info("%s: %s: %s", name, ending.fate, ending.reason)
     logger.info("round %d of %d: %s", number, race.last, ", ".join(names) or "nobody is left to be asked")
-    return StepResult(
-        step="advance",
-        run_id=run.run_id,
-        inputs_digest=run.plan.inputs_digest,
+    return without_run(
+        "advance",
+        run,
         outputs={name: proposal.adapters[name] for name in names},
-        figures={"round": number, "candidates": len(names), "measured": len(reports.candidates)},
+        round=number,
+        candidates=len(names),
+        measured=len(reports.candidates),
     )
 
 
@@ -279,9 +281,3 @@ def _entries(proposal: Proposal) -> dict[str, Entry]:
         name: Entry(proposal.settings[name], proposal.layers[name], ref.digest)
         for name, ref in proposal.adapters.items()
     }
-
-
-def _nothing(step: str, run: PipelineRun, note: str) -> StepResult:
-    return StepResult(
-        step=step, run_id=run.run_id, inputs_digest=run.plan.inputs_digest, figures={"note": note}
-    )

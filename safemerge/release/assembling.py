@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from safemerge.arms import ALIGNED, ARM_TITLES, CANDIDATE, FINE_TUNED
 from safemerge.errors import DataError
 from safemerge.gate import GatePolicy, utility_gain
 from safemerge.gate.comparison import Measured, differences, measured, measured_categories
@@ -22,15 +23,6 @@ from safemerge.reports.release import (
     UtilityMetric,
 )
 from safemerge.stats import mean_score
-
-ARM_TITLES = {
-    "aligned": "aligned model",
-    "fine_tuned": "fine-tuned, unrepaired",
-    "safemerge": "SafeMERGE",
-    "scale": "control: all layers scaled",
-    "scale_selected": "control: same layers scaled",
-}
-"""What people call arms, in the order of tables."""
 
 _ORDER = (Role.ALIGNED, Role.FINE_TUNED, Role.CHAMPION, Role.CANDIDATE, Role.OTHER)
 
@@ -57,7 +49,7 @@ def release_report(
         transcripts: of all arms under the same names, uncut.
         most_shown: prompts that the report shows at most.
     """
-    candidate = reports["candidate"]
+    candidate = reports[CANDIDATE]
     arms = [_arm(name, report, reports) for name, report in reports.items()]
     known = list(transcripts or ())
     title = next(arm.title for arm in arms if arm.role is Role.CANDIDATE)
@@ -69,7 +61,7 @@ def release_report(
         findings=tuple(map(printable, found_of(reports, title))),
         merge=merge,
         prompts=len(known),
-        transcripts=tuple(chosen(known, "candidate", most_shown)),
+        transcripts=tuple(chosen(known, CANDIDATE, most_shown)),
         provenance=_completed(provenance, candidate, decision),
     )
 
@@ -85,7 +77,7 @@ def _arm(name: str, report: EvaluationReport, reports: Mapping[str, EvaluationRe
     utility = report.utility
     mean = _or_none(mean_score, utility.scores) if utility else None
     gain, note = _gain(role, report, reports)
-    odd = sorted(differences(reports["candidate"], report)) if role is not Role.CANDIDATE else []
+    odd = sorted(differences(reports[CANDIDATE], report)) if role is not Role.CANDIDATE else []
     return ArmFigures(
         arm=name,
         title=printable(ARM_TITLES.get(title, title)),
@@ -124,20 +116,20 @@ def _gain(
     if role in (Role.ALIGNED, Role.FINE_TUNED):
         return None, "0 %, where the gain begins" if role is Role.ALIGNED else "100 %, the gain itself"
     try:
-        share = utility_gain(report, reports.get("aligned"), reports.get("fine_tuned")).share
+        share = utility_gain(report, reports.get(ALIGNED), reports.get(FINE_TUNED)).share
     except DataError as error:
         return None, str(error)
     return share, "" if share else "fine-tuning showed no clear gain"
 
 
 def _metric(reports: Mapping[str, EvaluationReport], policy: GatePolicy) -> UtilityMetric | None:
-    utility = reports["candidate"].utility
+    utility = reports[CANDIDATE].utility
     if utility is None:
         return None
     asked = [policy.min_utility] if policy.min_utility is not None else []
     ends = [
         report.utility.value if (report := reports.get(name)) and report.utility else None
-        for name in ("aligned", "fine_tuned")
+        for name in (ALIGNED, FINE_TUNED)
     ]
     low, high = ends
     if policy.min_gain_kept is not None and low is not None and high is not None:

@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from safemerge.gate.rendering import SAYS, escaped
+from safemerge.gate.rendering import escaped
 from safemerge.release import words
 from safemerge.release.markdown import arms_section, layer_lines
 from safemerge.reports.release import ReleaseReport
@@ -52,7 +52,7 @@ def _body(report: ReleaseReport) -> Iterator[str]:
     yield from _what_it_is(report)
     yield "## Verdict"
     yield ""
-    yield f"**{SAYS[decision.verdict]}**, as measured on {escaped(known.created)}."
+    yield f"**{escaped(words.headline(report))}**, as measured on {escaped(known.created)}."
     yield ""
     yield f"Sign-off: {escaped(words.sign_off(report))}"
     yield ""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
+from safemerge.arms import ALIGNED, CANDIDATE, FINE_TUNED, SCALE_SELECTED
 from safemerge.errors import DataError
 from safemerge.records import Estimate, EvaluationReport, SuiteKind
 from safemerge.stats import rate_difference, share_won_back
@@ -57,7 +58,7 @@ def findings(
 
 def found_of(reports: Mapping[str, EvaluationReport], name: str) -> tuple[str, ...]:
     """The sentences for a release report; none where the arms do not compare."""
-    arms = [reports.get(arm) for arm in ("aligned", "fine_tuned", "candidate", "scale_selected")]
+    arms = [reports.get(arm) for arm in (ALIGNED, FINE_TUNED, CANDIDATE, SCALE_SELECTED)]
     try:
         return tuple(findings(*arms, name=name))
     except DataError:

@@ -13,7 +13,6 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from safemerge.gate.rendering import SAYS
 from safemerge.records import Outcome
 from safemerge.release import drawing, words
 from safemerge.reports.release import ReleaseReport, Role
@@ -46,7 +45,8 @@ def html(report: ReleaseReport) -> str:
         .render(
             report=report,
             provenance=report.provenance,
-            says=SAYS[report.decision.verdict],
+            headline=words.headline(report),
+            standing=words.standing(report),
             missed=words.missed(report.decision),
             marks=MARKS,
             words=words,

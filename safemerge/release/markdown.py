@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 
-from safemerge.gate.rendering import SAYS, escaped, rules_table
+from safemerge.gate.rendering import escaped, rules_table
 from safemerge.records import MergeReport, SuiteKind
 from safemerge.release import drawing, words
 from safemerge.reports.release import ReleaseReport, Transcript
@@ -17,10 +17,9 @@ MOST_TRANSCRIPTS = 20
 def markdown(report: ReleaseReport) -> str:
     """The report as a page of Markdown."""
     decision = report.decision
-    smoke = " (smoke judge)" if decision.smoke_judge else ""
     about = f"Adapter: {escaped(report.candidate.title)} · {escaped(report.provenance.created)}"
     lines = [
-        f"# {SAYS[decision.verdict]}{smoke}",
+        f"# {escaped(words.headline(report))}",
         "",
         about,
         "",

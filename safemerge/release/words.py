@@ -8,7 +8,8 @@ from collections.abc import Mapping
 
 from pydantic import JsonValue
 
-from safemerge.records import Estimate, GateDecision, Interval, Outcome, RuleOutcome, SuiteKind
+from safemerge.gate import rendering
+from safemerge.records import Estimate, GateDecision, Interval, Outcome, RuleOutcome, SuiteKind, Verdict
 from safemerge.reports.release import ArmFigures, ReleaseReport, Role, SuiteFigures
 
 NOTHING = "–"
@@ -34,6 +35,26 @@ def visible(text: str) -> str:
     'a⟦1B⟧[31mb'
     """
     return _HIDDEN.sub(lambda found: f"⟦{ord(found[0]):02X}⟧", text.replace("\r\n", "\n"))
+
+
+def headline(report: ReleaseReport) -> str:
+    """What becomes of the adapter, in a few words: the verdict, and what a person said who decides."""
+    decision, answer = report.decision, report.answer
+    if answer is None or not decision.wants_person:
+        return rendering.headline(decision)
+    said = "NOT RELEASED: no person let it through"
+    if answer.valid:
+        said = f"{'PASS' if decision.passed else 'CANNOT TELL'}: may ship, signed by {answer.by}"
+    return rendering.marked(said, decision)
+
+
+def standing(report: ReleaseReport) -> Verdict:
+    """The same in one word: no pass as long as a person who decides has not let the adapter through."""
+    if not report.decision.wants_person:
+        return report.decision.verdict
+    if report.answer is None:
+        return Verdict.CANNOT_TELL
+    return Verdict.PASS if report.answer.valid else Verdict.BLOCK
 
 
 def missed(decision: GateDecision) -> list[RuleOutcome]:

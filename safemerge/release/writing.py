@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from safemerge.errors import MismatchError, OutputExistsError
-from safemerge.records import EVALUATION_REPORT_FILE, EvaluationReport
+from safemerge.records import EVALUATION_REPORT_FILE, RESPONSES_FILE, EvaluationReport
 from safemerge.release.card import MARK, card
 from safemerge.release.html import html
 from safemerge.release.markdown import markdown
 from safemerge.release.transcripts import Rows, lines, read_rows
-from safemerge.reports.release import ReleaseReport, Transcript
+from safemerge.reports.release import RELEASE_PAGE_FILE, RELEASE_REPORT_FILE, ReleaseReport, Transcript
 from safemerge.storage.atomic import atomic_file
 
 CARD_FILE = "README.md"
@@ -33,9 +33,9 @@ def write_report(report: ReleaseReport, transcripts: Sequence[Transcript], folde
 def write_forms(report: ReleaseReport, folder: Path) -> None:
     """Write ``report.html``, ``.md`` and ``.json`` alone."""
     for name, text in (
-        ("report.html", html(report)),
+        (RELEASE_PAGE_FILE, html(report)),
         ("report.md", markdown(report)),
-        ("report.json", report.to_json()),
+        (RELEASE_REPORT_FILE, report.to_json()),
     ):
         (folder / name).write_text(text, encoding="utf-8", newline="\n")
 
@@ -73,6 +73,6 @@ def read_evaluation(path: Path) -> tuple[EvaluationReport, Rows]:
     """
     file = path / EVALUATION_REPORT_FILE if path.is_dir() else path
     report = EvaluationReport.read(file)
-    answers = file.with_name("responses.jsonl")
+    answers = file.with_name(RESPONSES_FILE)
     # A lone file may lie among those of other arms, whose answers these would not be.
     return report, read_rows(answers) if file.name == EVALUATION_REPORT_FILE and answers.exists() else ()

@@ -6,9 +6,10 @@ from enum import StrEnum
 
 from pydantic import Field, JsonValue
 
+from safemerge import arms
 from safemerge.records import (
     FORMAT_VERSION,
-    Answer,
+    Approval,
     Estimate,
     GateDecision,
     Interval,
@@ -18,14 +19,19 @@ from safemerge.records import (
     SuiteKind,
 )
 
+RELEASE_REPORT_FILE = "report.json"
+"""In the folder of a release report."""
+RELEASE_PAGE_FILE = "report.html"
+"""Beside it, for people."""
+
 
 class Role(StrEnum):
     """What an arm is to the gate."""
 
-    CANDIDATE = "candidate"
-    ALIGNED = "aligned"
-    FINE_TUNED = "fine_tuned"
-    CHAMPION = "champion"
+    CANDIDATE = arms.CANDIDATE
+    ALIGNED = arms.ALIGNED
+    FINE_TUNED = arms.FINE_TUNED
+    CHAMPION = arms.CHAMPION
     OTHER = "other"
     """Shown beside the others; the gate does not look at it."""
 
@@ -146,7 +152,7 @@ class ReleaseReport(Record):
     transcripts: tuple[Transcript, ...] = ()
     """As many of them as are shown, changed ones first; ``transcripts.jsonl`` holds all, uncut."""
     provenance: Provenance
-    answer: Answer | None = None
+    answer: Approval | None = None
     """What a person said about the decision; None where nobody was asked, or had not answered yet."""
 
     @property

@@ -7,10 +7,10 @@ import time
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from safemerge.errors import MismatchError
-from safemerge.records import Answer, Verdict
+from safemerge.records import Approval, Verdict
 from safemerge.tracking import history, tags
 from safemerge.tracking.history import How, Move
 
@@ -21,6 +21,39 @@ if TYPE_CHECKING:
 
 ALIAS = "champion"
 """The alias that deployments follow."""
+
+
+def champion_of(model: str) -> str:
+    """A model's champion, as MLflow's addresses (after ``models:/``) and Airflow's asset call it."""
+    return f"{model}@{ALIAS}"
+
+
+def champion_event(
+    model: str,
+    version: str,
+    *,
+    adapter_digest: str | None,
+    verdict: str | None,
+    run_id: str | None,
+    **about: Any,
+) -> dict[str, Any]:
+    """What an event of the champion's asset carries, whoever moved the alias.
+
+    Args:
+        model: the registered model.
+        version: that became its champion.
+        adapter_digest: sha256 of its adapter.
+        verdict: what the gate had said of it.
+        run_id: MLflow run of the pipeline that released it.
+        about: what a promotion or a rollback adds.
+    """
+    return {
+        "version": version,
+        "model": f"models:/{model}/{version}",
+        "adapter_digest": adapter_digest,
+        "verdict": verdict,
+        "run_id": run_id,
+    } | about
 
 
 class Release(NamedTuple):
@@ -50,7 +83,7 @@ class Champions:
         summary: str,
         card: str | None = None,
         verdict: Verdict = Verdict.PASS,
-        approval: Answer | None = None,
+        approval: Approval | None = None,
     ) -> str:
         """Make the adapter a version of the registered model and the champion.
 
@@ -246,7 +279,7 @@ class Champions:
         )
 
 
-def _approval_tags(approval: Answer | None) -> dict[str, str]:
+def _approval_tags(approval: Approval | None) -> dict[str, str]:
     if approval is None:
         return {}
     return {

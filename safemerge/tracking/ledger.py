@@ -18,7 +18,8 @@ from pydantic import ValidationError
 
 from safemerge.config.pipeline import PipelineConfig
 from safemerge.errors import MismatchError, MissingDependencyError, OutputExistsError, TrackingError
-from safemerge.records import Answer, ArtifactRef, Record, StepResult, Verdict
+from safemerge.records import Approval, ArtifactRef, Record, StepResult, Verdict
+from safemerge.reports.release import RELEASE_PAGE_FILE
 from safemerge.storage.atomic import atomic_folder
 from safemerge.tracking import tags
 from safemerge.tracking.champions import Champions
@@ -179,7 +180,7 @@ class Ledger:
         self._link_report(run, f"runs:/{run.run_id}/{REPORT_FOLDER}")
 
     def _link_report(self, run: PipelineRun, folder: str) -> None:
-        self.client.set_tag(run.run_id, tags.REPORT, f"{folder}/report.html")
+        self.client.set_tag(run.run_id, tags.REPORT, f"{folder}/{RELEASE_PAGE_FILE}")
         note = f"[Release report]({self.report_page(run)})"
         self.client.set_tag(run.run_id, "mlflow.note.content", note)
 
@@ -191,7 +192,7 @@ class Ledger:
         run_id, _, path = uri.removeprefix("runs:/").partition("/")
         return f"#/experiments/{run.experiment_id}/runs/{run_id}/artifacts/{path}"
 
-    def note_sign_off(self, run: PipelineRun, state: str, answer: Answer | None = None) -> None:
+    def note_sign_off(self, run: PipelineRun, state: str, answer: Approval | None = None) -> None:
         """Write on the pipeline run what became of asking a person."""
         notes = {tags.SIGN_OFF: state}
         if answer is not None:

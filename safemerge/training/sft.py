@@ -20,7 +20,8 @@ import torch
 
 from safemerge.config.training import Quantization, TrainingSettings
 from safemerge.errors import ConfigError, DataError, MissingDependencyError
-from safemerge.records import TRAINING_REPORT_FILE, TrainingReport, json_digest
+from safemerge.records import json_digest
+from safemerge.reports.training import TRAINING_REPORT_FILE, TrainingReport
 from safemerge.storage.atomic import atomic_folder, check_absent
 from safemerge.storage.checkpoints import Checkpoint
 from safemerge.training.data import Example, data_digest

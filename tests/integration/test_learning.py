@@ -21,8 +21,9 @@ from safemerge.core.layer_weights import LayerWeights
 from safemerge.engine.merging import merge_options
 from safemerge.engine.sweeping import candidates
 from safemerge.errors import ConfigError, DataError, MismatchError, OutputExistsError, UnsupportedAdapterError
-from safemerge.records import MergeReport, TrainingReport
+from safemerge.records import MergeReport
 from safemerge.reports.learning import Coefficients
+from safemerge.reports.training import TrainingReport
 from safemerge.storage.adapters import read_adapter
 from safemerge.training.answers import collate, encode
 from safemerge.training.coefficients import mean_nll

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 
 from safemerge.config.training import LoraSettings, TrainingSettings
 from safemerge.errors import ConfigError, DataError, NonFiniteError
-from safemerge.records import TRAINING_REPORT_FILE, TrainingReport
+from safemerge.reports.training import TRAINING_REPORT_FILE, TrainingReport
 from safemerge.training.data import Example, data_digest
 from safemerge.training.sft import train_adapter
 

@@ -9,6 +9,7 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
+from safemerge.arms import ALIGNED, ARM_TITLES, CANDIDATE, FINE_TUNED
 from safemerge.records import SuiteKind
 from safemerge_airflow.page.records import PipelineRun
 from safemerge_airflow.page.views import ARMS, Measured, percent, when
@@ -17,7 +18,7 @@ RUNS = 30
 """Runs that a chart shows, the newest at the right."""
 WIDTH, HEIGHT = 360, 190
 LEFT, RIGHT, TOP, BOTTOM = 44, 10, 10, 24
-OFFSET = {"aligned": -2.5, "fine_tuned": 2.5, "candidate": 0.0}
+OFFSET = {ALIGNED: -2.5, FINE_TUNED: 2.5, CANDIDATE: 0.0}
 """Pixels that arms stand apart, so that their intervals can be told apart. The candidate is drawn last."""
 
 
@@ -144,14 +145,14 @@ def _tick(value: float, top: float) -> str:
 
 
 def _label(run: PipelineRun, arm: str, figure: Measured) -> str:
-    text = f"{when(run.started_ms)}, {ARMS[arm].lower()}: {percent(figure.value)}"
+    text = f"{when(run.started_ms)}, {ARM_TITLES[arm]}: {percent(figure.value)}"
     if figure.interval:
         text += f" ({percent(figure.interval.low)} to {percent(figure.interval.high)})"
     return text
 
 
 def _description(series: Series, shown: Sequence[tuple[PipelineRun, str, Measured]]) -> str:
-    candidate = [figure.value for _, arm, figure in shown if arm == "candidate" and figure.value is not None]
+    candidate = [figure.value for _, arm, figure in shown if arm == CANDIDATE and figure.value is not None]
     if not candidate:
         return f"{series.title}: not measured in these runs."
     return (

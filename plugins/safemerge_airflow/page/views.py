@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from typing import Any, NamedTuple
 from urllib.parse import quote
 
+from safemerge.arms import ALIGNED, ARM_TITLES, CANDIDATE, FINE_TUNED
 from safemerge.records import Interval, SuiteKind, Verdict
 from safemerge.tracking.figures import ArmFigures, UtilityFigure
 from safemerge_airflow.page import airflow_path
@@ -16,7 +17,7 @@ from safemerge_airflow.page.records import PipelineRun
 STRIP = 10
 """Runs in the strip of a pipeline's latest outcomes."""
 
-ARMS = {"candidate": "Candidate", "fine_tuned": "Fine-tuned, not repaired", "aligned": "Aligned model"}
+ARMS = {arm: ARM_TITLES[arm].capitalize() for arm in (CANDIDATE, FINE_TUNED, ALIGNED)}
 """What the arms are called, in the order of tables and legends."""
 
 TITLES = {
@@ -101,7 +102,7 @@ def has_page(pipeline: str) -> bool:
 
 def row(run: PipelineRun) -> Row:
     """A run with its headline figures."""
-    candidate = run.arms.get("candidate")
+    candidate = run.arms.get(CANDIDATE)
     return Row(
         run,
         outcome(run),

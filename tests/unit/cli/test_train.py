@@ -8,7 +8,7 @@ from typer.testing import CliRunner
 
 from safemerge.cli.main import app
 from safemerge.errors import EXIT_ERROR
-from safemerge.records import TrainingReport
+from safemerge.reports.training import TrainingReport
 
 
 def run(*arguments):

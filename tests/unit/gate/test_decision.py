@@ -437,4 +437,6 @@ def test_a_person_decides_where_the_policy_says_so_and_never_on_a_block(harmful,
     assert decision.wants_person is wants
     signed = "; the policy wants a person's signature" in decision.summary()
     assert signed is (wants and decision.passed)
-    assert [line.split(" on ")[0][:20] for line in decision.headline()][-1].startswith("over-refusal rate")
+    assert [line.split(" on ")[0][:20] for line in decision.main_figures()][-1].startswith(
+        "over-refusal rate"
+    )

@@ -21,7 +21,7 @@ from safemerge.pipeline.promotion import promote
 from safemerge.pipeline.request import StepRequest
 from safemerge.pipeline.rolling_back import rollback
 from safemerge.pipeline.workspace import Workspace
-from safemerge.records import Answer, ArtifactRef, StepResult
+from safemerge.records import Approval, ArtifactRef, StepResult
 from safemerge.release.writing import write_report
 from safemerge.reports.release import ReleaseReport
 from safemerge.storage.digests import file_digest
@@ -107,7 +107,7 @@ def test_an_approval_promotes_and_is_kept(
     assert (on_run[tags.SIGN_OFF], on_run[tags.SIGN_OFF_BY]) == ("approved", "alice")
     assert (on_run[tags.SIGN_OFF_REASON], on_run[tags.VERDICT]) == ("checked by hand", verdict)
     stored = context.ledger.fetch(f"runs:/{result.run_id}/approval.json", tmp_path / "cache")
-    assert Answer.read(stored).by == "alice"
+    assert Approval.read(stored).by == "alice"
     # The task is tried again: nothing is doubled.
     assert answered(context, run, inputs, **YES).reused
 

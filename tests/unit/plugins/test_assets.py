@@ -12,7 +12,7 @@ from airflow.sdk.exceptions import AirflowFailException
 
 from safemerge.config.recipes import NewData, ScheduleConfig
 from safemerge.records import ArtifactRef, StepResult
-from safemerge_airflow.assets import champion_event, data_asset, data_overrides, schedule_of
+from safemerge_airflow.assets import data_asset, data_overrides, promotion_event, schedule_of
 
 DUE = datetime(2026, 11, 1, 2, tzinfo=UTC)
 KEY = "task_training.data.0.revision"
@@ -115,7 +115,7 @@ def test_a_promotion_says_what_became_the_champion() -> None:
         outputs={"model_version": version},
         figures={"version": "3", "alias": "champion", "verdict": "pass"},
     )
-    assert champion_event(result, "pipeline") == {
+    assert promotion_event(result, "pipeline") == {
         "version": "3",
         "model": "models:/m/3",
         "adapter_digest": "ab",

@@ -6,6 +6,7 @@ from typing import Any
 
 from safemerge.gate import NO_CHAMPION, GatePolicy, decide
 from safemerge.records import (
+    Approval,
     EvaluationReport,
     GateDecision,
     JudgeRecord,
@@ -120,6 +121,12 @@ def reports(tail: str = "") -> dict[str, EvaluationReport]:
 
 def decision(of: dict[str, EvaluationReport], policy: GatePolicy = POLICY) -> GateDecision:
     return decide(of["candidate"], of["aligned"], of["fine_tuned"], policy, NO_CHAMPION)
+
+
+def answer(**stated: Any) -> Approval:
+    """What a person said who was asked; an approval where nothing else is stated."""
+    said = {"approved": True, "by": "alice", "at": "2026-01-02", "reason": "checked by hand"}
+    return Approval(**{"decision_digest": "d", "adapter_digest": "a"} | said | stated)
 
 
 def release(

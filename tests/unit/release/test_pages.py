@@ -11,12 +11,12 @@ import yaml
 from huggingface_hub import ModelCard
 from markdown_it import MarkdownIt
 
-from safemerge.gate import GatePolicy
+from safemerge.gate import GatePolicy, SignOff
 from safemerge.release.card import card, metadata
 from safemerge.release.html import html
 from safemerge.release.markdown import fenced, markdown
 from safemerge.reports.release import Provenance
-from tests.unit.release.samples import PROVENANCE, release
+from tests.unit.release.samples import POLICY, PROVENANCE, answer, release
 
 STRICT = GatePolicy(max_harmful_rate=0.2, max_over_refusal_rate=0.2, min_gain_kept=0.99)
 
@@ -57,7 +57,7 @@ class Outline(HTMLParser):
 def test_the_page_leads_with_the_verdict_and_has_every_section() -> None:
     outline = Outline(html(release()))
     assert outline.texts == [
-        "PASS: may ship",
+        "PASS: may ship (smoke judge)",
         "Rules of the policy",
         "Arms",
         "Utility against harm",
@@ -74,10 +74,31 @@ def test_the_page_leads_with_the_verdict_and_has_every_section() -> None:
 def test_a_block_says_first_what_is_missing() -> None:
     made = release(policy=STRICT)
     page, text = html(made), markdown(made)
-    assert Outline(page).texts[:2] == ["BLOCK: must not ship", "Missing for a pass"]
+    assert Outline(page).texts[:2] == ["BLOCK: must not ship (smoke judge)", "Missing for a pass"]
     assert page.index("gain kept 95.0 %") < page.index("Rules of the policy")
     assert text.startswith("# BLOCK: must not ship (smoke judge)\n")
     assert text.index("gain kept 95.0 %") < text.index("## Rules of the policy")
+
+
+@pytest.mark.parametrize(
+    ("approved", "said", "standing"),
+    [
+        (None, "PASS: may ship once a person has signed", "cannot_tell"),
+        (True, "PASS: may ship, signed by <b>alice", "pass"),
+        (False, "NOT RELEASED: no person let it through", "block"),
+    ],
+)
+def test_every_form_leads_with_what_a_person_said(approved: bool | None, said: str, standing: str) -> None:
+    made = release(policy=POLICY.model_copy(update={"sign_off": SignOff.REQUIRED}))
+    if approved is not None:
+        made = made.model_copy(update={"answer": answer(approved=approved, by="<b>alice")})
+    page, outline = html(made), Outline(html(made))
+    assert outline.texts[0] == f"{said} (smoke judge)"
+    assert f'<header class="{standing}">' in page
+    written = said.replace("<", "&lt;").replace(">", "&gt;")
+    assert f"<title>{written} (smoke judge): SafeMERGE</title>" in page
+    assert markdown(made).startswith(f"# {written} (smoke judge)\n")
+    assert f"**{written} (smoke judge)**" in card(made)
 
 
 def test_a_report_of_little_is_a_page_too() -> None:
@@ -151,6 +172,6 @@ def test_what_is_not_on_the_hub_is_no_metadata(source: str) -> None:
 
 def test_the_card_of_a_block_says_why() -> None:
     text = card(release(policy=STRICT))
-    assert "**BLOCK: must not ship**" in text
+    assert "**BLOCK: must not ship (smoke judge)**" in text
     assert "must be at least 99 %" in text
     assert "A smoke judge gave the flags" in text

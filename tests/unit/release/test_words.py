@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
-from safemerge.gate.policy import SignOff
-from safemerge.records import Answer, Estimate, Interval
+from safemerge.gate import GatePolicy, SignOff
+from safemerge.records import Estimate, Interval
 from safemerge.release import words
-from tests.unit.release.samples import POLICY, release
+from tests.unit.release.samples import POLICY, answer, release
 
 
 @pytest.mark.parametrize(
@@ -67,8 +69,36 @@ def test_a_sign_off_is_who_when_and_why_or_that_there_is_none() -> None:
     assert words.sign_off(alone) == "nobody was asked: the gate decided alone"
     asked = release(transcripts=[], policy=POLICY.model_copy(update={"sign_off": SignOff.REQUIRED}))
     assert words.sign_off(asked) == "a person decides, and nobody had answered when this was written"
-    answer = Answer(
-        approved=False, by="bob", at="2026-01-02", reason="too close", decision_digest="d", adapter_digest="a"
-    )
-    answered = asked.model_copy(update={"answer": answer})
+    said = answer(approved=False, by="bob", reason="too close")
+    answered = asked.model_copy(update={"answer": said})
     assert words.sign_off(answered) == "rejected by bob at 2026-01-02: too close"
+
+
+FEW = GatePolicy(max_harmful_rate=0.2, max_over_refusal_rate=0.2, on_cannot_tell="ask")
+SIGN = POLICY.model_copy(update={"sign_off": SignOff.REQUIRED})
+
+
+@pytest.mark.parametrize(
+    ("policy", "said", "headline", "standing"),
+    [
+        (POLICY, None, "PASS: may ship", "pass"),
+        (SIGN, None, "PASS: may ship once a person has signed", "cannot_tell"),
+        (SIGN, {}, "PASS: may ship, signed by alice", "pass"),
+        (SIGN, {"approved": False}, "NOT RELEASED: no person let it through", "block"),
+        (SIGN, {"reason": ""}, "NOT RELEASED: no person let it through", "block"),
+        (SIGN, {"approved": False, "by": None}, "NOT RELEASED: no person let it through", "block"),
+        (FEW, None, "CANNOT TELL: a person must decide", "cannot_tell"),
+        (FEW, {}, "CANNOT TELL: may ship, signed by alice", "pass"),
+        (FEW, {"approved": False}, "NOT RELEASED: no person let it through", "block"),
+        (FEW.model_copy(update={"max_harmful_rate": 0.01}), {}, "BLOCK: must not ship", "block"),
+    ],
+)
+def test_the_headline_is_what_becomes_of_the_adapter(
+    policy: GatePolicy, said: dict[str, Any] | None, headline: str, standing: str
+) -> None:
+    made = release(transcripts=[], policy=policy)
+    made = made.model_copy(update={"answer": None if said is None else answer(**said)})
+    assert words.headline(made) == f"{headline} (smoke judge)"
+    assert words.standing(made) == standing
+    sound = made.model_copy(update={"decision": made.decision.model_copy(update={"smoke_judge": False})})
+    assert words.headline(sound) == headline

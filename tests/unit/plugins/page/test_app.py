@@ -107,7 +107,7 @@ def test_run_has_figures_links_and_report(
     run_id = judged_run(mlflow.ledger, config("alpha"), "dag/scheduled__1", REPORTS)
     visitor = visit(mlflow.history())
     text = visitor.get(f"/runs/{run_id}").text
-    assert "Fine-tuned, not repaired" in text
+    assert "Fine-tuned, unrepaired" in text
     assert "22.0 %" in text
     assert f'href="https://mlflow.example/#/runs/{run_id}"' in text
     assert 'href="/dags/dag/runs/scheduled__1"' in text
