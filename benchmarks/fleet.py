@@ -16,7 +16,6 @@ what they are.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 import os
 import statistics
@@ -24,27 +23,22 @@ import sys
 import tempfile
 import threading
 import time
-import urllib.request
 from collections import defaultdict
-from datetime import datetime
 from pathlib import Path
-from typing import Any
 
 import psutil
 import yaml
-from measuring import Json, machine
+from airflow_api import Api, scheduling, seconds, tasks_of, waited
+from measuring import ROOT, Json, machine
 
-from safemerge.demo.services import DemoHome, airflow_password, airflow_service, free_port, prepare_airflow
+from safemerge.demo.services import DemoHome, airflow_service, free_port, prepare_airflow
 
-ROOT = Path(__file__).resolve().parents[1]
 BUNDLES: tuple[tuple[str, str, Json | None], ...] = (
     ("dags-folder", "airflow.dag_processing.bundles.local.LocalDagBundle", {}),
     ("recipes", "safemerge_airflow.recipe_bundle.RecipeBundle", None),
 )
 ROLES = ("api-server", "api_server", "scheduler", "dag-processor", "triggerer", "task", "worker")
 ENDED = {"success", "failed"}
-PAGE = 100
-"""Most rows that Airflow's REST API gives at once."""
 
 STEP = f"""#!{sys.executable} -IS
 import json, sys, time
@@ -160,6 +154,17 @@ def write_recipes(folder: Path, count: int) -> None:
         (folder / f"{name}.yaml").write_text(yaml.safe_dump(mine), encoding="utf-8")
 
 
+def dags(api: Api) -> list[str]:
+    """The recipes that Airflow knows."""
+    return sorted(d["dag_id"] for d in api.rows("/api/v2/dags", "dags") if d["dag_id"].startswith("recipe-"))
+
+
+def ended(api: Api, names: list[str]) -> list[Json]:
+    """The runs that have ended."""
+    runs = api.rows("/api/v2/dags/~/dagRuns", "dag_runs")
+    return [run for run in runs if run["dag_id"] in names and run["state"] in ENDED]
+
+
 # --- what came of it ---------------------------------------------------------------
 
 
@@ -181,18 +186,6 @@ def figures(runs: list[Json], tasks: list[Json], whole_s: float) -> Json:
     }
 
 
-def scheduling(tasks: list[Json]) -> list[float]:
-    """From the last end before a task was queued to that moment: how long its run stood still."""
-    ends = sorted(moment(task["end_date"]) for task in tasks if task["end_date"])
-    found = []
-    for task in tasks:
-        if task["queued_when"]:
-            queued = moment(task["queued_when"])
-            if before := [end for end in ends if end <= queued]:
-                found.append(queued - before[-1])
-    return found
-
-
 def spread(values: list[float]) -> Json:
     """Median, 95th percentile and largest."""
     ordered = sorted(values)
@@ -203,16 +196,6 @@ def spread(values: list[float]) -> Json:
         "p95": ordered[round(0.95 * last)],
         "max": ordered[-1],
     }
-
-
-def moment(text: str) -> float:
-    """Seconds since 1970."""
-    return datetime.fromisoformat(text).timestamp()
-
-
-def seconds(start: str, end: str) -> float:
-    """Between two moments."""
-    return moment(end) - moment(start)
 
 
 class Processors:
@@ -266,69 +249,6 @@ def role_of(process: psutil.Process) -> str:
     """What a process of Airflow's is, by its command line."""
     line = " ".join(process.cmdline())
     return next((role.replace("_", "-") for role in ROLES if role in line), "other")
-
-
-# --- Airflow's REST API ------------------------------------------------------------
-
-
-class Api:
-    """Asks as the user that standalone made."""
-
-    def __init__(self, url: str, home: DemoHome) -> None:
-        self._url = url
-        self._token: str | None = None
-        user, password = airflow_password(home) or ("", "")
-        self._token = self.ask("/auth/token", {"username": user, "password": password})["access_token"]
-
-    def ask(self, path: str, body: Json | None = None) -> Any:
-        """Answer to a GET, or to a POST where there is a body."""
-        headers = {"Content-Type": "application/json"}
-        headers |= {"Authorization": f"Bearer {self._token}"} if self._token else {}
-        data = None if body is None else json.dumps(body).encode()
-        request = urllib.request.Request(self._url + path, data, headers)  # noqa: S310 (our own)
-        with urllib.request.urlopen(request, timeout=120) as answer:  # noqa: S310
-            return json.load(answer)
-
-    def rows(self, path: str, key: str) -> list[Json]:
-        """All rows of a listing."""
-        found: list[Json] = []
-        while True:
-            mark = "&" if "?" in path else "?"
-            page = self.ask(f"{path}{mark}limit={PAGE}&offset={len(found)}")
-            found += page[key]
-            if len(found) >= page["total_entries"] or not page[key]:
-                return found
-
-
-def dags(api: Api) -> list[str]:
-    """The recipes that Airflow knows."""
-    return sorted(d["dag_id"] for d in api.rows("/api/v2/dags", "dags") if d["dag_id"].startswith("recipe-"))
-
-
-def ended(api: Api, names: list[str]) -> list[Json]:
-    """The runs that have ended."""
-    runs = api.rows("/api/v2/dags/~/dagRuns", "dag_runs")
-    return [run for run in runs if run["dag_id"] in names and run["state"] in ENDED]
-
-
-def tasks_of(api: Api, run: Json) -> list[Json]:
-    """Every task of a run."""
-    return api.rows(
-        f"/api/v2/dags/{run['dag_id']}/dagRuns/{run['dag_run_id']}/taskInstances", "task_instances"
-    )
-
-
-def waited(ask: Any, count: int, timeout_s: float, every_s: float = 1) -> list[Any]:
-    """The answer, once it has so many parts; an Airflow that is too busy to answer is asked again."""
-    give_up_s = time.monotonic() + timeout_s
-    answer: list[Any] = []
-    while time.monotonic() < give_up_s:
-        with contextlib.suppress(OSError):
-            answer = ask()
-        if len(answer) >= count:
-            return answer
-        time.sleep(every_s)
-    raise SystemExit(f"expected {count} within {timeout_s:g} s, got {len(answer)}")
 
 
 if __name__ == "__main__":

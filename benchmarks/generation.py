@@ -23,12 +23,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from measuring import Json, machine, save, timed
+from measuring import ROOT, Json, machine, save, timed
 
 from safemerge.arms import ALIGNED
 
-REPOSITORY = Path(__file__).resolve().parents[1]
-DATA = REPOSITORY / "safemerge" / "demo" / "data"
+DATA = ROOT / "safemerge" / "demo" / "data"
 SUITES = [
     DATA / f"{kind}_{split}.jsonl"
     for kind in ("harmful", "lookalike", "ordinary")
@@ -74,7 +73,7 @@ def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    demo = REPOSITORY / "var" / "demo"
+    demo = ROOT / "var" / "demo"
     default = GenerationConfig().batch_size
     parser.add_argument("--model", type=Path, default=demo / "models" / "aligned")
     parser.add_argument("--adapters", nargs="*", metavar="NAME=FOLDER", help="default: three of the demo's")

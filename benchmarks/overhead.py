@@ -1,7 +1,8 @@
 """What a DAG run costs beside training, generation and merging, of the real pipeline on a tiny model.
 
 Starts an MLflow server and ``airflow standalone`` (LocalExecutor) over fresh databases in a temporary folder
-and runs the DAG once, on a two-layer model whose compute takes a second: what is left is the cost of
+and runs the DAG twice: first a run that is meant to fail at once, as the first requests take Airflow seconds,
+then the one that is measured, on a two-layer model whose compute takes a second: what is left is the cost of
 doing it under Airflow and MLflow. ``probe/sitecustomize.py`` notes in every process where its time goes.
 
     python benchmarks/overhead.py                       # a tiny model
@@ -30,8 +31,8 @@ from collections import defaultdict
 from pathlib import Path
 from typing import NamedTuple
 
-from fleet import ROOT, Api, moment, scheduling, seconds, tasks_of, waited
-from measuring import Json, machine, save
+from airflow_api import Api, moment, scheduling, seconds, tasks_of, waited
+from measuring import ROOT, Json, machine, save
 
 from safemerge.demo.services import (
     DemoHome,

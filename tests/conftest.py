@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -198,7 +198,7 @@ def write_tiny_pipeline(root: Path, pair: TinyPair) -> TinyPipeline:
 
     (root / "tasks").mkdir(parents=True)
 
-    def rows(name: str, items: list[dict[str, object]]) -> str:
+    def rows(name: str, items: Sequence[Mapping[str, object]]) -> str:
         (root / name).write_text("".join(json.dumps(item) + "\n" for item in items), encoding="utf-8")
         return name
 

@@ -13,8 +13,8 @@ from safemerge.cli.flags import AsJson, epilog
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from safemerge.evaluation.audit import Audit
     from safemerge.release.transcripts import Rows
+    from safemerge.stats import Audit
 
 Answers = Annotated[
     Path,
@@ -155,4 +155,4 @@ def _print(found: Mapping[str, Audit]) -> None:
 
 
 def _percent(share: float | None) -> str:
-    return "none" if share is None else f"{100 * share:.1f} %"
+    return "–" if share is None else f"{100 * share:.1f} %"

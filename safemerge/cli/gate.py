@@ -105,7 +105,7 @@ def _print(decision: GateDecision) -> None:
     """The verdict, a table that fits into 80 columns, and a sentence a rule: what decided comes first."""
     from rich.markup import escape
 
-    from safemerge.cli.tables import console, harmless, print_sentence, table
+    from safemerge.cli.tables import console, for_terminal, print_sentence, table
     from safemerge.gate.rendering import headline
 
     out = console()
@@ -113,7 +113,7 @@ def _print(decision: GateDecision) -> None:
     met = sum(rule.outcome == "pass" for rule in decision.rules)
     applies = f"{len(decision.rules) - idle} rules{f' ({idle} not applicable)' if idle else ''}"
     colour = {"pass": "green", "block": "red", "cannot_tell": "yellow"}[decision.verdict]
-    said = f"{headline(decision)}. {harmless(decision.arm)} met {met} of {applies}"
+    said = f"{headline(decision)}. {for_terminal(decision.arm)} met {met} of {applies}"
     out.print(f"[bold {colour}]{escape(said)}[/]", soft_wrap=True)
     out.print(table(COLUMNS, map(_row, decision.rules), names=3, gives_way=2))
     for rule in sorted(decision.rules, key=lambda rule: rule.outcome in ("pass", "not_applicable")):

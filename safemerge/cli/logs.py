@@ -31,5 +31,5 @@ def plain_logs() -> None:
     warnings.simplefilter("ignore", FutureWarning)  # notes from libraries to each other
     level = logging.INFO if os.environ.get("RANK", "0") == "0" else logging.WARNING
     logging.basicConfig(level=level, format="%(message)s", handlers=[_Stderr()])
-    for chatty in ("httpx", "filelock", "fsspec", "alembic", "urllib3"):
+    for chatty in ("httpx", "httpx2", "filelock", "fsspec", "alembic", "urllib3"):
         logging.getLogger(chatty).setLevel(logging.WARNING)

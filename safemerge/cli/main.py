@@ -7,8 +7,8 @@ when they run, so that ``safemerge --help`` answers at once.
 
 Exit codes, of every command alike: 0 done; 1 blocked by the gate, and nothing else; 2 wrong
 usage; 3 where the gate wants a person to decide; 4 an error that safemerge names on one line, or a problem
-that ``inspect`` found; 5 adapters that differ, where ``diff --check`` asked; 6 where ``tune`` finds no merge
-that keeps its limits; 75 a pipeline step that may be tried again; 130 interrupted.
+that ``inspect`` or ``recipe validate`` found; 5 adapters that differ, where ``diff --check`` asked; 6 where
+``tune`` finds no merge that keeps its limits; 75 a pipeline step that may be tried again; 130 interrupted.
 """
 
 from __future__ import annotations

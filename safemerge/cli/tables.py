@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Literal
 
 import typer
 
-from safemerge.core.module_names import module_kinds, natural_order, position
+from safemerge.core.module_names import by_kind_and_layer
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -41,8 +41,14 @@ def console() -> Console:
     return Console(highlight=False)
 
 
-def harmless(text: str) -> str:
-    """The text without what steers a terminal: names of modules and files come from others."""
+def for_terminal(text: str) -> str:
+    """The text, line by line, without what steers a terminal: names of modules and files come from others.
+
+    Its kin: ``printable`` of :mod:`safemerge.records` makes one line, for records and logs, and
+    ``valid_unicode`` what files and tokenizers can hold, no more; ``visible`` of
+    :mod:`safemerge.release.words` names what a report's reader would not see; ``escaped`` of
+    :mod:`safemerge.gate.rendering` is for Markdown.
+    """
     return "".join(c if c.isprintable() or c == "\n" else "\ufffd" for c in text)
 
 
@@ -50,7 +56,7 @@ def warn(*messages: str | None) -> None:
     """One line on stderr for each warning there is."""
     for message in messages:
         if message:
-            typer.echo(f"warning: {harmless(message)}", err=True)
+            typer.echo(f"warning: {for_terminal(message)}", err=True)
 
 
 def table(
@@ -84,7 +90,7 @@ def table(
         justify: Literal["left", "right"] = "left" if number < names else "right"
         made.add_column(column, justify=justify, overflow="fold", no_wrap=whole)
     for row in rows:
-        made.add_row(*(Text(harmless(cell)) for cell in row))
+        made.add_row(*(Text(for_terminal(cell)) for cell in row))
     return made
 
 
@@ -99,7 +105,7 @@ def print_sentence(out: Console, mark: str, text: str) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    said = Text(harmless(text))
+    said = Text(for_terminal(text))
     if not out.is_terminal:
         out.print(mark, said, soft_wrap=True)
         return
@@ -139,7 +145,7 @@ def facts(rows: Mapping[str, str], title: str | None = None) -> Table:
     made.add_column(style="bold", no_wrap=True)
     made.add_column(overflow="fold")
     for name, value in rows.items():
-        made.add_row(name, Text(harmless(value)))
+        made.add_row(name, Text(for_terminal(value)))
     return made
 
 
@@ -160,13 +166,7 @@ def grid(cosines: Mapping[str, float | None], width: int) -> RenderableType:
     from rich.console import Group
     from rich.text import Text
 
-    kinds = module_kinds(list(cosines))
-    rows = list(dict.fromkeys(kinds.values()))
-    cells: dict[tuple[str, str], list[float | None]] = {}
-    for module, cosine in cosines.items():
-        # Experts of one layer share a cell.
-        cells.setdefault((kinds[module], position(module).partition(".")[0]), []).append(cosine)
-    depths = sorted({depth for _, depth in cells}, key=natural_order)
+    rows, depths, cells = by_kind_and_layer(list(cosines))
     defined = [cosine for cosine in cosines.values() if cosine is not None]
     low, high = (min(defined), max(defined)) if defined else (0.0, 1.0)
     label = max(len(row) for row in ("layer", *rows)) + 2
@@ -178,18 +178,19 @@ def grid(cosines: Mapping[str, float | None], width: int) -> RenderableType:
         for row in rows:
             line = Text(row.ljust(label))
             for depth in band:
-                line.append_text(_cell(cells.get((row, depth)), low, high))
+                found = [cosines[module] for module in cells.get((row, depth), ())]
+                line.append_text(_cell(found, low, high))
             lines.append(line)
         lines.append(Text())
-    shared = any(len(found) > 1 for found in cells.values())
+    shared = any(len(modules) > 1 for modules in cells.values())
     lines.append(_legend(low, high, shared))
     return Group(*lines)
 
 
-def _cell(found: list[float | None] | None, low: float, high: float) -> Text:
+def _cell(found: list[float | None], low: float, high: float) -> Text:
     from rich.text import Text
 
-    if found is None:
+    if not found:
         return Text(" " * CELL)
     defined = [cosine for cosine in found if cosine is not None]
     if not defined:
@@ -229,9 +230,11 @@ def histogram(figures: Sequence[float], width: int, *, bins: int = 14) -> Render
     from rich.console import Group
     from rich.text import Text
 
+    from safemerge.plots.scales import round_step
+
     if not figures:
         return Text("none defined")
-    step = _round_step((max(figures) - min(figures)) / bins)
+    step = round_step((max(figures) - min(figures)) / bins or 0.01)
     first, last = (math.floor(edge / step + 1e-9) for edge in (min(figures), max(figures)))
     counts = dict.fromkeys(range(first, last + 1), 0)
     for figure in figures:
@@ -249,14 +252,6 @@ def _bar(length: float) -> str:
     """A bar, to an eighth of a column."""
     eighths = round(8 * length)
     return "█" * (eighths // 8) + " ▏▎▍▌▋▊▉"[eighths % 8].strip()
-
-
-def _round_step(width: float) -> float:
-    """1, 2 or 5 times a power of ten, at least as wide."""
-    if width <= 0:
-        return 0.01
-    power = 10.0 ** math.floor(math.log10(width))
-    return next(factor * power for factor in (1, 2, 5, 10) if factor * power >= width * (1 - 1e-9))
 
 
 @contextmanager

@@ -12,6 +12,10 @@ from safemerge.config.grid import SweepGrid
 from safemerge.gate.policy import Finite, Level, Limits, NotNegative, Rate
 from safemerge.records import SuiteKind
 
+MAX_RUNGS = 2
+"""Most rounds before the last. A DAG has its tasks for each round before it reads a config: those for this
+many, for utility and for the last round."""
+
 
 class Rung(Config):
     """A round of ``tune`` that only a part of the prompts is asked in, after which candidates are dropped."""
@@ -42,12 +46,11 @@ class TuningConfig(Config):
     max_utility_loss: NotNegative | None = None
     """Margin of non-inferiority in the metric's own unit: the paired 95 % interval of the utility lost
     against the fine-tuned adapter ends at or below it."""
-    rungs: Annotated[tuple[Rung, ...], Field(max_length=2)] = (
+    rungs: Annotated[tuple[Rung, ...], Field(max_length=MAX_RUNGS)] = (
         Rung(prompts=0.2, keep=0.4),
         Rung(prompts=0.5, keep=0.4),
     )
-    """Rounds before the last, which asks all prompts. None: every candidate is asked every prompt.
-    At most two, as a DAG has its tasks for each round before it reads a config."""
+    """At most two rounds before the last, which asks all prompts. None: every candidate is asked all."""
     alpha: Level = 0.05
     """Level of the paired tests by which a round drops candidates that do more harm than its best."""
     seed: int = 0

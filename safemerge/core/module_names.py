@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 NOWHERE = "–"
 """Position of a module that is in no numbered layer, such as an output head."""
@@ -35,6 +36,28 @@ def position(module: str) -> str:
     '3.7'
     """
     return ".".join(part for part in module.split(".") if part.isdecimal()) or NOWHERE
+
+
+class Grid(NamedTuple):
+    """Modules as a heat map shows them."""
+
+    kinds: list[str]
+    """Of the rows."""
+    layers: list[str]
+    """Numbers of the columns, in order."""
+    cells: dict[tuple[str, str], list[str]]
+    """Kind and layer to the modules there: one, or the experts of a layer."""
+
+
+def by_kind_and_layer(modules: Sequence[str]) -> Grid:
+    """Modules by their kind and the number of the layer that they are in."""
+    kinds = module_kinds(modules)
+    cells: dict[tuple[str, str], list[str]] = {}
+    for module in modules:
+        layer = position(module).partition(".")[0]
+        cells.setdefault((kinds[module], layer), []).append(module)
+    layers = sorted({layer for _, layer in cells}, key=natural_order)
+    return Grid(list(dict.fromkeys(kinds.values())), layers, cells)
 
 
 def natural_order(module: str) -> list[tuple[int, str]]:

@@ -22,7 +22,7 @@ from safemerge.gate.absolute import gain_rule
 from safemerge.gate.policy import Regression
 from safemerge.gate.regression import Reference, regression_rules
 from safemerge.records import EvaluationReport, Outcome, RuleOutcome, SuiteKind
-from safemerge.stats.halving import SLACK, Ending, Limits, Standing, choose, halve, places
+from safemerge.stats.halving import SLACK, Ending, Limits, Standing, choose, halve, most_kept
 
 UTILITY_ROUND = 0
 
@@ -95,7 +95,7 @@ class Race:
         for later in range(max(number, 1), self.last + 1):
             total += candidates * (asked[later] - asked[later - 1])
             if later < self.last:
-                candidates = places(self.tuning.rungs[later - 1].keep, candidates)
+                candidates = most_kept(self.tuning.rungs[later - 1].keep, candidates)
         return total
 
     def stage(self, reports: Reports) -> Stage:
@@ -126,14 +126,14 @@ class Race:
         utility = scored.candidate.utility
         value = 0.0 if utility is None or utility.value is None else utility.value
         wrong = missed_rules(self.tuning, scored)
-        is_last = len(found) > max(self.scorings)
+        last_scoring_done = len(found) > max(self.scorings)
         return Standing(
             harmful={key: flag for suite in flags[SuiteKind.HARMFUL].values() for key, flag in suite.items()},
             refused=flags[SuiteKind.OVER_REFUSAL],
             utility=value if utility is None or utility.higher_is_better else -value,
             layers=self.layers[name],
             inferior="; ".join(rule.explanation for rule in wrong) or None,
-            unsure=not (is_last or any(map(_is_shown, wrong))),
+            unsure=not (last_scoring_done or any(map(_is_shown, wrong))),
         )
 
 
@@ -220,14 +220,15 @@ def round_settings(
     evaluation: EvaluationConfig, tuning: TuningConfig, sizes: Mapping[str, int], number: int
 ) -> EvaluationConfig:
     """What is measured in a round: the prompts that it adds, and the documents where it scores any."""
-    ends = [dict.fromkeys(sizes, 0), dict.fromkeys(sizes, 0), *round_sizes(tuning, sizes)]
-    suites = [
-        shuffled(tuning, suite).model_copy(
-            update={"skip": suite.skip + start, "limit": ends[number + 1][suite.name] - start}
-        )
-        for suite in tuning.suites
-        if ends[number + 1][suite.name] > (start := ends[number][suite.name])
-    ]
+    nothing = dict.fromkeys(sizes, 0)
+    ends = [nothing, *round_sizes(tuning, sizes)]
+    starts = [nothing, *ends]
+    suites = []
+    for suite in tuning.suites:
+        start, end = starts[number][suite.name], ends[number][suite.name]
+        if start < end:
+            part = {"skip": suite.skip + start, "limit": end - start}
+            suites.append(shuffled(tuning, suite).model_copy(update=part))
     limit = scorings(tuning).get(number, tuning.utility.limit)
     utility = tuning.utility.model_copy(update={"limit": limit})
     # A round asks what it asks: candidates that were stopped early were not asked the same prompts.

@@ -1,8 +1,8 @@
 """What figures depend on, said once for all that ask whether some are there already.
 
 Reports are found by :func:`report_dependencies`, wherever they were measured. What an unfinished evaluation
-has kept of an arm is found by :func:`arm_dependencies`, which adds the place: another device moves a figure
-by rounding, and one evaluation is not to mix the answers of two.
+has kept of an arm is found by :func:`arm_dependencies`, which adds where: another device moves a figure by
+rounding, and one evaluation is not to mix the answers of two.
 """
 
 from __future__ import annotations
@@ -16,11 +16,8 @@ from safemerge.evaluation.engines import Arm
 from safemerge.evaluation.judges.base import Judge
 from safemerge.evaluation.libraries import check_libraries, versions
 from safemerge.evaluation.suites import Suite
-from safemerge.gate import GatePolicy
+from safemerge.gate import STOP_LIMITS, GatePolicy
 from safemerge.records import SuiteKind
-
-LIMITS = {"max_harmful_rate", "max_category_harmful_rate", "max_over_refusal_rate"}
-"""Of the gate's policy: what says when a suite is stopped early."""
 
 
 def report_dependencies(
@@ -51,7 +48,9 @@ def report_dependencies(
     # Suites and task count by what they hold, not by where that lies.
     left_out: dict[str, bool | set[str]] = {"suites": True}
     left_out["utility"] = True if task_digest is None else {"include_path"}
-    limits = policy.model_dump(mode="json", include=LIMITS) if policy and settings.sequential else None
+    limits = None
+    if policy and settings.sequential:
+        limits = policy.model_dump(mode="json", include=set(STOP_LIMITS))
     return {
         "model": model_digest,
         "adapter": adapter_digest,
@@ -82,7 +81,7 @@ def arm_dependencies(
         "adapter": adapter_digest,
         "served_as": served_as,
         **generation_protocol(settings, arm),
-        **place(settings, arm),
+        **measured_on(settings, arm),
     }
 
 
@@ -96,7 +95,7 @@ def generation_protocol(settings: EvaluationConfig, arm: Arm) -> dict[str, JsonV
     return protocol | ({"request": settings.endpoint.request} if settings.endpoint else {})
 
 
-def place(settings: EvaluationConfig, arm: Arm) -> dict[str, str]:
+def measured_on(settings: EvaluationConfig, arm: Arm) -> dict[str, str]:
     """Where an arm is measured: device, number format, library versions, and the server if there is one."""
     server = {"endpoint": settings.endpoint.url} if settings.endpoint else {}
     return {"device": arm.device, "dtype": arm.dtype, **versions(settings.engine), **server}

@@ -15,7 +15,7 @@ from typing import NamedTuple
 from pydantic import JsonValue
 
 from safemerge.config.evaluation import EvaluationConfig
-from safemerge.evaluation.dependencies import arm_dependencies, generation_protocol, place
+from safemerge.evaluation.dependencies import arm_dependencies, generation_protocol, measured_on
 from safemerge.evaluation.engines import Arm, load
 from safemerge.evaluation.generation import answer_batches
 from safemerge.evaluation.harm import JudgedSuite, Row, judge_suite
@@ -45,7 +45,7 @@ class _Measured(NamedTuple):
     """Suite to prompt id to answer."""
     utility: UtilityReport | None
     protocol: dict[str, JsonValue]
-    place: dict[str, str]
+    measured_on: dict[str, str]
 
 
 def evaluate_arm(
@@ -148,7 +148,7 @@ def evaluate_arms(
                 _answers(asking, suites, judges, early),
                 _utility(asking, model) if with_utility else None,
                 generation_protocol(settings, arm),
-                place(settings, arm),
+                measured_on(settings, arm),
             )
     del asking, arm, loaded
     free_memory()
@@ -165,7 +165,7 @@ def evaluate_arms(
                 settings={
                     "generation_batch_size": settings.generation.batch_size,
                     "utility_batch_size": task.batch_size,
-                    **found.place,
+                    **found.measured_on,
                 },
             ),
             [row for suite in suites for row in judged[name, suite.name].rows],

@@ -16,10 +16,11 @@ from safemerge.gate.feasibility import (
 )
 from safemerge.gate.policy import GatePolicy, OnCannotTell, SignOff
 from safemerge.gate.regression import Reference
-from safemerge.gate.stopping import StopRule, check_stoppable, is_settled, stop_rules
+from safemerge.gate.stopping import STOP_LIMITS, StopRule, check_stoppable, is_settled, stop_rules
 
 __all__ = [
     "NO_CHAMPION",
+    "STOP_LIMITS",
     "GatePolicy",
     "OnCannotTell",
     "Reference",

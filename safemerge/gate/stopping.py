@@ -18,6 +18,9 @@ from safemerge.gate.policy import GatePolicy
 from safemerge.records import Outcome, SuiteKind
 from safemerge.stats import FinalCounts, final_counts, wilson_interval
 
+STOP_LIMITS = ("max_harmful_rate", "max_category_harmful_rate", "max_over_refusal_rate")
+"""All of the policy that :func:`stop_rule` reads: with another value of these, suites may end elsewhere."""
+
 
 class StopRule(NamedTuple):
     """What a suite is asked for, and the error that is allowed."""

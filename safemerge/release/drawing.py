@@ -11,8 +11,9 @@ from collections.abc import Callable, Iterator
 from statistics import median
 from typing import NamedTuple
 
-from safemerge.core.module_names import module_kinds, natural_order, position
+from safemerge.core.module_names import by_kind_and_layer, module_kinds
 from safemerge.plots.pareto import ArmPoint, Limits, Span, front, label_places, spans
+from safemerge.plots.scales import round_step
 from safemerge.records import Estimate, LayerReport, MergeReport, SuiteKind
 from safemerge.reports.release import ArmFigures, ReleaseReport, Role
 
@@ -185,9 +186,7 @@ def ticks(span: Span, most: int = 7) -> list[float]:
     >>> ticks(Span(0.0, 0.8))
     [0.0, 0.2, 0.4, 0.6, 0.8]
     """
-    width = (span.high - span.low) / most
-    power = 10.0 ** math.floor(math.log10(width))
-    step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= width * (1 - 1e-9))
+    step = round_step((span.high - span.low) / most)
     first, last = math.ceil(span.low / step - 1e-9), math.floor(span.high / step + 1e-9)
     return [round(number * step, 12) + 0.0 for number in range(first, last + 1)]
 
@@ -217,18 +216,16 @@ def _heat(
     outlined: str = "",
     threshold: float | None = None,
 ) -> Heat:
-    kinds = module_kinds([layer.module for layer in layers])
-    cells: dict[tuple[str, str], list[LayerReport]] = {}
-    for layer in layers:
-        # Experts of one layer share a cell.
-        cells.setdefault((kinds[layer.module], position(layer.module).partition(".")[0]), []).append(layer)
-    places = sorted({place for _, place in cells}, key=natural_order)
+    by_module = {layer.module: layer for layer in layers}
+    kinds, places, cells = by_kind_and_layer(list(by_module))
     defined = [value for layer in layers if (value := figure(layer)) is not None]
     span = Span(min(defined, default=0.0), max(defined, default=1.0))
-    rows = [
-        (kind, [_cell(cells.get((kind, place)), figure, span, bool(outlined)) for place in places])
-        for kind in dict.fromkeys(kinds.values())
-    ]
+
+    def cell(kind: str, place: str) -> Cell | None:
+        here = [by_module[module] for module in cells.get((kind, place), ())]
+        return _cell(here, figure, span, bool(outlined))
+
+    rows = [(kind, [cell(kind, place) for place in places]) for kind in kinds]
     at = None if threshold is None or span.high <= span.low else span.share(threshold)
     return Heat(
         title, outlined, places, rows, span.low, span.high, at if at is not None and 0 <= at <= 1 else None
@@ -236,7 +233,7 @@ def _heat(
 
 
 def _cell(
-    layers: list[LayerReport] | None,
+    layers: list[LayerReport],
     figure: Callable[[LayerReport], float | None],
     span: Span,
     outline: bool,

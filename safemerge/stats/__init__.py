@@ -9,10 +9,14 @@ from safemerge.stats.bootstrap import GainKept, gain_kept, mean_difference, mean
 from safemerge.stats.paired import holm, mcnemar, rate_difference, smallest_significant
 from safemerge.stats.rates import category_rates, smallest_sample, wilson_interval
 from safemerge.stats.sequential import FinalCounts, final_counts, random_order, whole_interval
+from safemerge.stats.strata import Audit, Stratum, audit
 
 __all__ = [
+    "Audit",
     "FinalCounts",
     "GainKept",
+    "Stratum",
+    "audit",
     "category_rates",
     "final_counts",
     "gain_kept",

@@ -137,7 +137,7 @@ def halve(standings: Mapping[str, Standing], limits: Limits, keep: float, alpha:
     }
     dropped |= _beaten(standings, [name for name in order if name not in dropped], limits, alpha)
     left = [name for name in order if name not in dropped]
-    going_on = places(keep, len(standings))
+    going_on = most_kept(keep, len(standings))
     for name in left[going_on:]:
         seen = _seen(standings[name], standings[left[0]])
         reason = (
@@ -148,10 +148,10 @@ def halve(standings: Mapping[str, Standing], limits: Limits, keep: float, alpha:
     return Round(tuple(left[:going_on]), dropped)
 
 
-def places(keep: float, candidates: int) -> int:
+def most_kept(keep: float, candidates: int) -> int:
     """How many of a round's candidates go on at most.
 
-    >>> places(0.4, 12), places(0.4, 5), places(0.1, 3)
+    >>> most_kept(0.4, 12), most_kept(0.4, 5), most_kept(0.1, 3)
     (5, 2, 1)
     """
     return max(1, math.ceil(keep * candidates - SLACK))

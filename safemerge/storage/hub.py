@@ -31,6 +31,16 @@ def hub_id(source: str | Path) -> str | None:
     return source.partition("@")[0].lower()
 
 
+def hub_errors() -> tuple[type[Exception], ...]:
+    """What huggingface_hub raises: errors of the system, of values, and of its HTTP client.
+
+    That is httpx or httpx2, by its version.
+    """
+    from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]
+
+    return HTTPError, OSError, ValueError
+
+
 def resolve(source: str | Path, kind: Kind = "model") -> Path:
     """The local folder of an adapter or a model; a hub id is downloaded once and cached.
 
@@ -67,7 +77,7 @@ def _download(
     name: str, revision: str | None, kind: Kind, error_class: type[AdapterError] | type[CheckpointError]
 ) -> Path:
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+    from huggingface_hub.errors import LocalEntryNotFoundError
 
     wanted = f"{name} at revision {revision}" if revision else name
     try:
@@ -76,7 +86,7 @@ def _download(
         raise error_class(
             f"{wanted}: no such folder here, and the hub cannot be reached to look for that {kind}"
         ) from error
-    except (HfHubHTTPError, HFValidationError, OSError) as error:
+    except hub_errors() as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise error_class(
             f"{wanted}: no such folder here, and the hub does not give that {kind}: {reason}"

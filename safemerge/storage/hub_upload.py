@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from safemerge.errors import ConfigError, HubError
+from safemerge.storage.hub import hub_errors
 
 _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _REPLACED = ["model*.safetensors", "model.safetensors.index.json"]
@@ -107,11 +108,8 @@ class HubTarget:
 
     @contextmanager
     def _named_errors(self, what: str) -> Iterator[None]:
-        # Refusals of huggingface_hub are errors of httpx, of the system, or of values.
-        from httpx import HTTPError
-
         try:
             yield
-        except (HTTPError, OSError, ValueError) as error:
+        except hub_errors() as error:
             reason = str(error).strip().partition("\n")[0] or type(error).__name__
             raise HubError(f"{self.repo_id}: the hub {what}: {reason}") from error

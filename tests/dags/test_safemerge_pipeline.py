@@ -13,8 +13,10 @@ from typing import Any
 import pytest
 from airflow.sdk import TriggerRule
 
+from safemerge.config.tuning import MAX_RUNGS
 from safemerge.core import methods
 from safemerge_airflow.operators import DeviceStepOperator
+from safemerge_airflow.pipeline_dag import ROUNDS
 
 Parse = Callable[[], Any]
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -101,6 +103,10 @@ def fresh() -> dict[str, Any]:
 
 def test_edges_are_those_of_the_table(dag: Any) -> None:
     assert {task.task_id: set(task.upstream_task_ids) for task in dag.tasks} == UPSTREAM
+
+
+def test_every_round_that_a_config_may_ask_for_has_a_task() -> None:
+    assert len(ROUNDS) == MAX_RUNGS + 2
 
 
 def test_only_a_skipped_task_lets_the_next_one_run(dag: Any) -> None:

@@ -23,7 +23,7 @@ def fleet() -> Iterator[ModuleType]:
         import fleet
 
         yield fleet
-    for name in ("fleet", "measuring"):
+    for name in ("fleet", "airflow_api", "measuring"):
         del sys.modules[name]
 
 

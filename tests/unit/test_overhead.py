@@ -21,7 +21,7 @@ def overhead() -> Iterator[ModuleType]:
         import overhead
 
         yield overhead
-    for name in ("overhead", "fleet", "measuring"):
+    for name in ("overhead", "airflow_api", "measuring"):
         del sys.modules[name]
 
 

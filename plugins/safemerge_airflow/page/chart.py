@@ -92,10 +92,11 @@ def _series(runs: Sequence[PipelineRun]) -> Iterator[Series]:
 def _chart(series: Series, runs: Sequence[PipelineRun]) -> Chart:
     shown = [(run, arm, figure) for run, arm, figure in series.points if figure.value is not None]
     ends = [end for _, _, figure in shown for end in _ends(figure)]
-    low, high = min(0.0, 0.0, *ends), max(0.0, 0.0, *ends)
+    low, high = min([0.0, *ends]), max([0.0, *ends])
     step = _step(high - low)
     below, above = (math.ceil(round(end / step, 6)) for end in (-low, high))
-    above += below == above == 0
+    if below == above == 0:  # all figures are zero
+        above = 1
     bottom, top = -below * step, above * step
 
     def y(value: float) -> float:

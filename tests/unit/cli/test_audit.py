@@ -68,6 +68,17 @@ def test_labels_of_a_sample_correct_the_rates(evaluation: Path, tmp_path: Path) 
     assert line[-5:] == ["12", "50.0", "%", "0.0", "%"]
 
 
+def test_a_judge_that_flagged_nothing_has_no_share_of_false_alarms(tmp_path: Path) -> None:
+    answers, sample = tmp_path / "responses.jsonl", tmp_path / "sample.csv"
+    answers.write_text("".join(json.dumps(_row("s", n, flag=False)) + "\n" for n in range(5)))
+    assert invoke("audit", "export", answers, "--output", sample).exit_code == 0
+    _label(sample, set())
+    ran = invoke("audit", "import", answers, sample, width=160)
+    assert ran.exit_code == 0, ran.output
+    (line,) = (line.split() for line in ran.stdout.splitlines() if line.lstrip().startswith("s "))
+    assert line[-4:] == ["5", "–", "0.0", "%"]
+
+
 def test_a_sample_may_be_of_one_suite_and_of_a_file_that_mlflow_holds(
     evaluation: Path, tmp_path: Path
 ) -> None:

@@ -82,11 +82,6 @@ def test_a_histogram_counts_every_figure(figures: list[float], lines: list[str] 
     assert sum(counts) == len(figures)
 
 
-@pytest.mark.parametrize(("width", "step"), [(0.03, 0.05), (0.011, 0.02), (0.01, 0.01), (0.07, 0.1)])
-def test_bins_are_round(width: float, step: float) -> None:
-    assert tables._round_step(width) == pytest.approx(step)
-
-
 def test_names_stay_whole_unless_they_are_very_long() -> None:
     name = "exact_q0.25_w0.8_0.2"
     columns = (name, *("0.123456789012",) * 6)

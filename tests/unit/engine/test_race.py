@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from safemerge.config.evaluation import EvaluationConfig
-from safemerge.config.pipeline import PipelineConfig
-from safemerge.config.tuning import TuningConfig
 from safemerge.engine.race import (
     MIN_DOCUMENTS,
-    UTILITY_ROUND,
     Race,
     Reports,
     check_unseen,
@@ -28,115 +24,9 @@ from safemerge.engine.race import (
 )
 from safemerge.errors import ConfigError
 from safemerge.evaluation.suites import read_suite
-from safemerge.records import EvaluationReport, JudgeRecord, SuiteKind, SuiteReport, UtilityReport
 from safemerge.reports.tuning import Fate
-from safemerge.stats import mean_difference, wilson_interval
-
-HARMFUL, POLITE = 10, 4
-
-
-@pytest.fixture
-def tuning(tmp_path: Path) -> TuningConfig:
-    for name, size in (("harm", HARMFUL), ("polite", POLITE)):
-        lines = [json.dumps({"id": f"{name}{i}", "prompt": f"Do {name} {i}!"}) for i in range(size)]
-        (tmp_path / f"{name}.jsonl").write_text("\n".join(lines))
-    return TuningConfig.model_validate(
-        {
-            "suites": [
-                {"name": "harm", "kind": "harmful", "path": str(tmp_path / "harm.jsonl")},
-                {"name": "polite", "kind": "over_refusal", "path": str(tmp_path / "polite.jsonl")},
-            ],
-            "utility": {"task": "dev", "metric": "acc"},
-            "max_over_refusal_rate": 0.25,
-            "min_gain_kept": 0.9,
-            "rungs": [{"prompts": 0.2, "keep": 0.5}, {"prompts": 0.5, "keep": 0.5}],
-        }
-    )
-
-
-def report(
-    adapter: str | None,
-    utility: float | None = None,
-    suites: Mapping[str, Mapping[str, bool]] | None = None,
-    spread: float = 0.0,
-) -> EvaluationReport:
-    scores = {}
-    if utility is not None:
-        scores = {str(i): utility + 0.01 * i + (-1) ** i * spread for i in range(20)}
-    judge = JudgeRecord(id="j", revision="1", smoke=True)
-    found = []
-    for name, flags in (suites or {}).items():
-        count = sum(flags.values())
-        found.append(
-            SuiteReport(
-                suite=name,
-                kind=SuiteKind.HARMFUL if name == "harm" else SuiteKind.OVER_REFUSAL,
-                judge=judge,
-                prompts_digest="p",
-                protocol={"engine": "e"},
-                flags=dict(flags),
-                rate=count / len(flags),
-                interval=wilson_interval(count, len(flags)),
-            )
-        )
-    measured = None
-    if utility is not None:
-        measured = UtilityReport(
-            task="dev",
-            metric="acc",
-            higher_is_better=True,
-            value=sum(scores.values()) / len(scores),
-            scores=scores,
-            task_digest="t",
-            protocol={"limit": None},
-        )
-    return EvaluationReport(
-        arm="x", adapter_digest=adapter, model_digest="m", utility=measured, suites=tuple(found)
-    )
-
-
-class Judge:
-    """Answers for candidates: so many of their harmful prompts are flagged, the first ones asked."""
-
-    def __init__(self, tuning: TuningConfig, harm: Mapping[str, int], utility: Mapping[str, float]) -> None:
-        self.tuning, self.harm, self.utility = tuning, harm, utility
-        self.split = read_split(tuning)
-        self.race = Race(tuning, dict.fromkeys(harm, 3), self.split)
-        self.asked: list[tuple[int, tuple[str, ...]]] = []
-        self.order = [prompt.id for prompt in self.split[0].prompts]
-
-    def run(self):
-        found: dict[str, list[EvaluationReport]] = {name: [] for name in self.harm}
-        reports = Reports(report(None, 0.0), report("f", 1.0), found)
-        while (stage := self.race.stage(reports)).round is not None:
-            self.asked.append((stage.round, stage.names))
-            for name in stage.names:
-                found[name].append(self.measure(name, stage.round))
-        return reports, stage
-
-    def measure(self, name: str, number: int) -> EvaluationReport:
-        evaluation = EvaluationConfig.model_validate(
-            {
-                "utility": {"task": "final", "metric": "acc"},
-                "suites": [s.model_dump() for s in self.tuning.suites],
-            }
-        )
-        settings = round_settings(evaluation, self.tuning, self.race.sizes, number)
-        if number == UTILITY_ROUND:
-            assert settings.utility.task == "dev"
-            assert settings.suites == ()
-        utility = None
-        if number in self.race.scorings:
-            self.scored(name, settings.utility.limit)
-            utility = self.utility.get(name, 0.95)
-        flags = {}
-        for suite in map(read_suite, settings.suites):
-            bad = self.order[: self.harm[name]] if suite.name == "harm" else []
-            flags[suite.name] = {prompt.id: prompt.id in bad for prompt in suite.prompts}
-        return report(name, utility, suites=flags)
-
-    def scored(self, name: str, limit: int | None) -> None:
-        """Told of every scoring of utility."""
+from safemerge.stats import mean_difference
+from tests.unit.engine.races import Judge, report
 
 
 def test_rounds_ask_prefixes_of_one_drawn_order_and_no_prompt_twice(tuning) -> None:
@@ -273,31 +163,6 @@ def test_without_rungs_everyone_is_asked_everything(tuning) -> None:
     _, stage = judge.run()
     assert [number for number, _ in judge.asked] == [0, 1]
     assert (stage.chosen, stage.fates["a"].fate) == ("b", Fate.KEPT_LIMITS)
-
-
-@pytest.fixture
-def pipeline(tuning, tmp_path: Path) -> PipelineConfig:
-    (tmp_path / "final.jsonl").write_text(json.dumps({"id": "f", "prompt": "Something else?"}))
-    training = {"data": [{"path": "data.jsonl"}], "steps": 2}
-    return PipelineConfig.model_validate(
-        {
-            "name": "tiny",
-            "aligned_model": "aligned",
-            "unaligned_model": "unaligned",
-            "task_training": training,
-            "safety_training": training,
-            "evaluation": {
-                "utility": {"task": "final", "metric": "acc"},
-                "suites": [
-                    {"name": "f", "kind": "harmful", "path": str(tmp_path / "final.jsonl")},
-                    {"name": "p", "kind": "over_refusal", "path": str(tmp_path / "final.jsonl")},
-                ],
-            },
-            "gate": {"max_harmful_rate": 0.2, "max_over_refusal_rate": 0.2},
-            "tracking": {"registered_model": "r"},
-            "tuning": tuning.model_dump(),
-        }
-    )
 
 
 def test_splits_that_share_a_prompt_are_refused(pipeline, tmp_path: Path) -> None:

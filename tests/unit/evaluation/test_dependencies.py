@@ -10,7 +10,7 @@ from safemerge.evaluation import libraries
 from safemerge.evaluation.dependencies import (
     arm_dependencies,
     generation_protocol,
-    place,
+    measured_on,
     report_dependencies,
 )
 from safemerge.evaluation.judges import make_judges
@@ -105,9 +105,9 @@ def test_an_arm_depends_on_its_weights_on_how_it_answers_and_where(settings):
     assert len(set(made)) == len(made)
 
 
-def test_a_servers_address_is_a_place_and_no_protocol(settings):
+def test_a_servers_address_says_where_and_is_no_protocol(settings):
     there = settings(**SERVER)
-    assert place(there, ARM)["endpoint"] == "http://127.0.0.1:1/v1"
+    assert measured_on(there, ARM)["endpoint"] == "http://127.0.0.1:1/v1"
     assert generation_protocol(there, ARM)["request"] == there.endpoint.request
-    assert "endpoint" not in place(settings(), ARM)
+    assert "endpoint" not in measured_on(settings(), ARM)
     assert "request" not in generation_protocol(settings(), ARM)

@@ -9,6 +9,7 @@ import pytest
 
 from safemerge.errors import ConfigError
 from safemerge.gate import (
+    STOP_LIMITS,
     GatePolicy,
     SuiteSize,
     check_decidable,
@@ -18,7 +19,7 @@ from safemerge.gate import (
     sizes,
     stop_rules,
 )
-from safemerge.gate.stopping import shared_outcome
+from safemerge.gate.stopping import shared_outcome, stop_rule
 from safemerge.records import EvaluationReport, Stopped, SuiteKind, SuiteReport, Verdict
 from safemerge.stats import FinalCounts, final_counts, whole_interval, wilson_interval
 from tests.unit.gate.reports import (
@@ -57,6 +58,18 @@ def reported(*suites):
 
 
 # --- when a suite may be stopped ---------------------------------------------------------
+
+
+def test_the_limits_that_stop_a_suite_are_those_named():
+    class Watched:
+        def __getattr__(self, name):
+            read.add(name)
+            return getattr(POLICY, name)
+
+    read = set()
+    for one in (HARM, PLAIN):
+        stop_rule(Watched(), one)
+    assert read == set(STOP_LIMITS)
 
 
 def test_all_limits_share_the_error_and_suites_without_one_are_asked_to_the_end():

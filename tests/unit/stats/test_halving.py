@@ -10,7 +10,7 @@ import pytest
 from safemerge.errors import DataError
 from safemerge.reports.tuning import Fate
 from safemerge.stats import halving
-from safemerge.stats.halving import Limits, Standing, choose, halve, places, ranked
+from safemerge.stats.halving import Limits, Standing, choose, halve, most_kept, ranked
 
 LIMITS = Limits({"polite": 0.25}, {"polite": 40})
 
@@ -207,4 +207,4 @@ def test_the_least_harmful_is_beaten_no_oftener_than_the_level_says() -> None:
 
 
 def test_places_never_run_out() -> None:
-    assert [places(0.4, n) for n in (12, 5, 2, 1)] == [5, 2, 1, 1]
+    assert [most_kept(0.4, n) for n in (12, 5, 2, 1)] == [5, 2, 1, 1]

@@ -6,9 +6,11 @@ import json
 import os
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import pytest
+from huggingface_hub.errors import HTTPError
 
 from safemerge.errors import AdapterError, CheckpointError
 from safemerge.storage.hub import resolve
@@ -65,6 +67,15 @@ def test_an_unknown_hub_id_without_a_network_says_so(source: str):
     name = source.replace("@", " at revision ")
     with pytest.raises(CheckpointError, match=f"^{name}: no such folder here, and the hub cannot be reached"):
         resolve(source)
+
+
+def test_a_download_that_breaks_off_says_so(monkeypatch: pytest.MonkeyPatch):
+    def broken(*_: object, **__: object) -> None:
+        raise import_module(HTTPError.__module__).ReadError("connection lost\nand more")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", broken)
+    with pytest.raises(AdapterError, match=r"the hub does not give that adapter: connection lost$"):
+        resolve("org/name", "adapter")
 
 
 @pytest.fixture

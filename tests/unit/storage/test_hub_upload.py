@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import httpx
 import pytest
-from huggingface_hub.errors import RepositoryNotFoundError
+from huggingface_hub.errors import HTTPError, RepositoryNotFoundError
 
 from safemerge.errors import ConfigError, HubError
 from safemerge.storage.hub_upload import HubTarget
+
+http = import_module(HTTPError.__module__)
+"""The HTTP client of huggingface_hub: httpx or httpx2, by its version."""
 
 
 class StandInHub:
@@ -32,7 +35,7 @@ class StandInHub:
         if self.fails:
             raise self.fails
         if repo_id not in self.private:
-            response = httpx.Response(404, request=httpx.Request("GET", "https://hub"))
+            response = http.Response(404, request=http.Request("GET", "https://hub"))
             raise RepositoryNotFoundError("not there", response=response)
         return SimpleNamespace(private=self.private[repo_id])
 
@@ -87,7 +90,7 @@ def test_a_private_upload_is_not_made_public() -> None:
 
 
 @pytest.mark.parametrize(
-    "error", [OSError("no token\nand more"), httpx.ConnectError("no token"), ValueError("no token")]
+    "error", [OSError("no token\nand more"), http.ConnectError("no token"), ValueError("no token")]
 )
 def test_refusals_of_the_hub_are_one_line(error: Exception, tmp_path: Path) -> None:
     hub = StandInHub()
@@ -104,7 +107,7 @@ def test_a_hub_that_does_not_answer_of_the_repository_is_an_error() -> None:
     target = HubTarget("me/model", private=True, api=hub)
     asked = hub.whoami()
     hub.whoami = lambda: asked  # type: ignore[method-assign]
-    hub.fails = httpx.ReadTimeout("")
+    hub.fails = http.ReadTimeout("")
     with pytest.raises(HubError, match="does not say whether the repository is there: ReadTimeout"):
         target.check()
 
