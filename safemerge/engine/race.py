@@ -155,9 +155,11 @@ def last_scored(found: Sequence[EvaluationReport], reports: Reports) -> Scored:
 
 
 def _on_documents_of(candidate: EvaluationReport, other: EvaluationReport) -> EvaluationReport:
-    """A report of all documents as one of the first of them, where a candidate was scored on these alone."""
+    """A report of all documents as one of the first of them, those that a candidate was scored on."""
     ours, theirs = candidate.utility, other.utility
-    if ours is None or theirs is None or not ours.scores.keys() < theirs.scores.keys():
+    if ours is None or theirs is None or ours.protocol == theirs.protocol:
+        return other
+    if not ours.scores or not ours.scores.keys() <= theirs.scores.keys():
         return other
     scores = {document: theirs.scores[document] for document in ours.scores}
     part = {

@@ -121,6 +121,11 @@ def test_a_part_of_the_documents_is_held_against_the_same_of_the_references(tuni
         assert reference.utility.value == pytest.approx(mean)
     assert missed_rules(tuning, scored)[0].explanation.startswith("gain kept 85.0 %")
     assert last_scored([whole], Reports(whole, whole, {})).aligned is whole
+    # A task may have fewer documents than its limit: both were then scored on all there are.
+    all_of_it = whole.model_copy(
+        update={"utility": whole.utility.model_copy(update={"protocol": {"limit": 40}})}
+    )
+    assert missed_rules(tuning, last_scored([all_of_it], Reports(report(None, 0.0), whole, {}))) == []
 
 
 def test_few_documents_drop_one_that_keeps_the_limit_just_so_in_6_of_100() -> None:
