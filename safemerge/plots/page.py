@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from html import escape
 from typing import Any, NamedTuple
 
@@ -27,7 +27,7 @@ h1 {{ font-size: 1.3rem; margin: 0; }}
 p {{ margin: 0.3rem 0 0; }}
 table {{ border-collapse: collapse; margin-top: 1rem; font-variant-numeric: tabular-nums; }}
 th, td {{ padding: 0.2rem 0.8rem; text-align: right; border-bottom: 1px solid #ebf0f8; }}
-th:first-child, td:first-child {{ text-align: left; }}
+th:first-child, td:first-child, .prose {{ text-align: left; }}
 </style>
 </head>
 <body>
@@ -96,11 +96,16 @@ def plain(text: str) -> str:
     return printable(text).replace("&", "&amp;").replace("<", "&lt;")
 
 
-def html_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table of plain text as HTML."""
-    head = "".join(f"<th>{escape(column)}</th>" for column in columns)
-    body = "".join(f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in row)}</tr>" for row in rows)
-    return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+def html_table(columns: Sequence[str], rows: Sequence[Sequence[str]], prose: Collection[str] = ()) -> str:
+    """A table of plain text as HTML; columns of ``prose`` are set as text, the others as figures."""
+    kinds = [' class="prose"' if column in prose else "" for column in columns]
+
+    def row(tag: str, cells: Sequence[str]) -> str:
+        found = (f"<{tag}{kind}>{escape(cell)}</{tag}>" for kind, cell in zip(kinds, cells, strict=True))
+        return f"<tr>{''.join(found)}</tr>"
+
+    body = "".join(row("td", cells) for cells in rows)
+    return f"<table><thead>{row('th', columns)}</thead><tbody>{body}</tbody></table>"
 
 
 def _script_json(value: Any) -> str:

@@ -8,6 +8,7 @@ from safemerge.records import Estimate
 from safemerge.reports.tuning import CHOSEN_ARM, TunedArm, TunedCandidate, TuneReport
 
 COLUMNS = ("candidate", "fate", "utility", "gain kept", "harmful rate", "refusals")
+PROSE = ("by suite", "why")
 ARM_COLUMNS = ("arm", "utility", "gain kept", "harmful rate", "95 % interval", "refusals")
 
 
@@ -18,10 +19,10 @@ def tune_html(report: TuneReport) -> str:
         [*candidate_row(candidate), refusals(candidate.over_refusal), candidate.reason]
         for candidate in report.candidates
     ]
-    tables = html_table([*COLUMNS, "by suite", "why"], rows)
+    tables = html_table([*COLUMNS, *PROSE], rows, PROSE)
     if report.final:
         arms = [[*arm_row(arm), refusals(arm.over_refusal)] for arm in report.final]
-        tables = html_table([*ARM_COLUMNS, "by suite"], arms) + tables
+        tables = html_table([*ARM_COLUMNS, "by suite"], arms, PROSE) + tables
     headline = f"Chosen: {report.chosen}" if report.chosen else "No candidate keeps the limits"
     split = "first picture: final split, which the choice never saw; second: development split. "
     return page(headline, f"{split if report.final else ''}{report.summary}", figures, tables)
@@ -32,7 +33,8 @@ def candidate_row(candidate: TunedCandidate) -> list[str]:
     return [
         candidate.name,
         candidate.fate.replace("_", " "),
-        "–" if candidate.utility is None else f"{candidate.utility:.4g}",
+        ("–" if candidate.utility is None else f"{candidate.utility:.4g}")
+        + (f" on {candidate.utility_change.n}" if candidate.utility_change else ""),
         share(candidate.gain_kept),
         share(candidate.harmful) + (f" of {candidate.harmful.n}" if candidate.harmful else ""),
         worst(candidate.over_refusal),
