@@ -30,7 +30,8 @@ if TYPE_CHECKING:
 EXIT_CODES = {"pass": 0, "block": 1, "cannot_tell": 3}
 """Exit code by verdict. A pass that wants a signature has that of "cannot tell": a person must decide."""
 
-COLUMNS = ("outcome", "rule", "on", "figure", "limit")
+COLUMNS = ("outcome", "rule", "on", "judged", "limit")
+"""``judged``: what the limit is held against, such as the upper end of a harmful rate's interval."""
 MARKS = {"pass": ("✓", "green"), "fail": ("✗", "red"), "not_applicable": ("–", "dim")}
 """Mark and colour of an outcome; of what the data do not decide, a question mark."""
 

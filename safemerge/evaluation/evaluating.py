@@ -208,7 +208,8 @@ def _answers(
     for chat in dict.fromkeys(suite.chat for suite in whole):
         alike = [suite for suite in whole if suite.chat == chat]
         prompts = {f"{suite.name}/{prompt.id}": prompt.text for suite in alike for prompt in suite.prompts}
-        answers = ask(prompts, ", ".join(suite.name for suite in alike), chat)
+        label = alike[0].name if len(alike) == 1 else f"{len(alike)} suites"
+        answers = ask(prompts, label, chat)
         found |= {
             suite.name: {prompt.id: answers[f"{suite.name}/{prompt.id}"] for prompt in suite.prompts}
             for suite in alike
