@@ -12,7 +12,7 @@ from safemerge.cli.interrupts import resumable
 from safemerge.cli.logs import plain_logs
 
 EPILOG = epilog(
-    "Run it; the first time takes about twenty minutes on two cores:",
+    "Run it; the first time takes about a quarter of an hour on two cores:",
     "safemerge demo",
     "Train the task adapter anew, keep the rest:",
     "safemerge demo --seed 1",

@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 from rich.console import Console, RenderableType
 
-from safemerge.arms import FINE_TUNED, SAFEMERGE
+from safemerge.arms import ALIGNED, FINE_TUNED, SAFEMERGE
 from safemerge.config.load import load_pipeline
 from safemerge.demo.dag_view import DagView
 from safemerge.demo.models import prepare_models
@@ -49,6 +49,8 @@ def run_demo(home: DemoHome, console: Console, *, seed: int | None = None, mlflo
         SafemergeError: what the preparation or a step raised.
     """
     started_s = time.monotonic()
+    if not (home.models / ALIGNED).exists():
+        console.print("The first time takes about a quarter of an hour on two cores.")
     prepare_models(home.models, console)
     write_pipeline(home, seed)
     screen = run_twice(home, console, mlflow_port)
