@@ -62,7 +62,6 @@ templates.globals |= {
     "most_runs": NEWEST,
 }
 templates.filters |= {
-    "percent": views.percent,
     "when": views.when,
     "iso": views.iso,
     "lasted": views.lasted,
