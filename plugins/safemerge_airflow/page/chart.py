@@ -121,6 +121,7 @@ def _chart(series: Series, runs: Sequence[PipelineRun]) -> Chart:
         )
         for run, arm, figure in sorted(shown, key=lambda point: list(OFFSET).index(point[1]))
     ]
+    first, last = _time_axis(runs)
     return Chart(
         title=series.title,
         dots=dots,
@@ -128,8 +129,8 @@ def _chart(series: Series, runs: Sequence[PipelineRun]) -> Chart:
             Tick(y(step * line), _tick(step * line, series.is_share)) for line in range(-below, above + 1)
         ],
         arms=[arm for arm in ARMS if any(dot.arm == arm for dot in dots)],
-        first=when(runs[0].started_ms)[:10],
-        last=when(runs[-1].started_ms)[:10],
+        first=first,
+        last=last,
         description=_description(series, shown),
     )
 
@@ -148,6 +149,15 @@ def _step(span: float) -> float:
 
 def _tick(value: float, is_share: bool) -> str:
     return f"{100 * value:.4g} %" if is_share else f"{value:.4g}"
+
+
+def _time_axis(runs: Sequence[PipelineRun]) -> tuple[str, str]:
+    """What stands at the ends: days, or times where all runs are of one day."""
+    first, last = when(runs[0].started_ms), when(runs[-1].started_ms)
+    if first == last:
+        return first, ""
+    day, time = slice(0, 10), slice(11, None)
+    return (first, last[time]) if first[day] == last[day] else (first[day], last[day])
 
 
 def _label(run: PipelineRun, arm: str, figure: Measured) -> str:

@@ -66,6 +66,25 @@ def test_lines_are_at_round_figures() -> None:
 
 
 @pytest.mark.parametrize(
+    ("minutes", "ends"),
+    [
+        ((0,), ("2023-11-14 22:13 UTC", "")),
+        ((0, 5, 106), ("2023-11-14 22:13 UTC", "23:59 UTC")),
+        ((0, 107), ("2023-11-14", "2023-11-15")),
+    ],
+)
+def test_runs_of_one_day_are_at_times_and_others_at_days(
+    minutes: tuple[int, ...], ends: tuple[str, str]
+) -> None:
+    start = run().started_ms
+    runs = [
+        run(number, measured(3, 100), started_ms=start + at * 60_000) for number, at in enumerate(minutes)
+    ]
+    for chart in charts(runs[::-1]):
+        assert (chart.first, chart.last) == ends
+
+
+@pytest.mark.parametrize(
     ("value", "labels"),
     [
         (0.0, ["0", "0.0025"]),
