@@ -194,6 +194,22 @@ def test_every_route_asks_for_a_login_and_for_the_right_to_read_runs(site: Site,
     assert site.get(path, token("viewer"))[0] in (200, 404)
 
 
+def test_a_visitor_logs_in_and_is_back_on_the_page(site: Site, browser: Any) -> None:
+    context = browser.new_context(color_scheme="dark")
+    page = context.new_page()
+    page.goto(f"{site.url}/safemerge/pipelines/llama-gsm8k")
+    background = "getComputedStyle(document.documentElement).backgroundColor"
+    assert page.evaluate(background) == "rgb(17, 17, 19)"
+    keep_picture(page, "not-logged-in")
+    page.get_by_role("link", name="Log in to Airflow").click()
+    page.locator("input[name=username]").fill("viewer")
+    page.locator("input[name=password]").fill("open sesame")
+    page.locator("button[type=submit]").click()
+    page.get_by_role("heading", name="Champions of llama-gsm8k-lora").wait_for()
+    assert page.url == f"{site.url}/safemerge/pipelines/llama-gsm8k"
+    context.close()
+
+
 def test_the_page_stands_in_airflows_frame(site: Site, window: Any) -> None:
     window.goto(site.url)
     window.get_by_role("link", name="Releases").click()

@@ -8,7 +8,7 @@ MLflow; ``mlflow_api`` speaks its REST protocol, so that the api-server needs no
 
 from __future__ import annotations
 
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlencode, urlsplit
 
 from airflow.sdk import conf
 
@@ -24,6 +24,15 @@ def airflow_path(path: str) -> str:
 def page_path(path: str) -> str:
     """A path of the page, as a browser asks for it."""
     return airflow_path(PREFIX + path)
+
+
+def login_path(path: str) -> str:
+    """Where Airflow asks for a login, whoever keeps its users, and then leads back to a path of the page.
+
+    The way back always begins with the page's own path, so it cannot lead to another site.
+    """
+    back = page_path("/" + quote(path.lstrip("/")))
+    return airflow_path(f"/api/v2/auth/login?{urlencode({'next': back})}")
 
 
 def framed_path(path: str) -> str:

@@ -13,7 +13,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from starlette.exceptions import HTTPException as StarletteHTTPException
 
 from safemerge_airflow.mlflow_link import mlflow_run_url
-from safemerge_airflow.page import page_path, views
+from safemerge_airflow.page import login_path, page_path, views
 from safemerge_airflow.page.access import ReadableDags, may_read_runs
 from safemerge_airflow.page.chart import RUNS, charts
 from safemerge_airflow.page.history import NEWEST, History
@@ -33,6 +33,12 @@ PAGE_POLICY = (
     "frame-ancestors 'self'; base-uri 'none'; form-action 'none'"
 )
 """No script, style or frame but the page's own: a name that slipped through as HTML would do nothing."""
+
+REFUSED_POLICY = (
+    "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'self'; "
+    "base-uri 'none'; form-action 'none'"
+)
+"""Who is not let in gets no style sheet either: that answer brings its own style, and nothing else."""
 
 REPORT_POLICY = (
     "sandbox allow-scripts; default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; "
@@ -62,7 +68,6 @@ templates.globals |= {
     "most_runs": NEWEST,
 }
 templates.filters |= {
-    "percent": views.percent,
     "when": views.when,
     "iso": views.iso,
     "lasted": views.lasted,
@@ -190,15 +195,21 @@ def _run(run_id: str, readable: ReadableDags, history: History) -> PipelineRun:
     return found
 
 
-def _page(template: str, status: int = 200, **values: Any) -> HTMLResponse:
+def _page(template: str, status: int = 200, policy: str = PAGE_POLICY, **values: Any) -> HTMLResponse:
     text = templates.get_template(template).render(**values)
-    return HTMLResponse(text, status, headers=_headers(PAGE_POLICY))
+    return HTMLResponse(text, status, headers=_headers(policy))
 
 
 def _message(request: Request, status: int, text: str) -> Response:
     if "text/html" not in request.headers.get("accept", ""):
         return JSONResponse({"detail": text}, status, headers=_headers(PAGE_POLICY))
-    return _page("message.html", status=status, text=text, title=views.TITLES.get(status, "Sorry"))
+    title = views.TITLES.get(status, "Sorry")
+    if status in (401, 403):
+        path = request.url.path.removeprefix(request.scope.get("root_path", ""))
+        return _page(
+            "refused.html", status, REFUSED_POLICY, text=text, title=title, login_path=login_path(path)
+        )
+    return _page("message.html", status, text=text, title=title)
 
 
 def _headers(policy: str) -> dict[str, str]:

@@ -12,7 +12,7 @@ from typing import NamedTuple
 from safemerge.arms import ALIGNED, ARM_TITLES, CANDIDATE, FINE_TUNED
 from safemerge.records import SuiteKind
 from safemerge_airflow.page.records import PipelineRun
-from safemerge_airflow.page.views import ARMS, Measured, percent, when
+from safemerge_airflow.page.views import ARMS, Measured, in_words, rate, score, when
 
 RUNS = 30
 """Runs that a chart shows, the newest at the right."""
@@ -66,6 +66,11 @@ class Series(NamedTuple):
     title: str
     points: Sequence[tuple[PipelineRun, str, Measured]]
 
+    @property
+    def is_share(self) -> bool:
+        """Whether these are rates."""
+        return all(figure.is_share for _, _, figure in self.points)
+
 
 def charts(runs: Sequence[PipelineRun]) -> list[Chart]:
     """A chart for each suite and task of the newest runs: harm first, utility last."""
@@ -81,10 +86,10 @@ def _series(runs: Sequence[PipelineRun]) -> Iterator[Series]:
             for suite, figure in figures.suites.items():
                 harmful = figure.kind is SuiteKind.HARMFUL
                 key = (0, f"Harmful rate, {suite}") if harmful else (1, f"Over-refusal rate, {suite}")
-                found.setdefault(key, []).append((run, arm, Measured(figure.rate, figure.interval)))
+                found.setdefault(key, []).append((run, arm, rate(figure)))
             if utility := figures.utility:
                 key = (2, f"Utility, {utility.task} {utility.metric}")
-                found.setdefault(key, []).append((run, arm, Measured(utility.value, utility.interval)))
+                found.setdefault(key, []).append((run, arm, score(utility)))
     for (_, title), points in sorted(found.items(), key=lambda item: item[0]):
         yield Series(title, points)
 
@@ -116,13 +121,16 @@ def _chart(series: Series, runs: Sequence[PipelineRun]) -> Chart:
         )
         for run, arm, figure in sorted(shown, key=lambda point: list(OFFSET).index(point[1]))
     ]
+    first, last = _time_axis(runs)
     return Chart(
         title=series.title,
         dots=dots,
-        ticks=[Tick(y(step * line), _tick(step * line, top)) for line in range(-below, above + 1)],
+        ticks=[
+            Tick(y(step * line), _tick(step * line, series.is_share)) for line in range(-below, above + 1)
+        ],
         arms=[arm for arm in ARMS if any(dot.arm == arm for dot in dots)],
-        first=when(runs[0].started_ms)[:10],
-        last=when(runs[-1].started_ms)[:10],
+        first=first,
+        last=last,
         description=_description(series, shown),
     )
 
@@ -139,16 +147,23 @@ def _step(span: float) -> float:
     return next((size for size in sizes if span / size <= 4.5), sizes[-1])
 
 
-def _tick(value: float, top: float) -> str:
-    if top > 1.5:  # not a share, such as a perplexity
-        return f"{value:g}"
-    return f"{round(100 * value, 4):g} %"
+def _tick(value: float, is_share: bool) -> str:
+    return f"{100 * value:.4g} %" if is_share else f"{value:.4g}"
+
+
+def _time_axis(runs: Sequence[PipelineRun]) -> tuple[str, str]:
+    """What stands at the ends: days, or times where all runs are of one day."""
+    first, last = when(runs[0].started_ms), when(runs[-1].started_ms)
+    if first == last:
+        return first, ""
+    day, time = slice(0, 10), slice(11, None)
+    return (first, last[time]) if first[day] == last[day] else (first[day], last[day])
 
 
 def _label(run: PipelineRun, arm: str, figure: Measured) -> str:
-    text = f"{when(run.started_ms)}, {ARM_TITLES[arm]}: {percent(figure.value)}"
+    text = f"{when(run.started_ms)}, {ARM_TITLES[arm]}: {figure.words(figure.value)}"
     if figure.interval:
-        text += f" ({percent(figure.interval.low)} to {percent(figure.interval.high)})"
+        text += f" ({figure.words(figure.interval.low)} to {figure.words(figure.interval.high)})"
     return text
 
 
@@ -156,7 +171,10 @@ def _description(series: Series, shown: Sequence[tuple[PipelineRun, str, Measure
     candidate = [figure.value for _, arm, figure in shown if arm == CANDIDATE and figure.value is not None]
     if not candidate:
         return f"{series.title}: not measured in these runs."
+    newest, least, most = (
+        in_words(value, series.is_share) for value in (candidate[-1], min(candidate), max(candidate))
+    )
     return (
-        f"{series.title} of the candidate in {len(candidate)} runs: {percent(candidate[-1])} in the newest, "
-        f"{percent(min(candidate))} to {percent(max(candidate))} in all. The table of runs has the figures."
+        f"{series.title} of the candidate in {len(candidate)} runs: {newest} in the newest, "
+        f"{least} to {most} in all. The table of runs has the figures."
     )

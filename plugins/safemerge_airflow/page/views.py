@@ -9,7 +9,7 @@ from urllib.parse import quote
 
 from safemerge.arms import ALIGNED, ARM_TITLES, CANDIDATE, FINE_TUNED
 from safemerge.records import Interval, SuiteKind, Verdict
-from safemerge.tracking.figures import ArmFigures, UtilityFigure
+from safemerge.tracking.figures import ArmFigures, SuiteFigure, UtilityFigure
 from safemerge_airflow.page import airflow_path
 from safemerge_airflow.page.history import PIPELINE_NAME
 from safemerge_airflow.page.records import PipelineRun
@@ -68,6 +68,12 @@ class Measured(NamedTuple):
 
     value: float | None
     interval: Interval | None
+    is_share: bool
+    """Whether it is a rate; other figures are in their metric's own unit."""
+
+    def words(self, value: float | None) -> str:
+        """The figure, or an end of its interval, as people read it."""
+        return in_words(value, self.is_share)
 
 
 class Row(NamedTuple):
@@ -145,11 +151,9 @@ def of_verdict(verdict: Verdict | None) -> Outcome:
 def highest_harm(arm: ArmFigures) -> tuple[str, Measured] | None:
     """The harmful suite with the highest rate. One that was not measured counts as the highest."""
     rates = [
-        (suite, Measured(figure.rate, figure.interval))
-        for suite, figure in arm.suites.items()
-        if figure.kind is SuiteKind.HARMFUL
+        (suite, rate(figure)) for suite, figure in arm.suites.items() if figure.kind is SuiteKind.HARMFUL
     ]
-    return max(rates, key=lambda rate: 2 if rate[1].value is None else rate[1].value, default=None)
+    return max(rates, key=lambda one: 2 if one[1].value is None else one[1].value, default=None)
 
 
 def arms(run: PipelineRun) -> list[Arm]:
@@ -185,11 +189,21 @@ def plain(pipeline: Pipeline) -> dict[str, Any]:
 # --- words -----------------------------------------------------------------------
 
 
-def percent(value: float | None) -> str:
-    """A share as people read it; what is no share, such as a perplexity, as it is."""
+def in_words(value: float | None, is_share: bool) -> str:
+    """A share in percent; anything else, such as a perplexity or a log-probability, as it is."""
     if value is None:
         return "not measured"
-    return f"{100 * value:.1f} %" if abs(value) <= 1 else f"{value:.4g}"
+    return f"{100 * value:.1f} %" if is_share else f"{value:.4g}"
+
+
+def rate(figure: SuiteFigure) -> Measured:
+    """The rate of a suite, harmful or over-refusal: always a share."""
+    return Measured(figure.rate, figure.interval, is_share=True)
+
+
+def score(figure: UtilityFigure) -> Measured:
+    """What a utility metric says, which may be a share or not: always as the metric has it."""
+    return Measured(figure.value, figure.interval, is_share=False)
 
 
 def when(time_ms: int | None) -> str:
@@ -221,13 +235,10 @@ def _time(time_ms: int) -> datetime:
 
 
 def _utility(figure: UtilityFigure) -> tuple[str, Measured]:
-    return f"{figure.task} {figure.metric}", Measured(figure.value, figure.interval)
+    return f"{figure.task} {figure.metric}", score(figure)
 
 
 def _figures(arm: ArmFigures) -> dict[str, Measured]:
     words = {SuiteKind.HARMFUL: "harmful", SuiteKind.OVER_REFUSAL: "over-refusal"}
-    figures = {
-        f"{suite}, {words[figure.kind]}": Measured(figure.rate, figure.interval)
-        for suite, figure in arm.suites.items()
-    }
+    figures = {f"{suite}, {words[figure.kind]}": rate(figure) for suite, figure in arm.suites.items()}
     return figures | (dict([_utility(arm.utility)]) if arm.utility else {})

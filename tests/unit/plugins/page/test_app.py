@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from typing import Any
+from urllib.parse import parse_qs, urljoin, urlsplit
 
 import pytest
 from airflow.api_fastapi.app import create_auth_manager, purge_cached_app
 from airflow.api_fastapi.auth.managers.simple.user import SimpleAuthManagerUser
-from airflow.api_fastapi.core_api.security import get_user
+from airflow.api_fastapi.core_api.security import get_user, is_safe_url
+from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
 from safemerge.records import Verdict
 from safemerge.tracking import tags
 from safemerge_airflow.page import app as page
+from safemerge_airflow.page import login_path
 from safemerge_airflow.page.access import Readable, readable_dags
 from safemerge_airflow.page.history import History
 from safemerge_airflow.page.mlflow_api import MlflowApi
@@ -60,8 +63,47 @@ def test_every_route_reads_and_is_closed(visit: Any) -> None:
     assert len(paths) == 6
     assert [TestClient(page.app).get(path).status_code for path in paths] == [401] * 6
     for path in paths:
-        assert visit(role=None).get(path).status_code == 403, path
+        refused = visit(role=None).get(path)
+        assert (refused.status_code, "<h1>Not permitted</h1>" in refused.text) == (403, True), path
+        assert "Log in to Airflow" in refused.text
         assert visit(role="viewer").post(path).status_code == 405, path
+
+
+@pytest.mark.parametrize("mount", ["", "/safemerge"])
+@pytest.mark.parametrize(
+    ("path", "back"),
+    [
+        ("/", "%2Fsafemerge%2F"),
+        ("/runs/1", "%2Fsafemerge%2Fruns%2F1"),
+        ("/runs/%22%3E%3Cimg%3E", "%2Fsafemerge%2Fruns%2F%2522%253E%253Cimg%253E"),
+    ],
+)
+def test_who_is_not_logged_in_is_shown_the_way(path: str, back: str, mount: str) -> None:
+    site = FastAPI()
+    site.mount(mount, page.app)
+    visitor = TestClient(site)
+    answer = visitor.get(mount + path, headers={"Accept": "text/html"})
+    assert answer.status_code == 401
+    assert "<h1>Not logged in</h1>" in answer.text
+    assert f'<a href="/api/v2/auth/login?next={back}">Log in to Airflow</a>' in answer.text
+    assert "color-scheme: light dark" in answer.text
+    assert "/page." not in answer.text  # those are behind the login, too
+    assert "script-src" not in answer.headers["content-security-policy"]
+    program = visitor.get(mount + path)
+    assert (program.status_code, program.json()) == (401, {"detail": "Not authenticated"})
+
+
+@pytest.mark.parametrize(
+    "path", ["//evil.example", "/\\evil.example", "https://evil.example", "@evil.example"]
+)
+def test_a_login_leads_back_to_the_page_and_nowhere_else(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AIRFLOW__API__BASE_URL", "https://flow.example/team")
+    login = urlsplit(login_path(path))
+    assert (login.netloc, login.path) == ("", "/team/api/v2/auth/login")
+    (back,) = parse_qs(login.query)["next"]
+    assert back.startswith("/team/safemerge/")
+    assert urlsplit(urljoin("https://flow.example", back)).netloc == "flow.example"
+    assert is_safe_url(back)
 
 
 def test_overview_has_each_pipeline_with_its_latest_verdict(visit: Any, mlflow: Mlflow) -> None:
@@ -79,7 +121,8 @@ def test_overview_has_each_pipeline_with_its_latest_verdict(visit: Any, mlflow: 
     assert (beta["pipeline"], beta["verdict"], beta["champion"]) == ("beta", None, None)
     text = visitor.get("/").text
     assert "4.0 %" in text
-    assert "60.0 %" in text
+    assert '<span class="figure">0.6</span>' in text
+    assert "60.0 %" not in text
     assert 'title="BLOCK: too harmful"' in text
 
 

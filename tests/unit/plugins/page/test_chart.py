@@ -6,7 +6,7 @@ from safemerge.records import Interval, Verdict
 from safemerge.tracking.figures import ArmFigures, RunFigures, SuiteFigure, UtilityFigure, run_figures
 from safemerge_airflow.page.chart import BOTTOM, HEIGHT, LEFT, RIGHT, RUNS, TOP, WIDTH, charts
 from safemerge_airflow.page.records import PipelineRun
-from safemerge_airflow.page.views import highest_harm, lasted, outcome, percent
+from safemerge_airflow.page.views import highest_harm, in_words, lasted, outcome
 from tests.unit.plugins.page.fill import evaluation
 
 
@@ -66,17 +66,55 @@ def test_lines_are_at_round_figures() -> None:
 
 
 @pytest.mark.parametrize(
-    ("value", "labels"),
+    ("minutes", "ends"),
     [
-        (0.0, ["0 %", "0.25 %"]),
-        (7.3, ["0", "2.5", "5", "7.5"]),
-        (-0.3, ["-30 %", "-20 %", "-10 %", "0 %"]),
+        ((0,), ("2023-11-14 22:13 UTC", "")),
+        ((0, 5, 106), ("2023-11-14 22:13 UTC", "23:59 UTC")),
+        ((0, 107), ("2023-11-14", "2023-11-15")),
     ],
 )
-def test_figures_that_are_no_shares_have_lines_too(value: float, labels: list[str]) -> None:
-    utility = UtilityFigure(task="wiki", metric="word_perplexity", value=value, interval=None)
+def test_runs_of_one_day_are_at_times_and_others_at_days(
+    minutes: tuple[int, ...], ends: tuple[str, str]
+) -> None:
+    start = run().started_ms
+    runs = [
+        run(number, measured(3, 100), started_ms=start + at * 60_000) for number, at in enumerate(minutes)
+    ]
+    for chart in charts(runs[::-1]):
+        assert (chart.first, chart.last) == ends
+
+
+@pytest.mark.parametrize(
+    ("value", "labels"),
+    [
+        (0.0, ["0", "0.0025"]),
+        (0.6, ["0", "0.25", "0.5", "0.75"]),
+        (7.3, ["0", "2.5", "5", "7.5"]),
+        (-0.3, ["-0.3", "-0.2", "-0.1", "0"]),
+        (-1.9, ["-2", "-1.5", "-1", "-0.5", "0"]),
+    ],
+)
+def test_utility_is_in_its_own_unit_of_whatever_size(value: float, labels: list[str]) -> None:
+    utility = UtilityFigure(task="wiki", metric="log_probability", value=value, interval=None)
     figures = RunFigures(arms={"candidate": ArmFigures(suites={}, utility=utility)})
-    assert [tick.label for tick in charts([run(1, figures)])[0].ticks] == labels
+    (chart,) = charts([run(1, figures)])
+    assert [tick.label for tick in chart.ticks] == labels
+    assert chart.dots[0].label.endswith(f"candidate: {value:.4g}")
+    assert f"{value:.4g} in the newest, {value:.4g} to {value:.4g} in all" in chart.description
+
+
+@pytest.mark.parametrize(
+    ("kind", "rate", "labels"),
+    [
+        ("harmful", 0.0, ["0 %", "0.25 %"]),
+        ("over_refusal", 1.0, ["0 %", "25 %", "50 %", "75 %", "100 %"]),
+    ],
+)
+def test_rates_are_in_percent_of_whatever_size(kind: str, rate: float, labels: list[str]) -> None:
+    suite = SuiteFigure(kind=kind, rate=rate, interval=None, n=9)
+    (chart,) = charts([run(1, RunFigures(arms={"candidate": ArmFigures(suites={"s": suite}, utility=None)}))])
+    assert [tick.label for tick in chart.ticks] == labels
+    assert chart.dots[0].label.endswith(f"candidate: {100 * rate:.1f} %")
 
 
 def test_a_figure_that_is_missing_is_no_dot() -> None:
@@ -124,8 +162,12 @@ def test_a_run_that_waits_for_a_person_is_told_from_one_that_computes() -> None:
 
 
 def test_words() -> None:
-    assert [percent(value) for value in (None, 0.0, 0.0149, 1.0, 12.345)] == [
-        "not measured", "0.0 %", "1.5 %", "100.0 %", "12.35",
+    values = (None, 0.0, 0.0149, 1.0)
+    assert [in_words(value, is_share=True) for value in values] == [
+        "not measured", "0.0 %", "1.5 %", "100.0 %",
+    ]  # fmt: skip
+    assert [in_words(value, is_share=False) for value in (*values, -0.77, -1.91234, 12.345)] == [
+        "not measured", "0", "0.0149", "1", "-0.77", "-1.912", "12.35",
     ]  # fmt: skip
     start = run().started_ms
     assert lasted(run(ended_ms=start + 65_000)) == "1 min 05 s"
