@@ -154,7 +154,8 @@ def check_models(context: StepContext, config: PipelineConfig) -> dict[str, str]
     from safemerge.storage.hub import resolve
 
     models = {
-        role: Checkpoint.open(resolve(getattr(config, role))) for role in ("aligned_model", "unaligned_model")
+        role: Checkpoint.open(resolve(getattr(config, role), here=False))
+        for role in ("aligned_model", "unaligned_model")
     }
     check_same_architecture(models["aligned_model"], models["unaligned_model"])
     return {role: model_digest(model, context.workspace.home) for role, model in models.items()}
@@ -219,7 +220,7 @@ def check_task(evaluation: EvaluationConfig, aligned_model: str) -> str:
     check_libraries(evaluation.engine)
     task = evaluation.utility
     utility.check_task(task.task, task.metric, task.include_path, task.filter)
-    return utility.task_digest(task, resolve(aligned_model))
+    return utility.task_digest(task, resolve(aligned_model, here=False))
 
 
 def _with_partners(overrides: Mapping[str, Any]) -> dict[str, Any]:
