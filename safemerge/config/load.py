@@ -86,6 +86,11 @@ def load_recipe(path: Path, *, any_name: bool = False) -> RecipeConfig:
     return recipe
 
 
+def recipes_in(folder: Path) -> list[Path]:
+    """The files of a folder that are recipes, by name."""
+    return sorted(file for file in folder.iterdir() if file.suffix in (".yaml", ".yml"))
+
+
 def load_policy(path: Path) -> GatePolicy:
     """Read the gate's policy: a YAML file of its own, or the ``gate`` section of a pipeline's.
 

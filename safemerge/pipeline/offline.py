@@ -16,7 +16,7 @@ from safemerge.config.suites import SuiteSpec, shipped_suite
 from safemerge.config.training import DataSource
 from safemerge.errors import DataError, MissingDependencyError, SafemergeError
 from safemerge.gate import SuiteSize, check_decidable, check_suites
-from safemerge.pipeline.opening import check_judges, check_merge
+from safemerge.pipeline.opening import check_judges, check_merge, check_models_differ
 
 
 def offline_problems(config: PipelineConfig) -> list[str]:
@@ -43,6 +43,7 @@ def _checks(config: PipelineConfig) -> Iterator[tuple[str, Callable[[], object]]
     yield "merge", partial(check_merge, config)
     for role in ("aligned_model", "unaligned_model"):
         yield role, partial(_check_model, getattr(config, role))
+    yield "unaligned_model", partial(check_models_differ, config)
     yield "unaligned_model", partial(_check_pair, config)
     for role in ("task_training", "safety_training"):
         for number, source in enumerate(getattr(config, role).data):
