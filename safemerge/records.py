@@ -88,7 +88,7 @@ def first_problem(error: ValidationError, whole: str) -> str:
     """Where the first fault of a record lies and what it is; ``whole`` names it where it has no one place."""
     first = error.errors()[0]
     where = ".".join(map(str, first["loc"])) or whole
-    return f"at {where}: {first['msg']}"
+    return f"no key {where}" if first["type"] == "missing" else f"at {where}: {first['msg']}"
 
 
 def _called(kind: type[Record]) -> str:

@@ -12,6 +12,7 @@ from typing import Any
 
 from airflow.dag_processing.bundles.base import BaseDagBundle
 
+from safemerge.config.load import recipes_in
 from safemerge.errors import ConfigError
 from safemerge.storage.atomic import atomic_file
 
@@ -34,7 +35,8 @@ class RecipeBundle(BaseDagBundle):
          "kwargs": {"recipes": "/etc/safemerge/recipes", "refresh_interval": 30}}
 
     Args:
-        recipes: the folder; at the same path on every worker. Its ``*.yaml`` files are the recipes.
+        recipes: the folder; at the same path on every worker. Its ``*.yaml`` and ``*.yml`` files are the
+            recipes.
         kwargs: as every bundle takes them.
     """
 
@@ -67,12 +69,12 @@ class RecipeBundle(BaseDagBundle):
         if not self.recipes.is_dir():
             raise ConfigError(f"recipes of bundle {self.name}: expected a folder, got none at {self.recipes}")
         self.path.mkdir(parents=True, exist_ok=True)
-        files = {f"{recipe.name}.py": _dag_file(recipe) for recipe in self.recipes.glob("*.yaml")}
+        files = {f"{recipe.name}.py": _dag_file(recipe) for recipe in recipes_in(self.recipes)}
         for name, text in files.items():
             if not (self.path / name).exists() or (self.path / name).read_text(encoding="utf-8") != text:
                 with atomic_file(self.path / name, replace=True) as partial:
                     partial.write_text(text, encoding="utf-8")
-        for old in self.path.glob("*.yaml.py"):
+        for old in self.path.glob("*.y*ml.py"):
             if old.name not in files:
                 old.unlink(missing_ok=True)
 

@@ -89,7 +89,7 @@ def evaluate(
     from safemerge.storage.checkpoints import Checkpoint
     from safemerge.storage.hub import resolve
 
-    model = resolve(pipeline.aligned_model)
+    model = resolve(pipeline.aligned_model, here=False)
     folders = {name: _adapter_folder(of) if of else None for name, of in arms.items()}
     work = unfinished(output)
     with resumable(work):

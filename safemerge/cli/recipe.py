@@ -50,7 +50,8 @@ NEW = epilog(
 
 DEMO_MODELS = (
     "the demo's models: `make demo`, or `safemerge demo`, makes them in var/demo/models/aligned and "
-    "var/demo/models/unaligned; name these as aligned_model and unaligned_model, or models of your own"
+    "var/demo/models/unaligned; name these as aligned_model and unaligned_model, by paths that are absolute "
+    "or count from the recipe's folder, or models of your own"
 )
 
 

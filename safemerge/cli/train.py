@@ -66,7 +66,7 @@ def train(
     checkpoints = work or unfinished(output)
     with resumable(checkpoints):
         report = train_adapter(
-            resolve(pipeline.aligned_model),
+            resolve(pipeline.aligned_model, here=False),
             examples,
             output,
             checkpoints,

@@ -5,10 +5,11 @@ Sizes, licences and costs of the models stand with each judge in :mod:`safemerge
 
 from __future__ import annotations
 
+import difflib
 from enum import StrEnum
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from safemerge.config.base import Config
 from safemerge.config.endpoints import EndpointSettings
@@ -137,7 +138,37 @@ class EndpointJudgeConfig(JudgeSettings, EndpointSettings):
     """Price of prompt and of reply tokens; the log then says what the judging cost, in the same currency."""
 
 
-SingleJudge = (
+SINGLE_JUDGES = (
+    "llama_guard",
+    "shield_gemma",
+    "wild_guard",
+    "qwen3_guard",
+    "granite_guardian",
+    "endpoint",
+)
+"""Judges with settings; those of an ensemble are among them."""
+
+
+def _known(*kinds: str) -> BeforeValidator:
+    """Refuse judges that there are none of, by one message in place of one for each way to read them."""
+
+    def check(value: object) -> object:
+        kind = value.get("kind") if isinstance(value, dict) else value
+        if value == "refusal_phrases" or isinstance(value, JudgeSettings | EnsembleConfig):
+            return value
+        if isinstance(value, dict) and kind in kinds:
+            return value
+        said = "no kind" if kind is None else repr(kind)
+        near = difflib.get_close_matches(str(kind), ("refusal_phrases", *kinds), n=1)
+        hint = f"; did you mean {'kind: ' if near[0] in kinds else ''}{near[0]}?" if near else ""
+        raise ValueError(
+            f"expected refusal_phrases, or settings whose kind is one of {', '.join(kinds)}, got {said}{hint}"
+        )
+
+    return BeforeValidator(check)
+
+
+SingleJudge = Annotated[
     SmokeJudge
     | Annotated[
         LlamaGuardConfig
@@ -147,8 +178,9 @@ SingleJudge = (
         | GraniteGuardianConfig
         | EndpointJudgeConfig,
         Field(discriminator="kind"),
-    ]
-)
+    ],
+    _known(*SINGLE_JUDGES),
+]
 
 
 class EnsembleRule(StrEnum):
@@ -179,7 +211,7 @@ class EnsembleConfig(Config):
         return self
 
 
-JudgeConfig = (
+JudgeConfig = Annotated[
     SmokeJudge
     | Annotated[
         LlamaGuardConfig
@@ -190,8 +222,9 @@ JudgeConfig = (
         | EndpointJudgeConfig
         | EnsembleConfig,
         Field(discriminator="kind"),
-    ]
-)
+    ],
+    _known(*SINGLE_JUDGES, "ensemble"),
+]
 """The name of the smoke judge, or the settings of another one by its ``kind``."""
 
 JUDGES_OF_REFUSALS = ("refusal_phrases", "wild_guard", "qwen3_guard", "endpoint")

@@ -18,6 +18,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
+from safemerge.config.base import HUB_ID, MLFLOW_ADDRESSES
 from safemerge.config.commands import Inputs, MergeFileConfig, SweepFileConfig
 from safemerge.config.evaluation import SuiteConfig, UtilityConfig
 from safemerge.config.grid import SweepGrid
@@ -56,8 +57,8 @@ def load_pipeline(path: Path, overrides: Mapping[str, Any] | None = None) -> Pip
             number, such as ``evaluation.suites.0.limit``.
 
     Returns:
-        The config. Paths of data, suites and lm-eval tasks are absolute, and those of models
-        where they start with ``./`` or ``../`` or name a folder beside the file.
+        The config. Paths of data, suites, lm-eval tasks and models are absolute. A model called as one on
+        the hub, ``org/name``, is a path where such a folder lies beside the file.
 
     Raises:
         ConfigError: the file cannot be read or used; lists every problem.
@@ -83,6 +84,11 @@ def load_recipe(path: Path, *, any_name: bool = False) -> RecipeConfig:
     if recipe.name != path.stem and not any_name:
         raise ConfigError(f"{path}: name: expected {path.stem!r}, as the file is called, got {recipe.name!r}")
     return recipe
+
+
+def recipes_in(folder: Path) -> list[Path]:
+    """The files of a folder that are recipes, by name."""
+    return sorted(file for file in folder.iterdir() if file.suffix in (".yaml", ".yml"))
 
 
 def load_policy(path: Path) -> GatePolicy:
@@ -388,6 +394,6 @@ def _data_source(source: str, folder: Path) -> str:
 
 
 def _model_source(source: str, folder: Path) -> str:
-    """A folder's absolute path; a hub id stays what it is."""
-    is_folder = source.startswith(("./", "../", "~", "/")) or (folder / source).is_dir()
-    return _absolute(source, folder) if is_folder else source
+    """A folder's absolute path; what could only be a hub id stays what it is."""
+    is_hub_id = HUB_ID.fullmatch(source) is not None and not (folder / source).is_dir()
+    return source if is_hub_id or source.startswith(MLFLOW_ADDRESSES) else _absolute(source, folder)

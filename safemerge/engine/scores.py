@@ -164,14 +164,16 @@ def _check_coefficients(merges: Sequence[MergeOptions], digests: Mapping[str, st
                 )
 
 
+def needs_alignment(merge: MergeOptions) -> bool:
+    """Whether a merge would touch no layer of two models that are equal."""
+    return methods.get(merge.method).chooses and merge.modules is None and merge.on_undefined != "merge"
+
+
 def _refuse_equal_models(scores: Mapping[str, LayerScore], merges: Sequence[MergeOptions]) -> None:
     """Refuse models between which no layer differs: no layer would be merged, without a word."""
-    by_cosine = [
-        merge
-        for merge in merges
-        if methods.get(merge.method).chooses and merge.modules is None and merge.on_undefined != "merge"
-    ]
-    if by_cosine and all(score.undefined == NO_ALIGNMENT for score in scores.values()):
+    if any(map(needs_alignment, merges)) and all(
+        score.undefined == NO_ALIGNMENT for score in scores.values()
+    ):
         raise MismatchError(
             "expected an aligned model and the same before it was aligned, got two that are equal in all "
             f"{len(scores)} layers of the adapter: no layer would be merged"

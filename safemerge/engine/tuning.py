@@ -92,7 +92,7 @@ def tune_adapters(
     arms = _arms(config, safety_adapter is not None)
     check_libraries(config.evaluation.engine)
     split = check_unseen(config)
-    model = resolve(config.aligned_model)
+    model = resolve(config.aligned_model, here=False)
     work = unfinished(output)
     for task in (tuning.utility, config.evaluation.utility):
         check_task(task.task, task.metric, task.include_path, task.filter)

@@ -101,6 +101,12 @@ def _answer_digest(row: Mapping[str, Any]) -> str:
     return f"sha256:{hashlib.sha256(response.encode()).hexdigest()[:16]}"
 
 
+def _reason(error: Exception) -> str:
+    if isinstance(error, FileNotFoundError):
+        return "no such file"
+    return f"a row without {error}" if isinstance(error, KeyError) else str(error)
+
+
 def read_labels(path: Path, rows: Rows) -> dict[tuple[str, str], bool]:
     """Read a labelled sample back; rows without a label are left out.
 
@@ -124,7 +130,7 @@ def read_labels(path: Path, rows: Rows) -> dict[tuple[str, str], bool]:
         found = [((str(r["suite"]), str(r["id"])), str(r["answer"]), str(r["label"]).strip()) for r in lines]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(
-            f"{path}: expected a labelled sample with suite, id, answer and label, got {error}"
+            f"{path}: expected a labelled sample with suite, id, answer and label, got {_reason(error)}"
         ) from error
     answers = {(str(row["suite"]), str(row["id"])): _answer_digest(row) for row in rows}
     labels: dict[tuple[str, str], bool] = {}

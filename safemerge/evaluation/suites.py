@@ -184,6 +184,8 @@ def _lines(path: Path) -> Iterator[Row]:
     """The objects of a JSON Lines file."""
     try:
         text = path.read_text(encoding="utf-8")
+    except FileNotFoundError as error:
+        raise DataError(f"{path}: expected a suite of prompts, got no such file") from error
     except OSError as error:
         raise DataError(f"{path}: expected a suite of prompts, got {error.strerror or error}") from error
     except UnicodeDecodeError as error:

@@ -56,7 +56,7 @@ def local_model(context: StepContext, run: PipelineRun, role: str) -> Path:
     from safemerge.storage.checkpoints import Checkpoint
 
     source = getattr(run.config, role)
-    folder = resolve(source)
+    folder = resolve(source, here=False)
     expected, got = (
         run.plan.model_digests[role],
         model_digest(Checkpoint.open(folder), context.workspace.home),

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
+from safemerge.config.base import HUB_ID
 from safemerge.config.evaluation import SuiteConfig
 from safemerge.config.grid import SweepGrid
 from safemerge.config.load import load_suite_spec
@@ -15,7 +16,7 @@ from safemerge.config.suites import SuiteSpec, shipped_suite
 from safemerge.config.training import DataSource
 from safemerge.errors import DataError, MissingDependencyError, SafemergeError
 from safemerge.gate import SuiteSize, check_decidable, check_suites
-from safemerge.pipeline.opening import check_judges, check_merge
+from safemerge.pipeline.opening import check_judges, check_merge, check_models_differ
 
 
 def offline_problems(config: PipelineConfig) -> list[str]:
@@ -42,6 +43,7 @@ def _checks(config: PipelineConfig) -> Iterator[tuple[str, Callable[[], object]]
     yield "merge", partial(check_merge, config)
     for role in ("aligned_model", "unaligned_model"):
         yield role, partial(_check_model, getattr(config, role))
+    yield "unaligned_model", partial(check_models_differ, config)
     yield "unaligned_model", partial(_check_pair, config)
     for role in ("task_training", "safety_training"):
         for number, source in enumerate(getattr(config, role).data):
@@ -60,17 +62,17 @@ def _checks(config: PipelineConfig) -> Iterator[tuple[str, Callable[[], object]]
 
 def _check_model(source: str) -> None:
     from safemerge.storage.checkpoints import Checkpoint
-    from safemerge.storage.hub import hub_id, resolve
+    from safemerge.storage.hub import resolve
 
-    if hub_id(source) is None:
-        Checkpoint.open(resolve(source))
+    if HUB_ID.fullmatch(source) is None:
+        Checkpoint.open(resolve(source, here=False))
 
 
 def _check_pair(config: PipelineConfig) -> None:
     from safemerge.storage.checkpoints import Checkpoint, check_same_architecture
 
     folders = [Path(config.aligned_model), Path(config.unaligned_model)]
-    if all(folder.is_dir() for folder in folders):
+    if all(folder.is_absolute() and folder.is_dir() for folder in folders):
         check_same_architecture(*(Checkpoint.open(folder) for folder in folders))
 
 

@@ -11,7 +11,7 @@ from safemerge.config.evaluation import EvaluationConfig
 from safemerge.config.load import load_pipeline
 from safemerge.config.pipeline import PipelineConfig
 from safemerge.core.options import with_partners_cleared
-from safemerge.errors import ConfigError
+from safemerge.errors import ConfigError, MismatchError
 from safemerge.gate import check_decidable, check_suites
 from safemerge.pipeline.context import StepContext, without_run
 from safemerge.pipeline.request import StepRequest
@@ -147,14 +147,36 @@ def check_merge(config: PipelineConfig) -> str | None:
     return None if coefficients is None else coefficients.digest
 
 
+def check_models_differ(config: PipelineConfig) -> None:
+    """Check that no merge is to choose its layers by what alignment changed in one and the same model.
+
+    Raises:
+        MismatchError: one is.
+    """
+    from safemerge.engine.merging import merge_options
+    from safemerge.engine.scores import needs_alignment
+    from safemerge.engine.sweeping import candidates
+
+    if config.aligned_model != config.unaligned_model:
+        return
+    merges = candidates(config.tuning.grid).values() if config.tuning else [merge_options(config.merge)]
+    if any(map(needs_alignment, merges)):
+        raise MismatchError(
+            "expected an aligned model and the same before it was aligned, got "
+            f"{config.aligned_model} for both: no layer would be merged"
+        )
+
+
 def check_models(context: StepContext, config: PipelineConfig) -> dict[str, str]:
     """The digest of both models, once they are known to be there and of one architecture."""
     from safemerge.pipeline.models import model_digest
     from safemerge.storage.checkpoints import Checkpoint, check_same_architecture
     from safemerge.storage.hub import resolve
 
+    check_models_differ(config)
     models = {
-        role: Checkpoint.open(resolve(getattr(config, role))) for role in ("aligned_model", "unaligned_model")
+        role: Checkpoint.open(resolve(getattr(config, role), here=False))
+        for role in ("aligned_model", "unaligned_model")
     }
     check_same_architecture(models["aligned_model"], models["unaligned_model"])
     return {role: model_digest(model, context.workspace.home) for role, model in models.items()}
@@ -219,7 +241,7 @@ def check_task(evaluation: EvaluationConfig, aligned_model: str) -> str:
     check_libraries(evaluation.engine)
     task = evaluation.utility
     utility.check_task(task.task, task.metric, task.include_path, task.filter)
-    return utility.task_digest(task, resolve(aligned_model))
+    return utility.task_digest(task, resolve(aligned_model, here=False))
 
 
 def _with_partners(overrides: Mapping[str, Any]) -> dict[str, Any]:

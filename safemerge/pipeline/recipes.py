@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
-from safemerge.config.load import load_recipe
+from safemerge.config.load import load_recipe, recipes_in
 from safemerge.config.recipes import RecipeConfig
 from safemerge.errors import ConfigError
 from safemerge.pipeline.offline import offline_problems
@@ -44,11 +44,9 @@ def recipe_files(places: Iterable[Path]) -> list[Path]:
     """
     found: list[Path] = []
     for place in places:
-        files = sorted(place.glob("*.yaml")) if place.is_dir() else [place]
+        files = recipes_in(place) if place.is_dir() else [place]
         if not files:
-            others = sorted(file.name for file in place.glob("*.yml"))
-            hint = f"; {', '.join(others)} must end in .yaml" if others else ""
-            raise ConfigError(f"{place}: expected recipes, files that end in .yaml, got none{hint}")
+            raise ConfigError(f"{place}: expected recipes, files that end in .yaml or .yml, got none")
         found += files
     return found
 

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Literal
 
+from safemerge.config.base import HUB_ID, MLFLOW_ADDRESSES
 from safemerge.errors import AdapterError, CheckpointError
 
 Kind = Literal["adapter", "model"]
 
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[\w./-]+)?")
 MODEL_FILES = ("*.json", "*.model", "*.jinja", "merges.txt", "vocab.txt")
 """What belongs to a model beside its weights: configs, tokenizer, chat template."""
 
@@ -26,7 +25,7 @@ _PATTERNS = {
 
 def hub_id(source: str | Path) -> str | None:
     """The hub id without revision, in the lower case that the hub compares by; None of what is a folder."""
-    if isinstance(source, Path) or Path(source).expanduser().is_dir() or not _HUB_ID.fullmatch(source):
+    if isinstance(source, Path) or Path(source).expanduser().is_dir() or not HUB_ID.fullmatch(source):
         return None
     return source.partition("@")[0].lower()
 
@@ -41,13 +40,15 @@ def hub_errors() -> tuple[type[Exception], ...]:
     return HTTPError, OSError, ValueError
 
 
-def resolve(source: str | Path, kind: Kind = "model") -> Path:
+def resolve(source: str | Path, kind: Kind = "model", *, here: bool = True) -> Path:
     """The local folder of an adapter or a model; a hub id is downloaded once and cached.
 
     Args:
         source: A folder, or a hub id ``org/name``, with ``@revision`` where a commit, tag or
             branch is meant.
         kind: What is expected there: decides which files are fetched and how errors are named.
+        here: Whether relative folders of the working directory count. Those in a pipeline's config do not:
+            :mod:`safemerge.config.load` made its folders absolute, and what is left is a hub id.
 
     Returns:
         The folder.
@@ -58,16 +59,17 @@ def resolve(source: str | Path, kind: Kind = "model") -> Path:
     """
     error_class = AdapterError if kind == "adapter" else CheckpointError
     folder = Path(source).expanduser()
-    if folder.is_dir():
+    counts = here or folder.is_absolute()
+    if counts and folder.is_dir():
         return folder
-    if folder.exists():
+    if counts and folder.exists():
         raise error_class(f"{source}: expected the folder with the {kind}, got a file")
-    if str(source).startswith(("models:/", "runs:/")):
+    if str(source).startswith(MLFLOW_ADDRESSES):
         raise error_class(
             f"{source}: expected a folder or a hub id, got an address in MLflow; fetch it first: "
             f"mlflow artifacts download --artifact-uri {source} --dst-path DIR"
         )
-    if not isinstance(source, str) or not _HUB_ID.fullmatch(source):
+    if not isinstance(source, str) or not HUB_ID.fullmatch(source):
         raise error_class(f"{source}: expected a folder or a hub id such as org/name@revision, got neither")
     name, _, revision = source.partition("@")
     return _download(name, revision or None, kind, error_class)

@@ -175,8 +175,11 @@ def test_the_bundle_follows_the_folder(
     assert sorted(files) == ["bad.yaml.py", "day.yaml.py", "hand.yaml.py", "night.yaml.py"]
     before = {name: file.stat().st_mtime_ns for name, file in files.items()}
     (recipes / "bad.yaml").unlink()
+    (recipes / "hand.yaml").rename(recipes / "hand.yml")
     write(recipes, "day", name="day", description="New\fline\0")
     bundle.refresh()
+    assert not files["hand.yaml.py"].exists()
+    assert (bundle.path / "hand.yml.py").exists()
     assert not files["bad.yaml.py"].exists()
     assert files["night.yaml.py"].stat().st_mtime_ns == before["night.yaml.py"]
     text = files["day.yaml.py"].read_text(encoding="utf-8")

@@ -107,4 +107,5 @@ def test_what_cannot_be_audited_is_refused(evaluation: Path, tmp_path: Path) -> 
     ran = invoke("audit", "import", evaluation, sample)
     assert (ran.exit_code, ran.stderr) == (4, "error: audit: expected labels, got none\n")
     assert invoke("audit", "export", evaluation, "--per-flag", 1, "--output", sample).exit_code == 2
-    assert "expected the answers of an evaluation" in invoke("audit", "import", tmp_path, sample).stderr
+    missing = invoke("audit", "import", tmp_path, sample).stderr
+    assert "expected the answers of an evaluation, got no such file" in missing

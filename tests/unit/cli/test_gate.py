@@ -210,7 +210,7 @@ def test_arms_named_wrongly_are_wrong_usage(files, flags, message):
 @pytest.mark.parametrize(
     ("broken", "message"),
     [
-        ("safemerge.json", "safemerge.json: expected an evaluation report"),
+        ("safemerge.json", "safemerge.json: expected an evaluation report, got no key arm"),
         ("policy.yaml", "policy.yaml: 3 problems: max_harmful_rate: expected a value, got nothing; "),
     ],
 )

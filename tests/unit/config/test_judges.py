@@ -78,7 +78,23 @@ def test_a_config_with_judges_survives_json(read):
             {"refusal_judge": {"kind": "ensemble", "rule": "any", "members": ["refusal_phrases", GUARD]}},
             "got llama_guard, which sees harm alone",
         ),
-        ({"judge": "oracle"}, r"evaluation\.judge: expected .*refusal_phrases.*, got 'oracle'"),
+        (
+            {"judge": "oracle"},
+            r"evaluation\.judge: expected refusal_phrases, or settings whose kind is one of llama_guard, .*, "
+            r"endpoint, ensemble, got 'oracle'$",
+        ),
+        ({"judge": "llamaguard"}, r"got 'llamaguard'; did you mean kind: llama_guard\?$"),
+        (
+            {"judge": {"kind": "wildguard", "model": "x"}},
+            r"got 'wildguard'; did you mean kind: wild_guard\?$",
+        ),
+        ({"judge": "qwen3_guard"}, r"got 'qwen3_guard'; did you mean kind: qwen3_guard\?$"),
+        ({"judge": "refusal_phrase"}, r"got 'refusal_phrase'; did you mean refusal_phrases\?$"),
+        ({"judge": {"model": "x"}}, r"evaluation\.judge: expected refusal_phrases, .* got no kind$"),
+        (
+            {"judge": {"kind": "ensemble", "members": ["refusal_phrases", GUARD, {"kind": "ensemble"}]}},
+            r"evaluation\.judge\.members\.2: expected .* granite_guardian, endpoint, got 'ensemble'",
+        ),
         ({"judge": {"kind": "oracle"}}, r"evaluation\.judge.*llama_guard.*oracle"),
         ({"judge": {**GUARD, "treshold": 0.4}}, r"judge\.treshold: unknown key; did you mean threshold\?"),
         (

@@ -115,6 +115,22 @@ def test_what_lies_beside_the_file_is_a_path_whatever_its_name(write, tmp_path):
     assert config.task_training.data[1].path == str(tmp_path / "org" / "hub-data")
 
 
+@pytest.mark.parametrize(
+    "name", ["var/demo/aligned", "aligned", ".hidden/model", "../models/aligned", "a/b/"]
+)
+def test_what_cannot_be_a_hub_id_counts_from_the_files_folder(write, tmp_path, monkeypatch, name):
+    elsewhere = tmp_path / "elsewhere"
+    (elsewhere / name).mkdir(parents=True)
+    monkeypatch.chdir(elsewhere)
+    config = load_pipeline(write(PIPELINE.replace("./models/aligned", name)))
+    assert config.aligned_model == str((tmp_path / name).resolve())
+
+
+@pytest.mark.parametrize("name", ["org/aligned", "org/aligned@refs/pr/1", "models:/aligned/1"])
+def test_names_on_the_hub_and_in_mlflow_stay(write, name):
+    assert load_pipeline(write(PIPELINE.replace("./models/aligned", name))).aligned_model == name
+
+
 def test_absolute_paths_and_no_task_folder_stay_as_they_are(write):
     text = PIPELINE.replace("./models/aligned", "/models/aligned").replace("    include_path: tasks\n", "")
     config = load_pipeline(write(text))

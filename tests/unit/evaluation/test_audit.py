@@ -101,8 +101,10 @@ def test_labels_that_are_none_or_stand_twice_or_are_of_other_answers_are_named(t
     ):
         read_labels(path, rows)
     path.write_text('{"suite": "s", "id": "p0", "label": 1}')
-    for wrong in (path, tmp_path / "none.csv"):
-        with pytest.raises(DataError, match="a labelled sample with suite, id, answer and label, got"):
+    for wrong, got in ((path, "a row without 'answer'"), (tmp_path / "none.csv", "no such file")):
+        with pytest.raises(
+            DataError, match=f"a labelled sample with suite, id, answer and label, got {got}$"
+        ):
             read_labels(wrong, rows)
 
 

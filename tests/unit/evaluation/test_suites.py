@@ -61,7 +61,7 @@ def test_bad_suites_are_refused_by_file_and_line(tmp_path, text, message):
 
 
 def test_a_missing_file_and_a_binary_one_are_refused(tmp_path):
-    with pytest.raises(DataError, match=r"none\.jsonl: expected a suite of prompts, got No such file"):
+    with pytest.raises(DataError, match=r"none\.jsonl: expected a suite of prompts, got no such file"):
         load_suite("s", SuiteKind.HARMFUL, tmp_path / "none.jsonl")
     (tmp_path / "x.jsonl").write_bytes(b"\xff\xfe")
     with pytest.raises(DataError, match=r"x\.jsonl: expected UTF-8 text"):

@@ -48,11 +48,11 @@ def test_a_recipe_is_not_overwritten_and_its_source_is_there(tmp_path: Path) -> 
         new_recipe("a/b", "demo", tmp_path)
 
 
-def test_recipes_end_in_yaml(tmp_path: Path) -> None:
-    (tmp_path / "night.yml").touch()
-    with pytest.raises(ConfigError, match=r"expected recipes, .* got none; night\.yml must end in \.yaml"):
+def test_recipes_end_in_yaml_or_yml(tmp_path: Path) -> None:
+    (tmp_path / "notes.md").touch()
+    with pytest.raises(ConfigError, match=r"expected recipes, files that end in \.yaml or \.yml, got none"):
         recipe_files([tmp_path])
-    files = [write(tmp_path, "night"), write(tmp_path, "day")]
+    files = [write(tmp_path, "night"), write(tmp_path, "day").rename(tmp_path / "day.yml")]
     assert recipe_files([tmp_path]) == sorted(files)
     assert recipe_files([files[0]]) == files[:1]
 
@@ -105,6 +105,20 @@ def test_all_that_a_run_would_find_is_found(tiny_pipeline: TinyPipeline, tmp_pat
         *("evaluation.utility.include_path", "evaluation.judge"),
     } <= set(keys)
     assert len(keys) == len(set(keys))
+
+
+@pytest.mark.parametrize("method", ["exact", "resta"])
+def test_one_model_in_both_roles_is_found_where_layers_are_chosen_by_alignment(
+    tiny_pipeline: TinyPipeline, method: str
+) -> None:
+    aligned = tiny_pipeline.lines["aligned_model"]
+    merge = {"method": method} | ({"quantile": 0.5} if method == "exact" else {})
+    found = _changed(tiny_pipeline, unaligned_model=aligned, merge=merge)
+    refused = [
+        "unaligned_model: expected an aligned model and the same before it was aligned, got "
+        f"{aligned} for both: no layer would be merged"
+    ]
+    assert found == (refused if method == "exact" else [])
 
 
 def test_a_limit_that_so_few_prompts_cannot_show_is_found(tiny_pipeline: TinyPipeline) -> None:

@@ -184,7 +184,7 @@ def test_an_answer_about_something_else_promotes_nothing(
 
 
 def test_an_answer_that_is_none_is_refused(context: StepContext, run: PipelineRun, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="option answer: expected a person's answer, got at approved: "):
+    with pytest.raises(ConfigError, match="option answer: expected a person's answer, got no key approved"):
         answered(context, run, decided(tmp_path, ASK, FEW), by="alice")
 
 

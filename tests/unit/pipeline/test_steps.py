@@ -13,7 +13,7 @@ from safemerge.pipeline.steps import run_step
     [
         ("evaluat", "{}", "expected one of open, train, .* got 'evaluat'; did you mean evaluate"),
         ("gate", "{", "step gate: expected a request as JSON, got at request"),
-        ("gate", '{"inputs": {"adapter": {"uri": "x"}}}', r"got at inputs\.adapter\.digest"),
+        ("gate", '{"inputs": {"adapter": {"uri": "x"}}}', r"got no key inputs\.adapter\.digest"),
         ("gate", '{"runid": "x"}', "got at runid"),
     ],
 )

@@ -52,6 +52,15 @@ def test_an_address_in_mlflow_is_told_how_to_fetch(source: str):
         resolve(source, "adapter")
 
 
+def test_a_name_in_a_config_is_no_folder_of_the_working_directory(tmp_path: Path, monkeypatch):
+    (tmp_path / "org" / "na--me").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    assert resolve("org/na--me") == Path("org/na--me")
+    assert resolve(str(tmp_path / "org"), here=False) == tmp_path / "org"
+    with pytest.raises(CheckpointError, match=r"org/na--me: .* the hub does not give"):
+        resolve("org/na--me", here=False)
+
+
 def test_a_path_object_is_never_a_hub_id():
     with pytest.raises(CheckpointError, match="got neither"):
         resolve(Path("org/name"))
