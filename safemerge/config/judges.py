@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import difflib
 from enum import StrEnum
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal, Self, get_args
 
 from pydantic import BeforeValidator, Field, model_validator
 
@@ -138,15 +138,18 @@ class EndpointJudgeConfig(JudgeSettings, EndpointSettings):
     """Price of prompt and of reply tokens; the log then says what the judging cost, in the same currency."""
 
 
-SINGLE_JUDGES = (
-    "llama_guard",
-    "shield_gemma",
-    "wild_guard",
-    "qwen3_guard",
-    "granite_guardian",
-    "endpoint",
+ModelJudge = (
+    LlamaGuardConfig
+    | ShieldGemmaConfig
+    | WildGuardConfig
+    | Qwen3GuardConfig
+    | GraniteGuardianConfig
+    | EndpointJudgeConfig
 )
 """Judges with settings; those of an ensemble are among them."""
+
+MODEL_JUDGES = tuple(get_args(judge.model_fields["kind"].annotation)[0] for judge in get_args(ModelJudge))
+"""Their kinds."""
 
 
 def _known(*kinds: str) -> BeforeValidator:
@@ -169,17 +172,7 @@ def _known(*kinds: str) -> BeforeValidator:
 
 
 SingleJudge = Annotated[
-    SmokeJudge
-    | Annotated[
-        LlamaGuardConfig
-        | ShieldGemmaConfig
-        | WildGuardConfig
-        | Qwen3GuardConfig
-        | GraniteGuardianConfig
-        | EndpointJudgeConfig,
-        Field(discriminator="kind"),
-    ],
-    _known(*SINGLE_JUDGES),
+    SmokeJudge | Annotated[ModelJudge, Field(discriminator="kind")], _known(*MODEL_JUDGES)
 ]
 
 
@@ -212,18 +205,8 @@ class EnsembleConfig(Config):
 
 
 JudgeConfig = Annotated[
-    SmokeJudge
-    | Annotated[
-        LlamaGuardConfig
-        | ShieldGemmaConfig
-        | WildGuardConfig
-        | Qwen3GuardConfig
-        | GraniteGuardianConfig
-        | EndpointJudgeConfig
-        | EnsembleConfig,
-        Field(discriminator="kind"),
-    ],
-    _known(*SINGLE_JUDGES, "ensemble"),
+    SmokeJudge | Annotated[ModelJudge | EnsembleConfig, Field(discriminator="kind")],
+    _known(*MODEL_JUDGES, "ensemble"),
 ]
 """The name of the smoke judge, or the settings of another one by its ``kind``."""
 
