@@ -12,9 +12,9 @@ from typing import NamedTuple
 import pytest
 import torch
 
+from tests.benchmarks import benchmarks
 from tests.conftest import AdapterFactory
 
-BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 LAYERS = 5
 
 pytestmark = pytest.mark.integration
@@ -31,11 +31,7 @@ class Bench(NamedTuple):
 
 @pytest.fixture(scope="module")
 def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(BENCHMARKS)
-        import shapes
-        import ways
-
+    with benchmarks("shapes", "ways") as (shapes, ways), pytest.MonkeyPatch.context() as patch:
         patch.setattr(shapes, "POOL_ELEMENTS", 2**14)
         folder = tmp_path_factory.mktemp("bench")
         shape = shapes.Shape(hidden=32, intermediate=48, heads=4, kv_heads=2, layers=LAYERS, vocab=64)
@@ -43,8 +39,6 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
         for name, seed in (("task-0", 0), ("task-1", 1), ("safety", 2)):
             shapes.write_adapter(folder / f"{name}-{LAYERS}", shape, "all", LAYERS, seed)
         yield Bench(shapes, ways, folder, (folder, shape, "all", LAYERS, 1))
-    for name in ("shapes", "ways", "measuring"):
-        del sys.modules[name]
 
 
 def test_both_ways_choose_the_same_layers_by_the_same_cosines(bench: Bench):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -13,8 +12,7 @@ import pytest
 
 from safemerge.evaluation.suites import read_suite
 from safemerge.records import EvaluationReport, JudgeRecord, SuiteKind, SuiteReport, UtilityReport
-
-BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+from tests.benchmarks import benchmarks
 
 pytestmark = pytest.mark.integration
 
@@ -26,14 +24,8 @@ class Bench(NamedTuple):
 
 @pytest.fixture(scope="module")
 def bench() -> Iterator[Bench]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(BENCHMARKS)
-        import drift_data
-        import drift_figures
-
-        yield Bench(drift_data, drift_figures)
-    for name in ("drift_data", "drift_figures"):
-        del sys.modules[name]
+    with benchmarks("drift_data", "drift_figures") as modules:
+        yield Bench(*modules)
 
 
 def _public(folder: Path) -> Path:

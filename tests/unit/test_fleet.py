@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -12,19 +11,13 @@ import pytest
 
 from safemerge.pipeline.recipes import read_recipes, recipe_files
 from safemerge.records import StepResult
-
-BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+from tests.benchmarks import benchmarks
 
 
 @pytest.fixture(scope="module")
 def fleet() -> Iterator[ModuleType]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(BENCHMARKS)
-        import fleet
-
+    with benchmarks("fleet") as (fleet,):
         yield fleet
-    for name in ("fleet", "airflow_api", "measuring"):
-        del sys.modules[name]
 
 
 @pytest.mark.parametrize(

@@ -11,18 +11,13 @@ from types import ModuleType
 
 import pytest
 
-BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+from tests.benchmarks import BENCHMARKS, benchmarks
 
 
 @pytest.fixture(scope="module")
 def overhead() -> Iterator[ModuleType]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(BENCHMARKS)
-        import overhead
-
+    with benchmarks("overhead") as (overhead,):
         yield overhead
-    for name in ("overhead", "airflow_api", "measuring"):
-        del sys.modules[name]
 
 
 def test_the_probe_notes_what_a_process_does(overhead: ModuleType, tmp_path: Path) -> None:
