@@ -48,6 +48,9 @@ REPORT_POLICY = (
 
 MAX_REPORT_BYTES = 64 * 2**20
 
+AGAIN_S = 5
+"""A page that found MLflow away asks again after so long."""
+
 app = FastAPI(
     title="safemerge",
     dependencies=[Depends(may_read_runs)],
@@ -178,8 +181,10 @@ def static(name: str) -> FileResponse:
 
 @app.exception_handler(MlflowUnavailableError)
 def say_unavailable(request: Request, error: MlflowUnavailableError) -> Response:
-    """MLflow is away or unknown: a page that says so, not a fault of Airflow's."""
-    return _message(request, 503, str(error))
+    """MLflow is away or unknown: a page that says so and tries again, not a fault of Airflow's."""
+    answer = _message(request, 503, str(error))
+    answer.headers["Refresh"] = str(AGAIN_S)
+    return answer
 
 
 @app.exception_handler(StarletteHTTPException)

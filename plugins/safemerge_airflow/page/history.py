@@ -25,6 +25,8 @@ logger = logging.getLogger(__name__)
 
 FRESH_S = 5.0
 """For so long an answer of MLflow is given again."""
+FAILED_S = 1.0
+"""The same for a failure: MLflow may be back at once, and may have been asked before it was there."""
 OLDER_FRESH_S = 60.0
 """The same for all but the newest runs, which are unlikely to change."""
 NEWEST = 100
@@ -198,7 +200,7 @@ class Cache:
                 try:
                     kept = Kept(fetch(), time.monotonic() + fresh_s)
                 except MlflowUnavailableError as error:
-                    kept = Kept(error, time.monotonic() + FRESH_S)
+                    kept = Kept(error, time.monotonic() + FAILED_S)
                 self._answers[key] = kept
         if isinstance(kept.answer, MlflowUnavailableError):
             raise kept.answer

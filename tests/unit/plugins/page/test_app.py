@@ -250,6 +250,7 @@ def test_an_empty_mlflow_is_no_fault(visit: Any, mlflow: Mlflow) -> None:
 def test_without_mlflow_the_page_says_what_to_do(visit: Any, address: str, said: str) -> None:
     answer = visit(History(lambda: MlflowApi({"MLFLOW_TRACKING_URI": address}))).get("/")
     assert answer.status_code == 503
+    assert answer.headers["refresh"] == "5"
     assert said in answer.text
 
 

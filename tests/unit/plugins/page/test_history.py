@@ -62,7 +62,11 @@ def test_an_answer_is_given_again_for_some_seconds(monkeypatch: pytest.MonkeyPat
     assert cache.get("a", 5, lambda: next(answers)) == 2
 
 
-def test_a_failure_is_not_repeated_for_every_visitor() -> None:
+def test_a_failure_is_repeated_for_a_second_so_that_not_every_visitor_asks(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now_s = 0.0
+    monkeypatch.setattr(history.time, "monotonic", lambda: now_s)
     cache, asked = Cache(), []
 
     def fail() -> None:
@@ -73,6 +77,8 @@ def test_a_failure_is_not_repeated_for_every_visitor() -> None:
         with pytest.raises(MlflowUnavailableError, match="away"):
             cache.get("a", 5, fail)
     assert len(asked) == 1
+    now_s = 1.1
+    assert cache.get("a", 5, lambda: "back") == "back"
 
 
 def test_visitors_at_the_same_time_ask_once() -> None:
