@@ -146,6 +146,7 @@ def tune_adapters(
     with atomic_folder(output) as folder:
         write_choice(report, folder, None if stage.chosen is None else folders[stage.chosen], final)
         if report.chosen is not None and (file := report.winner.settings.get("coefficients")):
+            # The grid names its files by whole paths, which stay as they are.
             shutil.copyfile((learned or work) / str(file), folder / COEFFICIENTS_FILE)
     shutil.rmtree(work, ignore_errors=True)
     return report
