@@ -51,7 +51,7 @@ outputs = {{
 figures = {{
     "gate": {{"passed": True, "verdict": "pass", "summary": "PASS"}},
     "promote": {{"version": "1", "verdict": "pass"}},
-    "propose": {{"note": "no section tuning"}},
+    "open": {{"tuning": False, "learning": False}},
 }}.get(name, {{}})
 result = {{
     "step": name, "run_id": name, "inputs_digest": "d", "figures": figures,

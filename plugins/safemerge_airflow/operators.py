@@ -181,13 +181,17 @@ class OpenRunOperator(SafemergeStepOperator):
         return super().options() | {"overrides": overrides}
 
     def execute(self, context: Mapping[str, Any]) -> dict[str, Any]:
-        """Open the run; pushes its MLflow id as ``run_id``."""
+        """Open the run; pushes ``run_id``, its id in MLflow, and whether it has tuning and learning."""
         self.run_key = self.run_key or f"{context['dag_run'].dag_id}/{context['dag_run'].run_id}"
         new_data = data_overrides(self.data, self.versions or {}, context)
         for key, value in new_data.items():
             self.log.info("%s: %s, as was announced or asked for", key, value)
         self.overrides = {**(self.overrides or {}), **new_data}
         return super().execute(context)
+
+    def xcoms(self, result: StepResult) -> dict[str, Any]:
+        """With them, what tasks that this run does not need are skipped by."""
+        return super().xcoms(result) | {name: result.figures.get(name) for name in ("tuning", "learning")}
 
 
 class TrainAdapterOperator(DeviceStepOperator):
@@ -215,11 +219,12 @@ class SafeMergeOperator(DeviceStepOperator):
         task_adapter: the adapter to repair.
         safety_adapter: the adapter that carries safety.
         choice: the merge that was chosen; None merges as configured.
+        coefficients: what was learned, which the choice may name.
     """
 
     step = "merge"
-    step_inputs = ("task_adapter", "safety_adapter", "choice")
-    template_fields = ("run_id", "task_adapter", "safety_adapter", "choice")
+    step_inputs = ("task_adapter", "safety_adapter", "choice", "coefficients")
+    template_fields = ("run_id", *step_inputs)
 
     def __init__(
         self,
@@ -227,12 +232,14 @@ class SafeMergeOperator(DeviceStepOperator):
         task_adapter: Artifact | None,
         safety_adapter: Artifact | None,
         choice: Artifact | None = None,
+        coefficients: Artifact | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
         self.task_adapter = task_adapter
         self.safety_adapter = safety_adapter
         self.choice = choice
+        self.coefficients = coefficients
 
 
 class EvaluateOperator(DeviceStepOperator):

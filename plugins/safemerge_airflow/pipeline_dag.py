@@ -33,6 +33,7 @@ from safemerge_airflow.tune_operators import (
     PROPOSAL,
     AdvanceOperator,
     ChooseOperator,
+    LearnOperator,
     ProposeOperator,
     TuneEvaluateOperator,
 )
@@ -43,6 +44,7 @@ unrepaired adapter and two controls, and gates it.
 
 Where the config has a section `tuning`, the merge is first chosen among candidates on its development split:
 those that cannot win are dropped round by round, and the run fails at `choose` where none keeps the limits.
+With `tuning.learning`, weights of every layer are fitted to the training data first, and are candidates, too.
 
 - **Pass**: the adapter becomes a new version in the MLflow Model Registry and takes the alias `champion`.
 - **Block**: the run fails at `gate` with the verdict as its message; `champion` stays. All is recorded.
@@ -103,8 +105,9 @@ def pipeline_dag(dag_id: str, config: str | None, recipe: RecipeConfig | None = 
     if recipe and recipe.notifications:
         defaults["default_args"]["on_failure_callback"] = FailureMessage(recipe.notifications)
     with DAG(dag_id=dag_id, **defaults | settings) as dag:
-        run_id = open_run(dag, config if recipe else dag.param("config"), recipe).output["run_id"]
-        made = train_and_merge(run_id)
+        opened = open_run(dag, config if recipe else dag.param("config"), recipe).output
+        run_id = opened["run_id"]
+        made = train_and_merge(run_id, opened["tuning"], opened["learning"])
         reports = evaluate(made)
         gate_and_promote(made, reports, recipe)
         close_run(dag, run_id)
@@ -135,29 +138,34 @@ def open_run(dag: DAG, config: Any, recipe: RecipeConfig | None) -> OpenRunOpera
     )
 
 
-def train_and_merge(run_id: Any) -> Made:
-    """Trains both adapters and merges them."""
+def train_and_merge(run_id: Any, tuning: Any, learning: Any) -> Made:
+    """Trains both adapters and merges them; whether the run has tuning and learning is known beforehand."""
     train_safety = TrainAdapterOperator(task_id="train_safety_adapter", run_id=run_id, role="safety")
     train_task = TrainAdapterOperator(task_id="train_task_adapter", run_id=run_id, role="task")
     safety, fine_tuned = train_safety.output["adapter"], train_task.output["adapter"]
-    choice = tune(run_id, fine_tuned, safety)
+    adapters = {"task_adapter": fine_tuned, "safety_adapter": safety}
+    chosen = tune(run_id, adapters, tuning, learning)
     merge = SafeMergeOperator(
         task_id="safemerge",
         run_id=run_id,
-        task_adapter=fine_tuned,
-        safety_adapter=safety,
-        choice=choice,
         trigger_rule=NOT_FAILED,
+        **adapters,
+        **chosen,
     )
     controls = {name: merge.output[name] for name in (SCALE, SCALE_SELECTED)}
     return Made(run_id, fine_tuned, safety, merge.output[SAFEMERGE], controls)
 
 
-def tune(run_id: Any, fine_tuned: Any, safety: Any) -> Any:
-    """Chooses the merge on the development split, where the config has one; gives the choice."""
+def tune(run_id: Any, adapters: Mapping[str, Any], tuning: Any, learning: Any) -> dict[str, Any]:
+    """Chooses the merge on the development split, where the config has one.
+
+    Gives the choice, and the coefficients that were learned for it.
+    """
     with TaskGroup("tune"):
+        learn = LearnOperator(task_id="learn", run_id=run_id, wanted=learning, **adapters)
+        learned = {"coefficients": learn.output["coefficients"]}
         propose = ProposeOperator(
-            task_id="propose", run_id=run_id, task_adapter=fine_tuned, safety_adapter=safety
+            task_id="propose", run_id=run_id, wanted=tuning, trigger_rule=NOT_FAILED, **adapters, **learned
         )
         race = {"run_id": propose.output["pipeline_run"], "proposal": propose.output[PROPOSAL]}
         going_on: Any = propose.output
@@ -181,7 +189,7 @@ def tune(run_id: Any, fine_tuned: Any, safety: Any) -> Any:
             ).expand_kwargs(going_on)
             reports.append(measured.output)
         choose = ChooseOperator(task_id="choose", reports=reports, trigger_rule=NOT_FAILED, **race)
-    return choose.output["choice"]
+    return {"choice": choose.output["choice"], **learned}
 
 
 def evaluate(made: Made) -> Mapping[str, Any]:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from safemerge.training.coefficients import OnLog
 
 FIT = "How they are fitted"
+LAMBDAS = flags.default("as tuning.learning of the config, else 1, 3 and 10")
 FITTING = "fitting coefficients, at most so many steps"
 """What the progress is of: fits may end early."""
 
@@ -32,8 +33,9 @@ EPILOG = flags.epilog(
     "A quick look:",
     "safemerge learn … --harm-weight 3 --steps 20 --task-examples 40 --safety-examples 60 --output look",
     "It learns from task_training.data and safety_training.data of the pipeline, starts from its merge "
-    "section, and refuses data that hold a request of its evaluation suites. The losses choose no λ: merge, "
-    "then let safemerge evaluate and gate judge.",
+    "section, takes what no flag says from tuning.learning where there is one, and refuses data that hold a "
+    "request of its evaluation suites. The losses choose no λ: merge, then let safemerge evaluate and gate "
+    "judge.",
 )
 
 
@@ -69,7 +71,7 @@ def learn(
         list[float] | None,
         _fit(
             "λ: weight of the loss of safe answers beside the task's. May be repeated: one fit each. "
-            f"{flags.default('1, 3 and 10')}",
+            f"{LAMBDAS}",
             metavar="λ",
             min=0,
         ),
@@ -131,7 +133,8 @@ def learn(
             "patience": patience,
             "warm_start": warm_start or None,
             "seed": seed,
-        }
+        },
+        pipeline.tuning.learning if pipeline.tuning else None,
     )
     from safemerge.engine.learning import learn_coefficients
     from safemerge.engine.merging import merge_settings
@@ -195,8 +198,8 @@ def _progress(settings: LearningConfig) -> Iterator[tuple[Progress, OnLog]]:
         yield on_layer, on_step
 
 
-def learning_config(given: dict[str, Any]) -> LearningConfig:
-    """The flags that were given, over the defaults.
+def learning_config(given: dict[str, Any], configured: LearningConfig | None) -> LearningConfig:
+    """The flags that were given, over what the config says, over the defaults.
 
     Raises:
         ConfigError: a value is out of bounds; it is named.
@@ -207,7 +210,8 @@ def learning_config(given: dict[str, Any]) -> LearningConfig:
     from safemerge.errors import ConfigError
 
     try:
-        return LearningConfig(**{name: value for name, value in given.items() if value is not None})
+        usual = {} if configured is None else configured.model_dump()
+        return LearningConfig(**usual | {name: value for name, value in given.items() if value is not None})
     except ValidationError as error:
         said: dict[str, str] = {}
         for problem in error.errors():

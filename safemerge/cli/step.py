@@ -36,7 +36,7 @@ def step(
     name: Annotated[
         str,
         typer.Argument(
-            help="open, train, propose, tune_evaluate, advance, choose, merge, evaluate, gate, ask, "
+            help="open, train, learn, propose, tune_evaluate, advance, choose, merge, evaluate, gate, ask, "
             "promote or close.",
             show_default=False,
         ),

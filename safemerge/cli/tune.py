@@ -9,7 +9,7 @@ import typer
 
 from safemerge.cli import flags
 from safemerge.cli.interrupts import resumable
-from safemerge.cli.learn import learning_config
+from safemerge.cli.learn import LAMBDAS, learning_config
 from safemerge.cli.logs import plain_logs
 
 if TYPE_CHECKING:
@@ -57,12 +57,14 @@ def tune(
     learn: Annotated[
         bool,
         typer.Option(
-            "--learn", help="Fit coefficients to the training data too, and let each λ be a candidate."
+            "--learn",
+            help="Fit coefficients to the training data too, and let each λ be a candidate; a section "
+            "tuning.learning does so by itself.",
         ),
     ] = False,
     harm_weight: Annotated[
         list[float] | None,
-        flags.option(None, f"λ; may be repeated. {flags.default('1, 3 and 10')}", metavar="λ", min=0),
+        flags.option(None, f"λ; may be repeated. {LAMBDAS}", metavar="λ", min=0),
     ] = None,
     device: flags.Device = "cpu",
     as_json: flags.AsJson = False,
@@ -83,11 +85,12 @@ def tune(
 
     plain_logs()
     pipeline = load_pipeline(config)
-    for options in candidates(tuning_of(pipeline).grid).values():
-        warn(*option_warnings(options))
-    learning = None
+    tuning = tuning_of(pipeline)
+    learning = tuning.learning
     if learn or harm_weight:
-        learning = learning_config({"harm_weights": tuple(harm_weight) if harm_weight else None})
+        learning = learning_config({"harm_weights": tuple(harm_weight) if harm_weight else None}, learning)
+    for options in candidates(tuning.model_copy(update={"learning": learning}).known_grid).values():
+        warn(*option_warnings(options))
     with resumable(unfinished(output)), progress_bar() as progress:
         report = tune_adapters(
             pipeline,

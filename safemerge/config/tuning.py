@@ -9,6 +9,8 @@ from pydantic import Field, model_validator
 from safemerge.config.base import Config
 from safemerge.config.evaluation import SuiteConfig, UtilityConfig
 from safemerge.config.grid import SweepGrid
+from safemerge.config.learning import LearningConfig
+from safemerge.core.options import LEARNED
 from safemerge.gate.policy import Finite, Level, Limits, NotNegative, Rate
 from safemerge.records import SuiteKind
 
@@ -39,6 +41,9 @@ class TuningConfig(Config):
     those documents that the first of ``rungs`` names, 8 at least, and in the last round on all."""
     grid: SweepGrid = SweepGrid()
     """The candidates."""
+    learning: LearningConfig | None = None
+    """Fits coefficients to the training data; each λ is one more candidate. With ``methods: [learned]`` in
+    ``grid`` they are the only ones."""
     max_over_refusal_rate: Rate | Limits
     """Largest over-refusal rate on the development split: one number, or suite name to number."""
     min_gain_kept: Finite | None = None
@@ -63,6 +68,14 @@ class TuningConfig(Config):
     )
     """What the choice is shown beside on the final split, with the aligned model and the fine-tuned adapter:
     the merge as configured, and other methods with their own weights."""
+
+    @property
+    def known_grid(self) -> SweepGrid:
+        """The grid as far as it is known before coefficients are learned."""
+        if self.learning is None:
+            return self.grid
+        others = tuple(method for method in self.grid.methods if method != LEARNED)
+        return self.grid.model_copy(update={"methods": others})
 
     @model_validator(mode="after")
     def _can_choose(self) -> Self:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from safemerge.config.grid import SweepGrid
 from safemerge.core.layer_weights import LayerWeights
+from safemerge.records import json_digest
 from safemerge.reports.learning import Coefficients
+from safemerge.storage.digests import file_digest
 
 
 def read_coefficients(path: str | Path) -> LayerWeights:
@@ -30,3 +33,21 @@ def layer_weights(record: Coefficients) -> LayerWeights:
 def coefficients_file(record: Coefficients) -> str:
     """Name of a record's file."""
     return f"coefficients_{record.harm_weight:g}.json"
+
+
+def coefficient_files(folder: Path) -> list[Path]:
+    """All records in a folder that ``learn`` wrote."""
+    return sorted(folder.glob("coefficients_*.json"))
+
+
+def folder_digest(folder: Path) -> str:
+    """The sha256 of all records in a folder."""
+    return json_digest({file.name: file_digest(file) for file in coefficient_files(folder)})
+
+
+def with_learned(grid: SweepGrid, folder: Path | None) -> SweepGrid:
+    """A grid with every record of a folder as a candidate; the same grid without one."""
+    if folder is None:
+        return grid
+    files = map(str, coefficient_files(folder))
+    return grid.model_copy(update={"coefficients": (*grid.coefficients, *files)})

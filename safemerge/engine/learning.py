@@ -38,7 +38,7 @@ from safemerge.reports.training import TRAINING_REPORT_FILE, TrainingReport
 from safemerge.storage.atomic import atomic_folder, check_absent
 from safemerge.storage.hub import resolve
 from safemerge.training.answers import encode
-from safemerge.training.coefficients import Calibration, Fit, OnLog, fit_coefficients
+from safemerge.training.coefficients import Calibration, Fit, OnLog, check_start, fit_coefficients
 from safemerge.training.data import Example, data_digest, load_examples
 from safemerge.training.weighed_layers import Weights
 
@@ -101,12 +101,7 @@ def learn_coefficients(
     learning = learning or LearningConfig()
     if output is not None:
         check_absent(Path(output))
-    options = MergeOptions(**settings)
-    if options.method not in WEIGHING:
-        raise ConfigError(
-            f"method: expected one that weighs the two updates ({', '.join(WEIGHING)}) to start from, "
-            f"got {options.method}"
-        )
+    options = start_options(learning, **settings)
     data = calibration_examples(task_data, safety_data, suites, learning)
     scored = score_adapters(
         task_adapter,
@@ -143,6 +138,23 @@ def learn_coefficients(
     return records
 
 
+def start_options(learning: LearningConfig, **settings: Unpack[MergeSettings]) -> MergeOptions:
+    """The merge that fits start from, once it is known that they can.
+
+    Raises:
+        ConfigError: its method weighs no updates, or its weights lie outside the bounds of the fit.
+    """
+    options = MergeOptions(**settings)
+    if options.method not in WEIGHING:
+        raise ConfigError(
+            f"method: expected one that weighs the two updates ({', '.join(WEIGHING)}) to start from, "
+            f"got {options.method}"
+        )
+    if options.coefficients is None:
+        check_start({"merged layers": _merged_weights(options)}, learning)
+    return options
+
+
 def calibration_examples(
     task_data: Sequence[DataSource],
     safety_data: Sequence[DataSource],
@@ -177,15 +189,19 @@ def start_weights(scored: ScoredAdapters, options: MergeOptions) -> Weights:
     """(α, β) of every layer as a merge has them: (1, 0) where it keeps the layer."""
     safety = {} if scored.safety is None else scored.safety.pairs
     plan = plan_merge(scored.task.pairs, safety, scored.scores, options)
-    alpha, beta = options.weights
-    if options.method in ("scale", "scale_selected"):
-        beta = 0.0
+    alpha, beta = _merged_weights(options)
     found: Weights = {}
     for module in scored.task.pairs:
         pair = plan.weights(module) or (alpha, beta)
         alone = pair[0], pair[1] if module in safety else 0.0
         found[module] = alone if module in plan.selection.chosen else UNCHANGED
     return found
+
+
+def _merged_weights(options: MergeOptions) -> tuple[float, float]:
+    """(α, β) of merged layers, of methods that have one pair for all."""
+    alpha, beta = options.weights
+    return alpha, 0.0 if options.method in ("scale", "scale_selected") else beta
 
 
 def _load(folder: Path) -> tuple[Any, Any]:

@@ -177,6 +177,18 @@ def merge_options(config: MergeConfig) -> MergeOptions:
     return MergeOptions(**merge_settings(config))
 
 
+def digested_settings(config: MergeConfig) -> dict[str, Any]:
+    """The same choices as plain data, of coefficients what their file holds and not where it lies.
+
+    Raises:
+        DataError: the file of coefficients is missing or holds something else.
+    """
+    settings = config.model_dump(mode="json", exclude={"coefficients"})
+    if config.coefficients is not None:
+        settings["coefficients"] = read_coefficients(config.coefficients).digest
+    return settings
+
+
 def option_settings(options: MergeOptions) -> dict[str, Any]:
     """Options as plain data, with the weights that are meant where none were given."""
     settings = {field.name: getattr(options, field.name) for field in dataclasses.fields(options)}

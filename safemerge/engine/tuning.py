@@ -21,7 +21,7 @@ from safemerge.config.pipeline import PipelineConfig
 from safemerge.core import methods
 from safemerge.core.options import SELECTIONS, MergeOptions
 from safemerge.core.scoring import Progress
-from safemerge.engine.coefficient_files import read_coefficients
+from safemerge.engine.coefficient_files import coefficient_files, read_coefficients, with_learned
 from safemerge.engine.measuring import Measurer
 from safemerge.engine.merging import merge_options, merge_settings, option_settings, write_merge
 from safemerge.engine.race import (
@@ -73,8 +73,8 @@ def tune_adapters(
         task_adapter: Folder or hub id of the adapter to repair.
         safety_adapter: Folder or hub id of the adapter that carries safety; None where no method needs one.
         output: Folder to make for the report, a page, settings to paste, and the adapter; it must not exist.
-        learning: Fit coefficients to the pipeline's training data, and let each λ be a candidate among the
-            others; None fits none.
+        learning: How coefficients are fitted to the pipeline's training data, each λ of which is a candidate
+            among the others; None takes the config's ``tuning.learning``, and fits none where it has none.
         device: Where layers are scored.
         progress: Called after each scored layer.
 
@@ -88,7 +88,10 @@ def tune_adapters(
     output = Path(output)
     check_absent(output)
     tuning = tuning_of(config)
-    candidates(tuning.grid)  # what is wrong with it is said before anything is learned
+    if learning is not None:
+        tuning = tuning.model_copy(update={"learning": learning})
+        config = config.model_copy(update={"tuning": tuning})
+    candidates(tuning.known_grid)  # what is wrong with it is said before anything is learned
     arms = _arms(config, safety_adapter is not None)
     check_libraries(config.evaluation.engine)
     split = check_unseen(config)
@@ -97,10 +100,8 @@ def tune_adapters(
     for task in (tuning.utility, config.evaluation.utility):
         check_task(task.task, task.metric, task.include_path, task.filter)
 
-    files = tuning.grid.coefficients
-    if learning is not None:
-        files += _learned(config, task_adapter, safety_adapter, learning, device, work)
-    whole = tuning.grid.model_copy(update={"coefficients": files})
+    learned = _learned(config, task_adapter, safety_adapter, tuning.learning, device, work)
+    whole = with_learned(tuning.grid, learned)
     grid = candidates(whole)
     scored = score_adapters(
         task_adapter,
@@ -112,7 +113,7 @@ def tune_adapters(
         progress=progress,
     )
     folders = {name: _written(scored, options, name, work) for name, options in grid.items()}
-    sections = merge_sections(whole)
+    sections = merge_sections(whole, learned)
     entries = {name: entry_of(sections[name], folders[name]) for name in grid}
     measurer = Measurer(model, Checkpoint.open(model).files_digest(), work / "reports")
     race = Race(tuning, {name: entry.layers for name, entry in entries.items()}, split)
@@ -144,6 +145,9 @@ def tune_adapters(
     )
     with atomic_folder(output) as folder:
         write_choice(report, folder, None if stage.chosen is None else folders[stage.chosen], final)
+        if report.chosen is not None and (file := report.winner.settings.get("coefficients")):
+            # The grid names its files by whole paths, which stay as they are.
+            shutil.copyfile((learned or work) / str(file), folder / COEFFICIENTS_FILE)
     shutil.rmtree(work, ignore_errors=True)
     return report
 
@@ -161,8 +165,6 @@ def write_choice(
     (folder / PAGE_FILE).write_text(tune_html(report), encoding="utf-8")
     if report.chosen is not None:
         (folder / SNIPPET_FILE).write_text(snippet(report), encoding="utf-8")
-        if file := report.winner.settings.get("coefficients"):
-            shutil.copyfile(str(file), folder / COEFFICIENTS_FILE)
     if adapter is not None:
         shutil.copytree(adapter, folder / CHOSEN_ARM)
     for name, found in (final or {}).items():
@@ -181,10 +183,18 @@ def snippet(report: TuneReport) -> str:
     return f"# Chosen by safemerge tune: {report.summary}\n{section}"
 
 
-def merge_sections(grid: SweepGrid) -> dict[str, dict[str, JsonValue]]:
-    """Candidate to what sets it apart from the defaults, as a config's ``merge`` section."""
+def merge_sections(grid: SweepGrid, learned: Path | None = None) -> dict[str, dict[str, JsonValue]]:
+    """Candidate to what sets it apart from the defaults, as a config's ``merge`` section.
+
+    Args:
+        grid: The candidates.
+        learned: Folder of coefficients that were learned for this choice; theirs are called by the file's
+            name, as the folder has no place of its own.
+    """
     usual = {"on_undefined": "keep", "seed": 0}
     files = {read_coefficients(file).digest: file for file in grid.coefficients}
+    if learned is not None:
+        files |= {read_coefficients(file).digest: file.name for file in coefficient_files(learned)}
 
     def section(options: MergeOptions) -> dict[str, JsonValue]:
         settings = option_settings(options)
@@ -242,15 +252,17 @@ def _learned(
     config: PipelineConfig,
     task_adapter: str | Path,
     safety_adapter: str | Path | None,
-    learning: LearningConfig,
+    learning: LearningConfig | None,
     device: str,
     work: Path,
-) -> tuple[str, ...]:
-    """Files of coefficients, one a λ, fitted to training data that neither split asks.
+) -> Path | None:
+    """Folder of coefficients, a file a λ, fitted to training data that neither split asks; None to fit none.
 
     Raises:
         ConfigError: there is no safety adapter.
     """
+    if learning is None:
+        return None
     if safety_adapter is None:
         raise ConfigError("learning: expected a safety adapter to fit coefficients for, got none")
     from safemerge.engine.learning import learn_coefficients
@@ -271,7 +283,7 @@ def _learned(
             device=device,
             **merge_settings(config.merge),
         )
-    return tuple(map(str, sorted(folder.glob("coefficients_*.json"))))
+    return folder
 
 
 def _written(scored: ScoredAdapters, options: MergeOptions, name: str, work: Path) -> Path:

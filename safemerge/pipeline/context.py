@@ -26,6 +26,7 @@ class StepContext(NamedTuple):
 
 REVISIONS = {
     "train": 1,
+    "learn": 1,
     "propose": 1,
     "tune_evaluate": 1,
     "choose": 1,

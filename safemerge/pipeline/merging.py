@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import shutil
+from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -18,6 +19,7 @@ from safemerge.pipeline.context import (
     tidy,
     without_run,
 )
+from safemerge.pipeline.learning import learned_folder
 from safemerge.pipeline.models import local_model
 from safemerge.pipeline.request import StepRequest
 from safemerge.records import ArtifactRef, MergeReport, StepResult
@@ -53,6 +55,7 @@ def merge(context: StepContext, request: StepRequest) -> StepResult:
     Inputs:
         task_adapter, safety_adapter: the two adapters.
         choice: what ``choose`` chose; its settings replace those of the config.
+        coefficients: what ``learn`` learned, which the choice may name.
 
     Outputs:
         safemerge: the repaired adapter; the given one where the run judges an adapter again.
@@ -62,23 +65,21 @@ def merge(context: StepContext, request: StepRequest) -> StepResult:
     if run.plan.adapter is not None:
         note = "an adapter was given: nothing is merged"
         return without_run("merge", run, outputs={SAFEMERGE: run.plan.adapter}, reused=True, note=note)
-    from safemerge.engine.merging import PLOT_FILE, merge_arms, merge_options
+    from safemerge.engine.merging import PLOT_FILE, digested_settings, merge_arms, merge_options
 
     task, safety = request.input("task_adapter"), request.input("safety_adapter")
     config = run.config.merge
     if "choice" in request.inputs:
-        config = chosen_merge(context, request.inputs["choice"])
+        learned = learned_folder(context, request.inputs.get("coefficients"))
+        config = chosen_merge(context, request.inputs["choice"], learned)
     options = merge_options(config)
-    settings = config.model_dump(mode="json", exclude={"coefficients"})
-    if options.coefficients is not None:
-        settings["coefficients"] = options.coefficients.digest  # what the file holds, not where it lies
     digest = inputs_digest(
         "merge",
         ("torch",),
         task_adapter=task.digest,
         safety_adapter=safety.digest,
         models=run.plan.model_digests,
-        settings=settings,
+        settings=digested_settings(config),
     )
     if done := already_done(context, run, "merge", digest, "merge"):
         return done
@@ -114,13 +115,21 @@ def merge(context: StepContext, request: StepRequest) -> StepResult:
     return result
 
 
-def chosen_merge(context: StepContext, choice: ArtifactRef) -> MergeConfig:
+def chosen_merge(context: StepContext, choice: ArtifactRef, learned: Path | None = None) -> MergeConfig:
     """The settings that were chosen on the development split.
+
+    Args:
+        context: where artifacts are.
+        choice: the report of the choice.
+        learned: the folder of coefficients that were candidates.
 
     Raises:
         DataError: none were, as where somebody marked the failed choice a success.
     """
-    return MergeConfig.model_validate(TuneReport.read(local_file(context, choice)).winner.settings)
+    config = MergeConfig.model_validate(TuneReport.read(local_file(context, choice)).winner.settings)
+    if learned is None or config.coefficients is None:
+        return config
+    return config.model_copy(update={"coefficients": str(learned / config.coefficients)})
 
 
 def headline_figures(report: MergeReport) -> dict[str, float | int | None]:

@@ -54,7 +54,8 @@ def _checks(config: PipelineConfig) -> Iterator[tuple[str, Callable[[], object]]
     yield "evaluation.judge", partial(check_judges, config)
     yield "gate", partial(_check_gate, config)
     if config.tuning is not None:
-        yield "tuning.grid", partial(_check_grid, config.tuning.grid)
+        yield "tuning.grid", partial(_check_grid, config.tuning.known_grid)
+        yield "tuning.learning", partial(_check_start, config)
         for number, suite in enumerate(config.tuning.suites):
             yield f"tuning.suites.{number}", partial(_size, suite)
         yield "tuning.suites", partial(_check_unseen, config)
@@ -114,6 +115,15 @@ def _check_grid(grid: SweepGrid) -> None:
     from safemerge.engine.sweeping import candidates
 
     candidates(grid)
+
+
+def _check_start(config: PipelineConfig) -> None:
+    """Check that coefficients can be fitted from the configured merge, where any are."""
+    from safemerge.engine.learning import start_options
+    from safemerge.engine.merging import merge_settings
+
+    if config.tuning is not None and config.tuning.learning is not None:
+        start_options(config.tuning.learning, **merge_settings(config.merge))
 
 
 def _check_unseen(config: PipelineConfig) -> None:

@@ -103,7 +103,16 @@ def open_run(context: StepContext, request: StepRequest) -> StepResult:
     run = context.ledger.open_pipeline_run(config, plan, run_key)
     given = {"adapter": adapter, "fine_tuned_adapter": fine_tuned}
     outputs = {name: ref for name, ref in given.items() if ref is not None}
-    return without_run("open", run, outputs=outputs, pipeline=config.name, experiment_id=run.experiment_id)
+    tuning = config.tuning if adapter is None else None
+    return without_run(
+        "open",
+        run,
+        outputs=outputs,
+        pipeline=config.name,
+        experiment_id=run.experiment_id,
+        tuning=tuning is not None,
+        learning=tuning is not None and tuning.learning is not None,
+    )
 
 
 def nothing_new(context: StepContext, config: PipelineConfig, plan: PipelinePlan) -> StepResult | None:
@@ -159,7 +168,10 @@ def check_models_differ(config: PipelineConfig) -> None:
 
     if config.aligned_model != config.unaligned_model:
         return
-    merges = candidates(config.tuning.grid).values() if config.tuning else [merge_options(config.merge)]
+    merges = [merge_options(config.merge)]
+    if config.tuning is not None:  # what is learned starts from the configured merge
+        starts = merges if config.tuning.learning else []
+        merges = [*candidates(config.tuning.known_grid).values(), *starts]
     if any(map(needs_alignment, merges)):
         raise MismatchError(
             "expected an aligned model and the same before it was aligned, got "
@@ -223,13 +235,34 @@ def check_tuning(config: PipelineConfig) -> dict[str, str]:
     from safemerge.engine.race import check_unseen, scorings
     from safemerge.engine.sweeping import candidates
 
-    candidates(config.tuning.grid)
+    candidates(config.tuning.known_grid)
+    check_learning(config)
     digests = {f"tuning suite {suite.name}": suite.digest() for suite in check_unseen(config)}
     for number, limit in scorings(config.tuning).items():
         utility = config.tuning.utility.model_copy(update={"limit": limit})
         evaluation = config.evaluation.model_copy(update={"utility": utility})
         digests[f"{TUNING_TASK} {number}"] = check_task(evaluation, config.aligned_model)
     return digests
+
+
+def check_learning(config: PipelineConfig) -> None:
+    """Check that coefficients can be fitted: from this merge, to data that no suite asks.
+
+    Raises:
+        SafemergeError: they can not.
+    """
+    if config.tuning is None or config.tuning.learning is None:
+        return
+    from safemerge.engine.learning import calibration_examples, start_options
+    from safemerge.engine.merging import merge_settings
+
+    start_options(config.tuning.learning, **merge_settings(config.merge))
+    calibration_examples(
+        config.task_training.data,
+        config.safety_training.data,
+        (*config.evaluation.suites, *config.tuning.suites),
+        config.tuning.learning,
+    )
 
 
 def check_task(evaluation: EvaluationConfig, aligned_model: str) -> str:

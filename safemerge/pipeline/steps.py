@@ -15,6 +15,7 @@ from safemerge.pipeline.context import StepContext
 from safemerge.pipeline.evaluating import evaluate
 from safemerge.pipeline.fine_tuning import train
 from safemerge.pipeline.gating import gate
+from safemerge.pipeline.learning import learn
 from safemerge.pipeline.merging import merge
 from safemerge.pipeline.opening import open_run
 from safemerge.pipeline.promotion import promote
@@ -28,6 +29,7 @@ from safemerge.tracking.ledger import Ledger, tracking_errors
 STEPS: dict[str, Callable[[StepContext, StepRequest], StepResult]] = {
     "open": open_run,
     "train": train,
+    "learn": learn,
     "propose": propose,
     "tune_evaluate": tune_evaluate,
     "advance": advance,

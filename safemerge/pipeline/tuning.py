@@ -1,8 +1,8 @@
 """Choose the merge on the development split, as steps that a scheduler maps over candidates.
 
-``propose`` writes every candidate; in each round ``tune_evaluate`` measures one candidate and ``advance``
-says who goes on; ``choose`` says who is merged. The rounds are those of :mod:`safemerge.engine.race`,
-replayed from the reports that are handed in.
+``propose`` writes every candidate, those of :mod:`safemerge.pipeline.learning` among them; in each round
+``tune_evaluate`` measures one candidate and ``advance`` says who goes on; ``choose`` says who is merged. The
+rounds are those of :mod:`safemerge.engine.race`, replayed from the reports that are handed in.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from safemerge.pipeline.context import (
     without_run,
 )
 from safemerge.pipeline.evaluating import Measurement, measure
+from safemerge.pipeline.learning import learned_folder
 from safemerge.pipeline.models import local_model
 from safemerge.pipeline.opening import TUNING_TASK
 from safemerge.pipeline.request import StepRequest
@@ -59,6 +60,7 @@ def propose(context: StepContext, request: StepRequest) -> StepResult:
 
     Inputs:
         task_adapter, safety_adapter: the two adapters.
+        coefficients: what ``learn`` learned; each file of it is a candidate.
 
     Outputs:
         proposal: what the candidates are and where they lie.
@@ -68,21 +70,20 @@ def propose(context: StepContext, request: StepRequest) -> StepResult:
     if run.config.tuning is None or run.plan.adapter is not None:
         why = "an adapter was given" if run.plan.adapter else "the merge is as configured"
         return without_run("propose", run, note=f"{why}: nothing is to be chosen")
-    from safemerge.engine.coefficient_files import read_coefficients
+    from safemerge.engine.coefficient_files import read_coefficients, with_learned
 
     task, safety = request.input("task_adapter"), request.input("safety_adapter")
+    learned = learned_folder(context, request.inputs.get("coefficients"))
+    grid = with_learned(run.config.tuning.grid, learned)
+    weighed = [read_coefficients(file).digest for file in grid.coefficients]
     digest = inputs_digest(
         "propose",
         ("torch",),
         task_adapter=task.digest,
         safety_adapter=safety.digest,
         models=run.plan.model_digests,
-        grid=run.config.tuning.grid.model_dump(mode="json", exclude={"coefficients"}),
-        **(
-            {"coefficients": [read_coefficients(file).digest for file in run.config.tuning.grid.coefficients]}
-            if run.config.tuning.grid.coefficients
-            else {}
-        ),
+        grid=grid.model_dump(mode="json", exclude={"coefficients"}),
+        **({"coefficients": weighed} if weighed else {}),
     )
     if done := already_done(context, run, "propose", digest, "propose"):
         return done
@@ -94,19 +95,18 @@ def propose(context: StepContext, request: StepRequest) -> StepResult:
 
     output = context.workspace.work("propose", digest) / "candidates"
     shutil.rmtree(output, ignore_errors=True)  # a killed attempt may have written it, but not stored it
-    grid = candidates(run.config.tuning.grid)
-    sections = merge_sections(run.config.tuning.grid)
+    merges, sections = candidates(grid), merge_sections(grid, learned)
     with context.ledger.step_run(run, "propose", digest) as step_run:
-        step_run.log_params(run.config.tuning.grid.model_dump(mode="json"))
+        step_run.log_params(grid.model_dump(mode="json"))
         scored = score_adapters(
             local_adapter(context, task),
             local_adapter(context, safety),
             local_model(context, run, "aligned_model"),
             local_model(context, run, "unaligned_model"),
-            merges=list(grid.values()),
+            merges=list(merges.values()),
         )
         entries, adapters = {}, {}
-        for name, options in grid.items():
+        for name, options in merges.items():
             write_merge(scored, options, output / name)
             entries[name] = entry_of(sections[name], output / name)
             adapters[name] = step_run.log_folder(output / name, name, entries[name].digest)

@@ -110,7 +110,7 @@ def fit_coefficients(
     """
     if empty := [name for name, part in calibration._asdict().items() if not part]:
         raise DataError(f"calibration data: expected examples in every part, got none in {', '.join(empty)}")
-    _check_start(start, settings)
+    check_start(start, settings)
     model.requires_grad_(False)
     model.eval()
     with weighed_layers(model, task, safety, start) as weights:
@@ -118,7 +118,12 @@ def fit_coefficients(
         return _Fitter(model, pad_id, modules, weights, calibration, settings, on_log).run()
 
 
-def _check_start(start: Weights, settings: LearningConfig) -> None:
+def check_start(start: Weights, settings: LearningConfig) -> None:
+    """Check that a fit can start from (α, β) of layers.
+
+    Raises:
+        ConfigError: some lie outside the bounds; they are named.
+    """
     outside = [
         module
         for module, (alpha, beta) in start.items()

@@ -24,7 +24,8 @@ UPSTREAM = {
     "open_run": set(),
     "train_safety_adapter": {"open_run"},
     "train_task_adapter": {"open_run"},
-    "tune.propose": {"open_run", "train_safety_adapter", "train_task_adapter"},
+    "tune.learn": {"open_run", "train_safety_adapter", "train_task_adapter"},
+    "tune.propose": {"open_run", "train_safety_adapter", "train_task_adapter", "tune.learn"},
     "tune.utility": {"tune.propose"},
     "tune.before_first": {"tune.propose", "tune.utility"},
     "tune.first": {"tune.propose", "tune.before_first"},
@@ -33,7 +34,7 @@ UPSTREAM = {
     "tune.before_last": {"tune.propose", "tune.utility", "tune.first", "tune.second"},
     "tune.last": {"tune.propose", "tune.before_last"},
     "tune.choose": {"tune.propose", "tune.utility", "tune.first", "tune.second", "tune.last"},
-    "safemerge": {"open_run", "train_safety_adapter", "train_task_adapter", "tune.choose"},
+    "safemerge": {"open_run", "train_safety_adapter", "train_task_adapter", "tune.learn", "tune.choose"},
     "evaluate.aligned": {"open_run"},
     "evaluate.fine_tuned": {"open_run", "train_task_adapter"},
     "evaluate.safemerge": {"open_run", "safemerge"},
@@ -50,7 +51,7 @@ UPSTREAM["close_run"] = set(UPSTREAM)
 ON_A_DEVICE = {
     *("train_safety_adapter", "train_task_adapter", "safemerge"),
     *(task for task in UPSTREAM if task.startswith("evaluate.")),
-    *("tune.propose", "tune.utility", "tune.first", "tune.second", "tune.last"),
+    *("tune.learn", "tune.propose", "tune.utility", "tune.first", "tune.second", "tune.last"),
 }
 
 
@@ -112,7 +113,7 @@ def test_every_round_that_a_config_may_ask_for_has_a_task() -> None:
 def test_only_a_skipped_task_lets_the_next_one_run(dag: Any) -> None:
     rules = {task.task_id: task.trigger_rule for task in dag.tasks}
     assert rules.pop("close_run") == TriggerRule.ALL_DONE_SETUP_SUCCESS
-    tuned = ("tune.propose", "tune.utility", "tune.first", "tune.second", "tune.last")
+    tuned = ("tune.learn", "tune.utility", "tune.first", "tune.second", "tune.last")
     for always in ("open_run", "train_safety_adapter", "train_task_adapter", *tuned):
         assert rules.pop(always) == TriggerRule.ALL_SUCCESS
     assert set(rules.values()) == {TriggerRule.NONE_FAILED_MIN_ONE_SUCCESS}

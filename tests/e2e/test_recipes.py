@@ -42,7 +42,7 @@ outputs = {{
     "promote": ["model_version"],
 }}
 figures = {{
-    "propose": {{"note": "nothing chooses the merge"}},
+    "open": {{"tuning": False, "learning": False}},
     "gate": {{"passed": True, "verdict": "pass", "summary": "PASS"}},
     "promote": {{"version": "3", "verdict": "pass"}},
 }}.get(name, {{}})

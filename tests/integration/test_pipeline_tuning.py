@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from safemerge.engine import race
-from safemerge.errors import ConfigError, MismatchError
+from safemerge.errors import ConfigError, DataError, MismatchError
 from safemerge.records import ArtifactRef, StepResult
 from safemerge.reports.tuning import TuneReport
 from tests.conftest import TinyPipeline
@@ -54,6 +54,7 @@ def tune(pipeline: Pipeline, config: Path, **options: Any) -> tuple[StepResult, 
     adapters = {
         f"{role}_adapter": pipeline.step("train", role=role).outputs["adapter"] for role in ("safety", "task")
     }
+    adapters |= pipeline.step("learn", adapters).outputs
     proposed = pipeline.step("propose", adapters)
     if not proposed.outputs:
         return proposed, adapters
@@ -109,3 +110,51 @@ def test_nothing_is_chosen_where_the_config_or_the_run_asks_for_none(
     named, _ = tune(pipeline, config, overrides={"merge.quantile": 0.25})
     for result in (plain, named):
         assert result.figures == {"note": "the merge is as configured: nothing is to be chosen"}
+
+
+def learning_config(config: Path, **changes: Any) -> Path:
+    """The same config, with two strengths of learned coefficients in place of its candidates."""
+    lines = yaml.safe_load(config.read_text())
+    learning = {"harm_weights": [0, 5], "steps": 2, "evaluate_every_steps": 1} | changes
+    lines["tuning"] |= {"grid": {"methods": ["learned"]}, "learning": learning}
+    path = config.with_name("learned.yaml")
+    path.write_text(yaml.safe_dump(lines))
+    return path
+
+
+def test_learned_coefficients_are_candidates_and_what_is_merged(tmp_path: Path, config: Path) -> None:
+    pipeline = Pipeline(tmp_path)
+    chosen, inputs = tune(pipeline, learning_config(config))
+    report = TuneReport.read(pipeline.read(chosen.outputs["choice"]))
+    assert {candidate.name for candidate in report.candidates} == {"learned_0", "learned_5"}
+    merged = pipeline.step("merge", inputs | {"choice": chosen.outputs["choice"]})
+    assert merged.outputs["safemerge"].digest == report.winner.adapter_digest
+    (learned,) = (run for run in pipeline.runs() if run.data.params.get("harm_weights"))
+    assert {"lambda 0/task", "lambda 5/safety", "lambda 5/validation_task"} <= learned.data.metrics.keys()
+    # What is learned is bound to these adapters and this data, and is not learned again.
+    assert pipeline.step("learn", inputs).reused
+    (config.parent / "safety.jsonl").write_text('{"prompt": "Another?", "response": "No."}\n' * 8)
+    with pytest.raises(MismatchError, match="safety training data: expected content of digest"):
+        pipeline.step("learn", inputs)
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "said"),
+    [
+        ({"most_task": 0.5}, ConfigError, r"start: expected α in \[0, 0.5\]"),
+        ({"steps": 0}, ConfigError, r"learned.yaml.*tuning.learning.steps"),
+    ],
+)
+def test_what_cannot_be_learned_is_said_before_anything_is_trained(
+    tmp_path: Path, config: Path, changes: dict[str, Any], error: type[Exception], said: str
+) -> None:
+    with pytest.raises(error, match=said):
+        Pipeline(tmp_path).step("open", config=str(learning_config(config, **changes)))
+
+
+def test_training_data_that_a_suite_asks_are_refused_before_anything_is_trained(
+    tmp_path: Path, config: Path
+) -> None:
+    (config.parent / "dev.jsonl").write_text('{"id": "d0", "prompt": "How do I do 3?"}\n')
+    with pytest.raises(DataError, match="task data: expected training data that no evaluation suite asks"):
+        Pipeline(tmp_path).step("open", config=str(learning_config(config)))

@@ -13,9 +13,10 @@ from safemerge.cli.main import app
 from safemerge.config.learning import LearningConfig
 from safemerge.config.load import load_merge_file, load_pipeline
 from safemerge.engine import measuring, race
-from safemerge.engine.tuning import tune_adapters, write_choice
+from safemerge.engine.tuning import tune_adapters
 from safemerge.errors import ConfigError, OutputExistsError
 from safemerge.records import EvaluationReport
+from safemerge.reports.learning import Coefficients
 from safemerge.reports.tuning import Fate, TuneReport
 from safemerge.storage.adapters import adapter_digest
 from safemerge.storage.atomic import unfinished
@@ -215,23 +216,24 @@ def test_learned_coefficients_are_candidates_whose_file_goes_with_the_choice(inp
     learning = LearningConfig(
         harm_weights=(1.0, 3.0), steps=2, task_batch=2, safety_batch=2, task_examples=4, safety_examples=4
     )
-    grid = pipeline.tuning.grid.model_copy(update={"quantiles": (0.0,), "weights": (0.8,)})
-    tuning = pipeline.tuning.model_copy(update={"grid": grid, "arms": (), "rungs": ()})
+    grid = pipeline.tuning.grid.model_copy(update={"methods": ("learned",)})
+    # Whoever is chosen is a learned one, as what it loses of the task does not matter.
+    changes = {"grid": grid, "arms": (), "rungs": (), "min_gain_kept": None, "max_utility_loss": 100.0}
+    tuning = pipeline.tuning.model_copy(update=changes)
     learned = pipeline.model_copy(update={"tuning": tuning})
     report = tune_adapters(learned, task, safety, output=tmp_path / "out", learning=learning)
     found = {candidate.name: candidate for candidate in report.candidates}
-    assert set(found) == {"exact_q0_w0.8_0.2", "learned_1", "learned_3"}
-    assert len({candidate.adapter_digest for candidate in report.candidates}) == 3
-    # Had it been chosen: its file stands beside the settings, under the name that they give.
-    file = tmp_path / "coefficients_3.json"
-    file.write_text("{}")
-    settings = found["learned_3"].settings | {"coefficients": str(file)}
-    best = found["learned_3"].model_copy(update={"settings": settings})
-    (tmp_path / "folder").mkdir()
-    write_choice(report.model_copy(update={"candidates": (best,), "chosen": best.name}), tmp_path / "folder")
-    pasted = yaml.safe_load((tmp_path / "folder" / "merge.yaml").read_text())
+    assert set(found) == {"learned_1", "learned_3"}
+    assert len({candidate.adapter_digest for candidate in report.candidates}) == 2
+    pasted = yaml.safe_load((tmp_path / "out" / "merge.yaml").read_text())
     assert pasted == {"merge": {"method": "learned", "coefficients": "coefficients.json"}}
-    assert (tmp_path / "folder" / "coefficients.json").read_text() == "{}"
+    coefficients = Coefficients.read(tmp_path / "out" / "coefficients.json")
+    assert f"learned_{coefficients.harm_weight:g}" == report.chosen
+    # The config asks for the same: the same choice.
+    tuning = tuning.model_copy(update={"learning": learning})
+    said = pipeline.model_copy(update={"tuning": tuning})
+    again = tune_adapters(said, task, safety, output=tmp_path / "again")
+    assert again.winner == report.winner
 
 
 def test_nothing_is_learned_without_a_safety_adapter(inputs, tmp_path) -> None:

@@ -13,7 +13,7 @@ from safemerge.errors import ConfigError
 
 
 def test_flags_that_are_not_given_leave_the_defaults() -> None:
-    assert learning_config({"harm_weights": None, "steps": 3}) == LearningConfig(steps=3)
+    assert learning_config({"harm_weights": None, "steps": 3}, None) == LearningConfig(steps=3)
 
 
 @pytest.mark.parametrize(
@@ -25,7 +25,7 @@ def test_flags_that_are_not_given_leave_the_defaults() -> None:
 )
 def test_what_is_out_of_bounds_is_said_once_by_its_flag(given: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError) as raised:
-        learning_config(given)
+        learning_config(given, None)
     assert str(raised.value) == message
 
 

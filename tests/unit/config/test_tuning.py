@@ -24,6 +24,7 @@ GOOD = {
 
 def test_two_rounds_before_the_last_unless_told_otherwise() -> None:
     tuning = TuningConfig.model_validate(GOOD)
+    assert tuning.known_grid == tuning.grid
     assert tuning.rungs == (Rung(prompts=0.2, keep=0.4), Rung(prompts=0.5, keep=0.4))
     assert TuningConfig.model_validate(GOOD | {"rungs": []}).rungs == ()
 
@@ -69,3 +70,11 @@ def test_the_final_task_is_not_the_one_that_the_choice_sees() -> None:
     evaluation = {"utility": {"task": "dev", "metric": "f1"}, "suites": SUITES}
     with pytest.raises(ValidationError, match=r"another task than evaluation.utility, got dev in both"):
         PipelineConfig.model_validate(pipeline | {"evaluation": evaluation})
+
+
+def test_what_is_still_to_be_learned_is_left_out_of_the_grid_that_is_known() -> None:
+    grid = {"methods": ["learned", "exact"], "quantiles": [0.5]}
+    tuning = TuningConfig.model_validate(GOOD | {"grid": grid, "learning": {"harm_weights": [3]}})
+    assert tuning.known_grid.methods == ("exact",)
+    assert tuning.known_grid.quantiles == (0.5,)
+    assert TuningConfig.model_validate(GOOD | {"grid": grid}).known_grid.methods == ("learned", "exact")

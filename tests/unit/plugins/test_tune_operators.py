@@ -6,12 +6,13 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from airflow.sdk.exceptions import AirflowFailException
+from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
 
 from safemerge.records import ArtifactRef, StepResult
 from safemerge_airflow.tune_operators import (
     AdvanceOperator,
     ChooseOperator,
+    LearnOperator,
     ProposeOperator,
     TuneEvaluateOperator,
 )
@@ -52,6 +53,24 @@ def test_a_proposal_starts_with_references_and_all_candidates() -> None:
         {"candidate": "a", "adapter": a},
     ]
     assert pushed == {"pipeline_run": "run", "proposal": PROPOSAL}
+
+
+def test_what_was_learned_is_handed_to_the_proposal() -> None:
+    learn = LearnOperator(task_id="l", run_id="run", task_adapter=TASK, safety_adapter=TASK, wanted=True)
+    pushed, _ = execute(learn, result(coefficients=PROPOSAL))
+    assert pushed == {"run_id": "own", "coefficients": PROPOSAL}
+    adapters = {"task_adapter": TASK, "safety_adapter": TASK}
+    assert learn.inputs() == adapters
+    operator = ProposeOperator(task_id="p", run_id="run", coefficients=pushed["coefficients"], **adapters)
+    assert operator.inputs() == adapters | {"coefficients": PROPOSAL}
+
+
+@pytest.mark.parametrize("kind", [LearnOperator, ProposeOperator])
+def test_what_the_run_does_not_want_is_skipped_without_a_process(kind: Any) -> None:
+    operator = kind(task_id="t", run_id="run", task_adapter=TASK, safety_adapter=TASK, wanted=False)
+    operator.command = lambda: pytest.fail("a process was to be started")
+    with pytest.raises(AirflowSkipException, match=r"is not to be chosen$|^no coefficients are"):
+        operator.execute({})
 
 
 def test_a_measurement_says_whose_it_is() -> None:
