@@ -98,7 +98,7 @@ def tune_adapters(
     model = resolve(config.aligned_model, here=False)
     work = unfinished(output)
     for task in (tuning.utility, config.evaluation.utility):
-        check_task(task.task, task.metric, task.include_path, task.filter)
+        check_task(task.task, task.metric, task.include_path, task.filter, tokenizer=str(model))
 
     learned = _learned(config, task_adapter, safety_adapter, tuning.learning, device, work)
     whole = with_learned(tuning.grid, learned)
