@@ -117,7 +117,7 @@ def _size(suite: SuiteConfig) -> SuiteSize:
     from safemerge.evaluation.suites import read_suite
 
     spec = _spec(suite)
-    if spec is None or spec.dataset is None or Path(spec.dataset).is_dir():
+    if spec is None or spec.dataset is None or Path(spec.dataset).is_absolute():
         prompts = read_suite(suite)
         categories = Counter(prompt.category for prompt in prompts.prompts if prompt.category is not None)
         return SuiteSize(prompts.name, prompts.kind, len(prompts.prompts), categories)
@@ -154,7 +154,7 @@ def _check_unseen(config: PipelineConfig) -> None:
 
     suites = [*config.evaluation.suites, *(config.tuning.suites if config.tuning else ())]
     specs = [_spec(suite) for suite in suites]
-    if all(spec is None or spec.dataset is None or Path(spec.dataset).is_dir() for spec in specs):
+    if all(spec is None or spec.dataset is None or Path(spec.dataset).is_absolute() for spec in specs):
         check_unseen(config)
 
 
