@@ -5,17 +5,36 @@ from __future__ import annotations
 import difflib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from safemerge.core import methods
 from safemerge.core.options import DEFAULT_THRESHOLD, INSTEAD_OF_COEFFICIENTS, LEARNED, OnUndefined
 
+if TYPE_CHECKING:
+    from safemerge.config.commands import Inputs
+
 INPUTS = "Inputs: each a folder or a hub id, with @revision or without"
 
 INPUT_NAMES = ("task_adapter", "safety_adapter", "aligned_model", "unaligned_model")
 """What a merge is made of, as config files name it."""
+
+
+def inputs_of(settings: Inputs) -> dict[str, str | None]:
+    """The inputs that a config file and flags name, for what also takes folders of the current one.
+
+    Raises:
+        SafemergeError: one is the hub's, called as something in the current folder, and cannot be downloaded.
+    """
+    from safemerge.storage.hub import Kind, named_in_config
+
+    kinds: dict[str, Kind] = {
+        name: "adapter" if name.endswith("adapter") else "model" for name in INPUT_NAMES
+    }
+    sources = {name: getattr(settings, name) for name in INPUT_NAMES}
+    return {name: source and named_in_config(source, kinds[name]) for name, source in sources.items()}
+
 
 CHOICE = "Which layers are merged"
 WAY = "How they are merged"

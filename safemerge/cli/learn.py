@@ -115,7 +115,7 @@ def learn(
     about as much as 75 steps of fine-tuning at batch size 8, plus a third for measuring.
     """
     from safemerge.cli.tables import warn
-    from safemerge.config.load import load_pipeline
+    from safemerge.config.load import load_pipeline, with_paths_from
     from safemerge.config.training import DataSource
     from safemerge.storage.atomic import check_absent
 
@@ -138,15 +138,18 @@ def learn(
     )
     from safemerge.engine.learning import learn_coefficients
     from safemerge.engine.merging import merge_settings
+    from safemerge.storage.hub import named_in_config
 
     with _progress(settings) as (on_layer, on_step):
         records = learn_coefficients(
             task_adapter,
             safety_adapter,
-            pipeline.aligned_model,
-            pipeline.unaligned_model,
+            named_in_config(pipeline.aligned_model),
+            named_in_config(pipeline.unaligned_model),
             task_data=pipeline.task_training.data,
-            safety_data=tuple(DataSource(path=path) for path in safety_data or ())
+            safety_data=with_paths_from(
+                tuple(DataSource(path=path) for path in safety_data or ()), Path.cwd()
+            )
             or pipeline.safety_training.data,
             suites=pipeline.evaluation.suites,
             learning=settings,

@@ -181,8 +181,9 @@ def _file_arguments(ctx: typer.Context, config: Path, given: dict[str, Any]) -> 
         for name, value in with_partners_cleared(chosen).items()
     }
     settings = load_merge_file(config, overrides)
-    sources = {name: getattr(settings, name) for name in flags.INPUT_NAMES}
-    return sources | settings.merge.model_dump(mode="json") | {"output": Path(settings.output)}
+    return (
+        flags.inputs_of(settings) | settings.merge.model_dump(mode="json") | {"output": Path(settings.output)}
+    )
 
 
 def _merge(arguments: dict[str, Any], hash_files: bool, device: str) -> MergeReport:

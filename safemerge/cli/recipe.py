@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from safemerge.cli.flags import AsJson, epilog
-from safemerge.errors import EXIT_ERROR
+from safemerge.errors import EXIT_ERROR, MissingDependencyError
 
 if TYPE_CHECKING:
     from safemerge.config.recipes import RecipeConfig, ScheduleConfig
@@ -87,13 +87,22 @@ VALIDATE = epilog(
 def validate(places: Places = None, as_json: AsJson = False) -> None:
     """Say all that is wrong with recipes, each problem with its file and key.
 
-    Reads what lies on this machine, as a run would: data, suites, models. The hub is asked by runs alone.
+    Reads what lies on this machine, as a run would: data, suites, models, lm-eval's tasks. The hub is asked
+    by runs alone.
     """
-    read = _read(places or [Path()])
+    from safemerge.cli.tables import waiting
+    from safemerge.evaluation.libraries import check_lm_eval
+
+    with waiting("reading what recipes name"):
+        read = _read(places or [Path()], tasks=True)
     if as_json:
         _print_json(read)
     else:
         _print_problems(read)
+    try:
+        check_lm_eval()
+    except MissingDependencyError as missing:
+        typer.echo(f"note: utility tasks, metrics and filters were not checked: {missing}", err=True)
     if any(one.problems for one in read):
         raise typer.Exit(EXIT_ERROR)
 
@@ -133,10 +142,11 @@ def due(schedule: ScheduleConfig) -> str:
     return " or ".join(parts) or "by hand"
 
 
-def _read(places: list[Path] | None, *, offline: bool = True) -> list[ReadRecipe]:
+def _read(places: list[Path] | None, *, offline: bool = True, tasks: bool = False) -> list[ReadRecipe]:
     from safemerge.pipeline.recipes import read_recipes, recipe_files, shipped_recipes
 
-    return read_recipes(recipe_files(places) if places else shipped_recipes().values(), offline=offline)
+    files = recipe_files(places) if places else shipped_recipes().values()
+    return read_recipes(files, offline=offline, tasks=tasks)
 
 
 def _models(recipe: RecipeConfig) -> str:

@@ -159,7 +159,8 @@ def _settings(config: Path | None, given: dict[str, Any]) -> SweepFileConfig:
     for names, empty in ((("thresholds", "quantiles", "counts"), []), (SIZES, None)):
         if any(f"grid.{name}" in given for name in names):
             given = {f"grid.{name}": empty for name in names} | given
-    return load_sweep_file(config, given)
+    settings = load_sweep_file(config, given)
+    return settings.model_copy(update=flags.inputs_of(settings))
 
 
 def _sweep(settings: SweepFileConfig, hash_files: bool, device: str) -> SweepReport:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from statistics import median
 from typing import TYPE_CHECKING, Literal
 
@@ -252,6 +252,16 @@ def _bar(length: float) -> str:
     """A bar, to an eighth of a column."""
     eighths = round(8 * length)
     return "█" * (eighths // 8) + " ▏▎▍▌▋▊▉"[eighths % 8].strip()
+
+
+@contextmanager
+def waiting(what: str) -> Iterator[None]:
+    """Say on stderr what takes a few seconds; nothing where stderr is no terminal."""
+    from rich.console import Console
+
+    stderr = Console(stderr=True)
+    with stderr.status(what) if stderr.is_terminal else nullcontext():
+        yield
 
 
 @contextmanager

@@ -14,6 +14,8 @@ PlainName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]+$")]
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[\w./-]+)?")
 """``org/name`` or ``org/name@revision``; whatever else names a model is a path."""
+DATASET_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+"""``org/name`` or ``name``; whatever else names a data set is a path."""
 MLFLOW_ADDRESSES = ("models:/", "runs:/")
 """How addresses in MLflow begin."""
 

@@ -8,7 +8,7 @@ from safemerge.config.merge import MergeConfig
 
 
 class Inputs(Config):
-    """What a merge is made of: folders (relative to the config file) or hub ids (``name@revision``)."""
+    """What a merge is made of: folders (relative to the config file) or hub ids (``org/name@revision``)."""
 
     task_adapter: str
     """LoRA adapter fine-tuned on the task."""

@@ -31,7 +31,8 @@ class LocalGuardConfig(JudgeSettings):
     """A guard model that transformers runs here, after the judged model was unloaded."""
 
     model: str
-    """Folder or hub id of the guard; a hub id names its revision, ``org/name@commit``."""
+    """Folder (relative to the config file) or hub id of the guard; a hub id names its revision,
+    ``org/name@commit``."""
     batch_size: Annotated[int, Field(gt=0)] = 8
     """Answers judged at once; halved where memory runs out."""
 

@@ -18,7 +18,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from safemerge.config.base import HUB_ID, MLFLOW_ADDRESSES
+from safemerge.config.base import DATASET_ID, HUB_ID, MLFLOW_ADDRESSES
 from safemerge.config.commands import Inputs, MergeFileConfig, SweepFileConfig
 from safemerge.config.evaluation import SuiteConfig, UtilityConfig
 from safemerge.config.grid import SweepGrid
@@ -121,7 +121,8 @@ def load_merge_file(path: Path, overrides: Mapping[str, Any] | None = None) -> M
         overrides: as of :func:`load_pipeline`; paths in them count from the working directory.
 
     Returns:
-        The settings. Paths in the file count from its folder.
+        The settings. Paths in the file count from its folder. Adapters and models are absolute paths, or
+        the hub's.
 
     Raises:
         ConfigError: the file cannot be read or used; lists every problem.
@@ -147,16 +148,21 @@ def sweep_of_flags(settings: Mapping[str, Any]) -> SweepFileConfig:
 
 
 def load_suite_spec(path: Path) -> SuiteSpec:
-    """Read the YAML file of a suite; a relative ``file`` in it counts from its folder.
+    """Read the YAML file of a suite.
+
+    A relative ``file`` in it counts from its folder, and so does a ``dataset`` that lies there.
 
     Raises:
         ConfigError: the file cannot be read or used; lists every problem.
     """
     data, lines = _read_yaml(path)
     spec = _validated(SuiteSpec, data, path, lines)
-    if spec.file is None:
-        return spec
-    return spec.model_copy(update={"file": _absolute(spec.file, path.resolve().parent)})
+    folder = path.resolve().parent
+    moved = {
+        "file": None if spec.file is None else _absolute(spec.file, folder),
+        "dataset": None if spec.dataset is None else _data_source(spec.dataset, folder),
+    }
+    return spec.model_copy(update=moved)
 
 
 def _load_pipeline(path: Path, overrides: Mapping[str, Any] | None) -> RecipeConfig:
@@ -165,7 +171,7 @@ def _load_pipeline(path: Path, overrides: Mapping[str, Any] | None) -> RecipeCon
         _override(data, key, value)
     config = _validated(RecipeConfig, data, path, lines)
     folder = path.resolve().parent
-    moved: RecipeConfig = _with_paths_from(config, folder)
+    moved: RecipeConfig = with_paths_from(config, folder)
     models = {
         role: _model_source(getattr(config, role), folder) for role in ("aligned_model", "unaligned_model")
     }
@@ -186,7 +192,8 @@ def _load_file(model: type[FileConfig], path: Path, overrides: Mapping[str, Any]
         files = [_absolute(file, folder) if isinstance(file, str) else file for file in grid["coefficients"]]
         data["grid"] = grid | {"coefficients": files}
     for key, value in (overrides or {}).items():
-        _override(data, key, value)
+        typed = key in Inputs.model_fields and isinstance(value, str)
+        _override(data, key, _model_source(value, Path.cwd()) if typed else value)
     return _validated(model, data, path, lines)
 
 
@@ -361,13 +368,18 @@ def _shown(value: Any) -> str:
 # --- paths -----------------------------------------------------------------------------
 
 
-def _with_paths_from(value: Any, folder: Path) -> Any:
-    """The same config with the paths of files made absolute."""
+def with_paths_from(value: Any, folder: Path) -> Any:
+    """The same config with the paths in it made absolute: those of files, data and judges.
+
+    Args:
+        value: a config, or a tuple of configs; anything else stays what it is.
+        folder: where relative paths count from.
+    """
     if isinstance(value, tuple):
-        return tuple(_with_paths_from(item, folder) for item in value)
+        return tuple(with_paths_from(item, folder) for item in value)
     if not isinstance(value, BaseModel):
         return value
-    changes = {name: _with_paths_from(getattr(value, name), folder) for name in type(value).model_fields}
+    changes = {name: with_paths_from(getattr(value, name), folder) for name in type(value).model_fields}
     if isinstance(value, DataSource):
         changes["path"] = _data_source(value.path, folder)
     elif isinstance(value, SuiteConfig) and value.path is not None:
@@ -388,9 +400,9 @@ def _absolute(path: str, folder: Path) -> str:
 
 
 def _data_source(source: str, folder: Path) -> str:
-    """A file's absolute path; a hub id stays what it is."""
-    is_file = source.endswith(_FILE_SUFFIXES) or (folder / source).is_file()
-    return _absolute(source, folder) if is_file else source
+    """The absolute path of a file or a folder; a hub id stays what it is."""
+    is_hub_id = DATASET_ID.fullmatch(source) is not None and not source.endswith(_FILE_SUFFIXES)
+    return source if is_hub_id and not (folder / source).exists() else _absolute(source, folder)
 
 
 def _model_source(source: str, folder: Path) -> str:

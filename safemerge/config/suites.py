@@ -38,7 +38,7 @@ class SuiteSpec(Config):
     title: str
     kind: SuiteKind
     dataset: str | None = None
-    """Hub data set, or a folder that ``datasets`` reads."""
+    """Hub data set, or a folder that ``datasets`` reads; counts from the YAML file's folder."""
     file: str | None = None
     """JSON Lines file; counts from the YAML file's folder."""
     resource: str | None = None

@@ -12,10 +12,10 @@ from safemerge.config.values import Share
 
 
 class DataSource(Config):
-    """Prompt and response pairs: a JSON Lines file, or a hub data set."""
+    """Prompt and response pairs: a JSON Lines file, a hub data set, or a folder that ``datasets`` reads."""
 
     path: str
-    """A ``.jsonl`` file (relative to the config file) or a hub data-set id."""
+    """A ``.jsonl`` file or a folder (relative to the config file), or a hub data-set id."""
     name: str | None = None
     """Configuration name of a hub data set."""
     split: str = "train"

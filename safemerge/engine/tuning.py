@@ -45,7 +45,7 @@ from safemerge.reports.tuning import CHOSEN_ARM, TuneReport
 from safemerge.storage.adapters import adapter_digest
 from safemerge.storage.atomic import atomic_folder, check_absent, unfinished
 from safemerge.storage.checkpoints import Checkpoint
-from safemerge.storage.hub import resolve
+from safemerge.storage.hub import named_in_config, resolve
 
 logger = logging.getLogger(__name__)
 
@@ -98,7 +98,7 @@ def tune_adapters(
     model = resolve(config.aligned_model, here=False)
     work = unfinished(output)
     for task in (tuning.utility, config.evaluation.utility):
-        check_task(task.task, task.metric, task.include_path, task.filter)
+        check_task(task.task, task.metric, task.include_path, task.filter, tokenizer=str(model))
 
     learned = _learned(config, task_adapter, safety_adapter, tuning.learning, device, work)
     whole = with_learned(tuning.grid, learned)
@@ -106,8 +106,8 @@ def tune_adapters(
     scored = score_adapters(
         task_adapter,
         safety_adapter,
-        config.aligned_model,
-        config.unaligned_model,
+        named_in_config(config.aligned_model),
+        named_in_config(config.unaligned_model),
         merges=[*grid.values(), *arms.values()],
         device=device,
         progress=progress,
@@ -273,8 +273,8 @@ def _learned(
         learn_coefficients(
             task_adapter,
             safety_adapter,
-            config.aligned_model,
-            config.unaligned_model,
+            named_in_config(config.aligned_model),
+            named_in_config(config.unaligned_model),
             task_data=config.task_training.data,
             safety_data=config.safety_training.data,
             suites=(*config.evaluation.suites, *tuning_of(config).suites),

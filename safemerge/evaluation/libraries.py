@@ -22,13 +22,25 @@ def check_libraries(engine: Engine = Engine.TRANSFORMERS) -> None:
         MissingDependencyError: a library is not installed.
     """
     for library in OPTIONAL:
-        if importlib.util.find_spec(library) is None:
-            raise MissingDependencyError(library, "evaluation")
-    if engine is Engine.VLLM and importlib.util.find_spec("vllm") is None:
-        raise MissingDependencyError("vllm", "vllm")
+        _check(library, "evaluation")
+    if engine is Engine.VLLM:
+        _check("vllm", "vllm")
     for library in OF_ENDPOINT if engine is Engine.ENDPOINT else ():
-        if importlib.util.find_spec(library) is None:
-            raise MissingDependencyError(library, "endpoint")
+        _check(library, "endpoint")
+
+
+def check_lm_eval() -> None:
+    """Check that lm-eval is installed, without loading it.
+
+    Raises:
+        MissingDependencyError: it is not.
+    """
+    _check("lm_eval", "evaluation")
+
+
+def _check(library: str, extra: str) -> None:
+    if importlib.util.find_spec(library) is None:
+        raise MissingDependencyError(library, extra)
 
 
 def versions(engine: Engine = Engine.TRANSFORMERS) -> dict[str, str]:

@@ -21,6 +21,7 @@ from safemerge.config.suites import PACKAGE, Columns, SuiteSpec, shipped_suite
 from safemerge.errors import DataError, MismatchError, MissingDependencyError
 from safemerge.gate import SuiteSize
 from safemerge.records import SuiteKind
+from safemerge.storage.hub import check_on_hub
 
 if TYPE_CHECKING:
     from safemerge.config.evaluation import SuiteConfig
@@ -158,7 +159,7 @@ def load_described(spec: SuiteSpec, revision: str | None = None) -> Suite:
         source, rows = str(path), _lines(path)
     else:
         pinned = revision or spec.revision
-        local = Path(spec.dataset).is_dir()
+        local = Path(spec.dataset).is_absolute()
         if pinned is None and not local:
             raise DataError(
                 f"suite {spec.name}: expected a revision of the data set {spec.dataset}, got none: its file "
@@ -212,6 +213,7 @@ def _hub_rows(spec: SuiteSpec, revision: str | None) -> Iterator[Row]:
         raise MissingDependencyError("datasets", "evaluation") from error
     if not sys.stderr.isatty():
         datasets.disable_progress_bars()
+    check_on_hub(str(spec.dataset))
     options: dict[str, Any] = {"revision": revision}
     parts = {category: f"part{number}" for number, category in enumerate(spec.files)}
     if spec.files:

@@ -160,9 +160,12 @@ def _task_manager(task: str, include_path: str | Path | None, tokenizer: str | N
     return own if task in own.all_subtasks else _all_tasks(str(include_path), tokenizer)
 
 
-@functools.lru_cache(maxsize=1)
+@functools.lru_cache(maxsize=2)
 def _all_tasks(include_path: str | None, tokenizer: str | None) -> Any:
-    """All of lm-eval's tasks beside the user's; kept, as reading them takes a quarter of a minute."""
+    """All of lm-eval's tasks beside the user's; kept, as reading them takes seconds.
+
+    Two are: a folder that lacks its task does not drive out what all recipes without a folder are read by.
+    """
     return _manager(include_path, tokenizer, include_defaults=True)
 
 

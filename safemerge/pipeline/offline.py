@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 
 from safemerge.config.base import HUB_ID
-from safemerge.config.evaluation import SuiteConfig
+from safemerge.config.evaluation import SuiteConfig, UtilityConfig
 from safemerge.config.grid import SweepGrid
 from safemerge.config.load import load_suite_spec
 from safemerge.config.pipeline import PipelineConfig
@@ -19,7 +19,7 @@ from safemerge.gate import SuiteSize, check_decidable, check_suites
 from safemerge.pipeline.opening import check_judges, check_merge, check_models_differ
 
 
-def offline_problems(config: PipelineConfig) -> list[str]:
+def offline_problems(config: PipelineConfig, *, tasks: bool = False) -> list[str]:
     """Everything that is found, each with the key it is about.
 
     Files and folders of this machine are read as a run would read them. Of models, data sets and suites
@@ -27,9 +27,11 @@ def offline_problems(config: PipelineConfig) -> list[str]:
 
     Args:
         config: as :mod:`safemerge.config.load` reads it.
+        tasks: whether lm-eval is asked for the utility tasks too, where it is installed. It reads thousands
+            of its own for those that lie in no ``include_path``: seconds, once in a process.
     """
     problems = []
-    for key, check in _checks(config):
+    for key, check in [*_checks(config), *(_task_checks(config) if tasks else ())]:
         try:
             check()
         except MissingDependencyError:
@@ -50,7 +52,8 @@ def _checks(config: PipelineConfig) -> Iterator[tuple[str, Callable[[], object]]
             yield f"{role}.data.{number}", partial(_check_source, source)
     for number, suite in enumerate(config.evaluation.suites):
         yield f"evaluation.suites.{number}", partial(_size, suite)
-    yield "evaluation.utility.include_path", partial(_check_include_path, config)
+    for section, task in _tasks(config).items():
+        yield f"{section}.include_path", partial(_check_include_path, task)
     yield "evaluation.judge", partial(check_judges, config)
     yield "gate", partial(_check_gate, config)
     if config.tuning is not None:
@@ -59,6 +62,17 @@ def _checks(config: PipelineConfig) -> Iterator[tuple[str, Callable[[], object]]
         for number, suite in enumerate(config.tuning.suites):
             yield f"tuning.suites.{number}", partial(_size, suite)
         yield "tuning.suites", partial(_check_unseen, config)
+
+
+def _task_checks(config: PipelineConfig) -> Iterator[tuple[str, Callable[[], object]]]:
+    for section, task in _tasks(config).items():
+        yield section, partial(_check_task, task)
+
+
+def _tasks(config: PipelineConfig) -> dict[str, UtilityConfig]:
+    """Key to utility task: that of the evaluation, and that of the development split."""
+    chosen_by = {} if config.tuning is None else {"tuning.utility": config.tuning.utility}
+    return {"evaluation.utility": config.evaluation.utility} | chosen_by
 
 
 def _check_model(source: str) -> None:
@@ -84,10 +98,18 @@ def _check_source(source: DataSource) -> None:
         load_examples([source])
 
 
-def _check_include_path(config: PipelineConfig) -> None:
-    path = config.evaluation.utility.include_path
-    if path is not None and not Path(path).is_dir():
-        raise DataError(f"expected a folder of lm-eval tasks, got none at {path}")
+def _check_include_path(task: UtilityConfig) -> None:
+    if task.include_path is not None and not Path(task.include_path).is_dir():
+        raise DataError(f"expected a folder of lm-eval tasks, got none at {task.include_path}")
+
+
+def _check_task(task: UtilityConfig) -> None:
+    from safemerge.evaluation.libraries import check_lm_eval
+    from safemerge.evaluation.utility import check_task
+
+    check_lm_eval()
+    if task.include_path is None or Path(task.include_path).is_dir():  # else said of the folder
+        check_task(task.task, task.metric, task.include_path, task.filter)
 
 
 def _size(suite: SuiteConfig) -> SuiteSize:
@@ -95,7 +117,7 @@ def _size(suite: SuiteConfig) -> SuiteSize:
     from safemerge.evaluation.suites import read_suite
 
     spec = _spec(suite)
-    if spec is None or spec.dataset is None or Path(spec.dataset).is_dir():
+    if spec is None or spec.dataset is None or Path(spec.dataset).is_absolute():
         prompts = read_suite(suite)
         categories = Counter(prompt.category for prompt in prompts.prompts if prompt.category is not None)
         return SuiteSize(prompts.name, prompts.kind, len(prompts.prompts), categories)
@@ -132,7 +154,7 @@ def _check_unseen(config: PipelineConfig) -> None:
 
     suites = [*config.evaluation.suites, *(config.tuning.suites if config.tuning else ())]
     specs = [_spec(suite) for suite in suites]
-    if all(spec is None or spec.dataset is None or Path(spec.dataset).is_dir() for spec in specs):
+    if all(spec is None or spec.dataset is None or Path(spec.dataset).is_absolute() for spec in specs):
         check_unseen(config)
 
 

@@ -273,8 +273,9 @@ def check_task(evaluation: EvaluationConfig, aligned_model: str) -> str:
 
     check_libraries(evaluation.engine)
     task = evaluation.utility
-    utility.check_task(task.task, task.metric, task.include_path, task.filter)
-    return utility.task_digest(task, resolve(aligned_model, here=False))
+    model = resolve(aligned_model, here=False)
+    utility.check_task(task.task, task.metric, task.include_path, task.filter, tokenizer=str(model))
+    return utility.task_digest(task, model)
 
 
 def _with_partners(overrides: Mapping[str, Any]) -> dict[str, Any]:

@@ -51,12 +51,13 @@ def recipe_files(places: Iterable[Path]) -> list[Path]:
     return found
 
 
-def read_recipes(files: Iterable[Path], *, offline: bool = True) -> list[ReadRecipe]:
+def read_recipes(files: Iterable[Path], *, offline: bool = True, tasks: bool = False) -> list[ReadRecipe]:
     """Read recipes, and find all that is wrong with them that can be found without network.
 
     Args:
         files: the recipes. A shipped one may be called otherwise than its file.
         offline: False looks at the files alone, and not at the data and models that they name.
+        tasks: whether lm-eval is asked for the tasks that they name; see :func:`offline_problems`.
     """
     read = []
     shipped = shipped_recipes().values()
@@ -66,7 +67,7 @@ def read_recipes(files: Iterable[Path], *, offline: bool = True) -> list[ReadRec
         except ConfigError as error:
             read.append(ReadRecipe(file, None, [str(error).removeprefix(f"{file}: ")]))
             continue
-        read.append(ReadRecipe(file, recipe, offline_problems(recipe) if offline else []))
+        read.append(ReadRecipe(file, recipe, offline_problems(recipe, tasks=tasks) if offline else []))
     by_model: dict[str, list[ReadRecipe]] = defaultdict(list)
     for one in read:
         if one.recipe:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 from safemerge.config.base import HUB_ID, MLFLOW_ADDRESSES
-from safemerge.errors import AdapterError, CheckpointError
+from safemerge.errors import AdapterError, CheckpointError, DataError
 
 Kind = Literal["adapter", "model"]
 
@@ -47,7 +47,7 @@ def resolve(source: str | Path, kind: Kind = "model", *, here: bool = True) -> P
         source: A folder, or a hub id ``org/name``, with ``@revision`` where a commit, tag or
             branch is meant.
         kind: What is expected there: decides which files are fetched and how errors are named.
-        here: Whether relative folders of the working directory count. Those in a pipeline's config do not:
+        here: Whether relative folders of the working directory count. Those in a config file do not:
             :mod:`safemerge.config.load` made its folders absolute, and what is left is a hub id.
 
     Returns:
@@ -73,6 +73,36 @@ def resolve(source: str | Path, kind: Kind = "model", *, here: bool = True) -> P
         raise error_class(f"{source}: expected a folder or a hub id such as org/name@revision, got neither")
     name, _, revision = source.partition("@")
     return _download(name, revision or None, kind, error_class)
+
+
+def named_in_config(source: str, kind: Kind = "model") -> str:
+    """The same source, such that whoever looks in the working directory, too, finds what a config file means.
+
+    A hub id stays one. Where something in the working directory is called so, it is the folder that the hub's
+    was downloaded to.
+
+    Args:
+        source: As :mod:`safemerge.config.load` reads it: an absolute path or a hub id.
+        kind: What is expected there.
+
+    Raises:
+        CheckpointError, AdapterError: as of :func:`resolve`.
+    """
+    mistaken = not Path(source).is_absolute() and Path(source).exists()
+    return str(resolve(source, kind, here=False)) if mistaken else source
+
+
+def check_on_hub(dataset: str) -> None:
+    """Check that the library ``datasets`` will ask the hub for a data set that is called by no absolute path.
+
+    Raises:
+        DataError: something in the working directory is called so, which it would read in place of the hub's.
+    """
+    if not Path(dataset).is_absolute() and Path(dataset).exists():
+        raise DataError(
+            f"{dataset}: expected a data set of the hub, got {Path(dataset).resolve()} too, which would be "
+            "read in its place: start in another folder, or name that by its absolute path"
+        )
 
 
 def _download(

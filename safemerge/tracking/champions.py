@@ -89,7 +89,8 @@ class Champions:
 
         The version holds the adapter's own files and its model card, so that it loads back
         bit for bit beside any copy of its base model. An adapter that is a version already,
-        from an attempt that crashed or an earlier run, only gets the alias.
+        from an attempt that crashed or an earlier run, gets the alias, and tags, description and model
+        card of this release in place of those of the last.
 
         Args:
             name: the registered model; made where it does not exist.
@@ -100,7 +101,8 @@ class Champions:
             source_run_id: MLflow run of the promotion.
             experiment_id: their experiment.
             summary: the gate's verdict.
-            card: the model card, README.md in the version, in place of one among the adapter's files.
+            card: the model card, README.md in the version, in place of one among the adapter's files. Without
+                one the version keeps what it has.
             verdict: the same in one word.
             approval: who let it through, where that was a person.
 
@@ -127,9 +129,10 @@ class Champions:
                     model_type="peft-adapter",
                 )
                 self.client.log_model_artifacts(model.model_id, str(folder))
-                if card is not None:
-                    self._log_card(model.model_id, card)
+                self._log_card(model.model_id, card)
                 self.client.finalize_logged_model(model.model_id, "READY")
+            else:
+                self._log_card(model.model_id, card)
             version = self.client.create_model_version(
                 name,
                 source=f"models:/{model.model_id}",
@@ -139,7 +142,7 @@ class Champions:
                 model_id=model.model_id,
             )
         else:
-            self._retag(name, version, release)
+            self._renew(name, version, release, card)
         number = str(version.version)
         self.appoint(name, number, How.PROMOTION, run_id=pipeline_run_id)
         return number
@@ -216,13 +219,15 @@ class Champions:
                 "moved the alias meanwhile, and it stays there; look again"
             )
 
-    def _retag(self, name: str, version: ModelVersion, release: Mapping[str, str]) -> None:
+    def _renew(self, name: str, version: ModelVersion, release: Mapping[str, str], card: str | None) -> None:
         """Describe the release of a version that had been released before."""
+        self._log_card(version.source.removeprefix("models:/"), card)
         for key in (tags.APPROVED_BY, tags.APPROVED_AT, tags.APPROVAL_REASON):
             if key in version.tags and key not in release:
                 self.client.delete_model_version_tag(name, version.version, key)
         for key, value in release.items():
             self.client.set_model_version_tag(name, version.version, key, value)
+        self.client.update_model_version(name, version.version, release[tags.VERDICT_SUMMARY])
 
     def released_after(self, name: str, opened_at_ms: int) -> Release | None:
         """What the latest of the pipeline runs released that were opened after the time given.
@@ -239,7 +244,10 @@ class Champions:
         later = (release for release in releases if release.opened_at_ms > opened_at_ms)
         return max(later, key=lambda release: release.opened_at_ms, default=None)
 
-    def _log_card(self, model_id: str, card: str) -> None:
+    def _log_card(self, model_id: str, card: str | None) -> None:
+        """Store the model card with the adapter's files, over one that is there."""
+        if card is None:
+            return
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "README.md"
             path.write_text(card, encoding="utf-8")

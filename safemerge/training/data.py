@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 from safemerge.config.training import DataSource
 from safemerge.errors import DataError, MissingDependencyError
+from safemerge.storage.hub import check_on_hub
 
 
 class Example(NamedTuple):
@@ -29,8 +30,8 @@ def load_examples(sources: Sequence[DataSource]) -> list[Example]:
     """Read all sources, one after the other.
 
     Args:
-        sources: files or hub data sets; relative file paths count from the working
-            directory (``config.load`` makes them absolute).
+        sources: JSON Lines files, hub data sets, or folders by their absolute path. Relative paths
+            of ``.jsonl`` files count from the working directory (``config.load`` makes them absolute).
 
     Returns:
         At least one example, in the order of the sources and their rows.
@@ -52,7 +53,7 @@ def data_digest(examples: Iterable[Example]) -> str:
 
 def _load_source(source: DataSource) -> list[Example]:
     path = Path(source.path)
-    is_file = path.suffix in (".jsonl", ".json") or path.is_file()
+    is_file = path.suffix in (".jsonl", ".json") or (path.is_absolute() and path.is_file())
     rows = _file_rows(path) if is_file else _hub_rows(source)
     examples = [_example(row, where, source) for where, row in islice(rows, source.limit)]
     if not examples:
@@ -86,6 +87,7 @@ def _hub_rows(source: DataSource) -> Iterable[tuple[str, Any]]:
         import datasets
     except ImportError as error:
         raise MissingDependencyError("datasets", "training") from error
+    check_on_hub(source.path)
     try:
         rows = datasets.load_dataset(source.path, source.name, split=source.split, revision=source.revision)
     except (OSError, ValueError) as error:

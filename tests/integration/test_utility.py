@@ -9,7 +9,7 @@ import torch
 
 from safemerge.errors import EvaluationError
 from safemerge.evaluation.transformers_arm import load_arm
-from safemerge.evaluation.utility import check_task, measure_utility
+from safemerge.evaluation.utility import _all_tasks, check_task, measure_utility
 from tests.integration.measured import DEMO_TASK, METRIC
 
 pytestmark = pytest.mark.integration
@@ -195,3 +195,8 @@ def test_lm_evals_own_tasks_are_known_by_name():
         check_task("gsm8k", "exact_match")
     with pytest.raises(EvaluationError, match="a tag of several: name one of arc_challenge, arc_easy"):
         check_task("ai2_arc", "acc")
+    with pytest.raises(EvaluationError, match=r"got 'safemerge_dem'; nearest: .*safemerge_demo"):
+        check_task("safemerge_dem", METRIC, DEMO_TASK)
+    read = _all_tasks.cache_info().misses
+    check_task("gsm8k", "exact_match", None, "strict-match")
+    assert _all_tasks.cache_info().misses == read

@@ -103,12 +103,14 @@ class LocalGuard(ModelJudge):
 def identity(source: str) -> tuple[str, str]:
     """Name and revision of a guard, without loading it: a folder is known by its files' sha256.
 
+    A relative path is no folder, but the hub's: :mod:`safemerge.config.load` makes those of folders absolute.
+
     Raises:
         ConfigError: a hub id without a revision, whose weights may change under one name.
         CheckpointError: the folder is no checkpoint.
     """
-    folder = Path(source).expanduser()
-    if folder.is_dir():
+    folder = Path(source)
+    if folder.is_absolute() and folder.is_dir():
         state = tuple((f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in sorted(folder.iterdir()))
         return folder.resolve().name, _folder_digest(folder.resolve(), state)[:12]
     name, _, revision = source.partition("@")
@@ -136,7 +138,7 @@ def load_guard(source: str) -> Guard:
     from safemerge.evaluation.transformers_arm import device_and_dtype
     from safemerge.storage.hub import resolve
 
-    folder = resolve(source)
+    folder = resolve(source, here=False)
     device, dtype = device_and_dtype()
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)

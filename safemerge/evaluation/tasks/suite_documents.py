@@ -13,7 +13,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from safemerge.config.load import load_suite_spec
+from safemerge.config.load import load_suite_spec, with_paths_from
 from safemerge.config.suites import shipped_suite
 from safemerge.evaluation.suites import PLAIN_CHAT, Prompt, load_described
 from safemerge.records import SuiteKind
@@ -25,7 +25,7 @@ def read(suite: str, revision: str | None = None, judge: Any = "refusal_phrases"
     Args:
         suite: name of a shipped one, or path of a YAML file that describes one.
         revision: commit, tag or branch of its hub data set.
-        judge: what flags the answers, as in a pipeline's YAML file.
+        judge: what flags the answers, as in a pipeline's YAML file; paths count from the working directory.
 
     Returns:
         A ``DatasetDict`` with the split ``test``: id, prompt, category, kind, and the judge as JSON.
@@ -65,4 +65,4 @@ def _judge(settings: str) -> Any:
     from safemerge.evaluation.judges import make_judge
 
     config: JudgeConfig = TypeAdapter(JudgeConfig).validate_json(settings)
-    return make_judge(config)
+    return make_judge(with_paths_from(config, Path.cwd()))

@@ -16,6 +16,7 @@ from safemerge.cli.main import app
 from safemerge.config import values
 from safemerge.core.options import OnUndefined
 from safemerge.records import LayerReport, MergeReport
+from tests.unit.cli.calls import invoke
 
 GOLDEN = Path(__file__).parents[3] / ".." / "shared" / "golden"
 REFERENCES = sorted(path.parent for path in GOLDEN.glob("*/reference_adapter"))
@@ -291,6 +292,26 @@ def test_a_config_file_stands_for_the_flags(merge_files, tmp_path: Path) -> None
     report = json.loads(by_file.stdout)
     assert report["options"]["quantile"] == 0.5
     assert report["options"]["safety_weight"] == pytest.approx(0.3)  # the weights as resolved
+
+
+@pytest.mark.parametrize("command", ["merge", "sweep"])
+def test_a_config_file_means_the_same_wherever_it_is_read(
+    merge_files, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    config = tmp_path / "merge.yaml"
+    config.write_text(
+        "task_adapter: ./task\nsafety_adapter: ./safety\naligned_model: models/al--igned\n"
+        "unaligned_model: ./unaligned\noutput: merged\n"
+    )
+    elsewhere = tmp_path / "elsewhere"
+    (elsewhere / "models").mkdir(parents=True)
+    (elsewhere / "models" / "al--igned").symlink_to(merge_files.aligned)
+    monkeypatch.chdir(elsewhere)
+    result = invoke(command, "--config", config)
+    assert result.exit_code == 4
+    assert "models/al--igned: no such folder here, and the hub does not give that model" in result.stderr
+    # What is typed counts from where it is.
+    assert invoke(command, "--config", config, "--aligned-model", "models/al--igned").exit_code == 0
 
 
 def test_flags_override_a_config_file(merge_files, tmp_path: Path) -> None:

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import json
+import sys
 from pathlib import Path
+
+import pytest
+import yaml
 
 from safemerge.cli.demo import DEFAULT_HOME
 from safemerge.cli.recipe import due
@@ -11,7 +16,7 @@ from safemerge.config.recipes import NewData, ScheduleConfig
 from safemerge.demo.services import DemoHome
 from safemerge.pipeline.recipes import shipped_recipes
 from tests.unit.cli.calls import invoke
-from tests.unit.config.test_recipes import write
+from tests.unit.config.test_recipes import RECIPE, write
 
 
 def test_the_shipped_recipes_are_listed() -> None:
@@ -40,19 +45,37 @@ def test_due_is_said_in_a_few_words() -> None:
     assert due(ScheduleConfig(data=(NewData(asset="a"), NewData(asset="b")))) == "new a or new b"
 
 
-def test_validation_reads_what_recipes_name(tmp_path: Path) -> None:
-    write(tmp_path)
+def test_validation_reads_what_recipes_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    evaluation = copy.deepcopy(RECIPE["evaluation"])
+    evaluation["utility"] |= {"metric": "ac", "include_path": "tasks"}
+    path = write(tmp_path, evaluation=evaluation)
+    (tmp_path / "tasks").mkdir()
+    task = {"task": "t", "metric_list": [{"metric": "acc"}]}
+    (tmp_path / "tasks" / "t.yaml").write_text(yaml.safe_dump(task), encoding="utf-8")
     result = invoke("recipe", "validate", tmp_path)
-    assert result.exit_code == 4
+    assert (result.exit_code, result.stderr) == (4, "")
     assert f"problem: {tmp_path / 'night.yaml'}: task_training.data.0: " in result.stdout
+    assert "evaluation.utility: task t: expected one of its metrics (acc), got 'ac'" in result.stdout
     assert invoke("recipe", "validate", tmp_path, "--json").exit_code == 4
     for name in ("data", "harm", "plain"):
         row = {"id": "a", "prompt": "How?", "response": "So."}
         (tmp_path / f"{name}.jsonl").write_text(
             "".join(json.dumps(row | {"id": str(n)}) + "\n" for n in range(40))
         )
+    path.write_text(
+        path.read_text(encoding="utf-8").replace("metric: ac\n", "metric: acc\n"), encoding="utf-8"
+    )
     result = invoke("recipe", "validate", tmp_path)
     assert (result.exit_code, result.stdout) == (0, f"valid: {tmp_path / 'night.yaml'}\n")
+    # What an import finds where a package is not installed, down to find_spec.
+    monkeypatch.setitem(sys.modules, "lm_eval", None)
+    result = invoke("recipe", "validate", tmp_path)
+    assert (result.exit_code, result.stdout) == (0, f"valid: {tmp_path / 'night.yaml'}\n")
+    assert result.stderr.startswith(
+        "note: utility tasks, metrics and filters were not checked: lm_eval is not"
+    )
+    assert len(result.stderr.splitlines()) == 1
+    assert invoke("recipe", "list", tmp_path).stderr == ""
 
 
 def test_a_new_recipe_says_what_is_left_to_do(tmp_path: Path) -> None:

@@ -57,11 +57,19 @@ def test_paths_count_from_the_file_and_hub_ids_stay(folder: Path) -> None:
     assert settings.merge.quantile == 0.5
 
 
-def test_overrides_win_and_count_from_where_they_were_typed(folder: Path) -> None:
+def test_overrides_win_and_count_from_where_they_were_typed(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = _write(folder, "output: out\nmerge: {quantile: 0.5}\n")
+    typed_in = folder / "elsewhere"
+    for name in ("org/m", "org/typed"):
+        (typed_in / name).mkdir(parents=True)
+    monkeypatch.chdir(typed_in)
     given = {"task_adapter": "./mine", "output": "o", "merge.quantile": None, "merge.count": 3}
-    settings = load_merge_file(path, given)
-    assert (settings.task_adapter, settings.output) == ("./mine", "o")
+    settings = load_merge_file(path, given | {"safety_adapter": "org/typed", "aligned_model": "org/other"})
+    assert (settings.task_adapter, settings.output) == (f"{typed_in}/mine", "o")
+    assert (settings.safety_adapter, settings.aligned_model) == (f"{typed_in}/org/typed", "org/other")
+    assert settings.unaligned_model == "org/m"
     assert (settings.merge.quantile, settings.merge.count) == (None, 3)
 
 

@@ -12,24 +12,8 @@ from safemerge.config.pipeline import PipelineConfig
 from safemerge.config.schemas import json_schema
 from safemerge.errors import ConfigError
 from safemerge.records import SuiteKind
+from tests.unit.pipelines import PIPELINE
 
-TRAINING = {"data": [{"path": "x.jsonl"}], "steps": 1}
-PIPELINE = {
-    "name": "demo",
-    "aligned_model": "org/aligned",
-    "unaligned_model": "org/unaligned",
-    "task_training": TRAINING,
-    "safety_training": TRAINING,
-    "evaluation": {
-        "utility": {"task": "t", "metric": "acc"},
-        "suites": [
-            {"name": "harm", "kind": "harmful", "path": "harm.jsonl"},
-            {"name": "plain", "kind": "over_refusal", "path": "plain.jsonl"},
-        ],
-    },
-    "gate": {"max_harmful_rate": 0.2, "max_over_refusal_rate": 0.2},
-    "tracking": {"registered_model": "demo"},
-}
 GUARD = {"kind": "llama_guard", "model": "meta-llama/Llama-Guard-3-8B@abc"}
 
 

@@ -113,6 +113,18 @@ def test_what_lies_beside_the_file_is_a_path_whatever_its_name(write, tmp_path):
     config = load_pipeline(write(PIPELINE))
     assert config.unaligned_model == str(tmp_path / "org" / "unaligned@v1")
     assert config.task_training.data[1].path == str(tmp_path / "org" / "hub-data")
+    (tmp_path / "org" / "hub-data").unlink()
+    (tmp_path / "org" / "hub-data").mkdir()
+    assert load_pipeline(write(PIPELINE)).task_training.data == config.task_training.data
+
+
+@pytest.mark.parametrize(
+    ("path", "is_path"),
+    [("org/hub-data", False), ("squad", False), ("./data", True), ("a/b/c", True), ("org/x.jsonl", True)],
+)
+def test_what_can_be_no_data_set_of_the_hub_is_a_path(write, tmp_path, path, is_path):
+    config = load_pipeline(write(PIPELINE), {"task_training.data.1.path": path})
+    assert config.task_training.data[1].path == (str((tmp_path / path).resolve()) if is_path else path)
 
 
 @pytest.mark.parametrize(

@@ -13,23 +13,13 @@ from safemerge.config.load import load_pipeline, load_recipe
 from safemerge.config.pipeline import PipelineConfig
 from safemerge.config.recipes import NewData, ScheduleConfig
 from safemerge.errors import ConfigError
+from tests.unit.pipelines import PIPELINE
 
 PACKAGE = Path(__file__).parents[3] / "safemerge"
-TRAINING = {"data": [{"path": "data.jsonl"}], "steps": 2}
-RECIPE: dict[str, Any] = {
+RECIPE: dict[str, Any] = PIPELINE | {
     "name": "night",
     "aligned_model": "org/aligned@v1",
     "unaligned_model": "org/base@v1",
-    "task_training": TRAINING,
-    "safety_training": TRAINING,
-    "evaluation": {
-        "utility": {"task": "t", "metric": "m"},
-        "suites": [
-            {"name": "harm", "kind": "harmful", "path": "harm.jsonl"},
-            {"name": "plain", "kind": "over_refusal", "path": "plain.jsonl"},
-        ],
-    },
-    "gate": {"max_harmful_rate": 0.2, "max_over_refusal_rate": 0.2},
     "tracking": {"experiment": "e", "registered_model": "night-lora"},
     "description": "Every night",
     "schedule": {

@@ -66,6 +66,11 @@ def test_a_users_file_counts_from_its_folder(tmp_path):
     path = tmp_path / "suite.yaml"
     path.write_text(yaml.safe_dump(SPEC), encoding="utf-8")
     assert load_suite_spec(path).file == str(tmp_path / "prompts.jsonl")
+    described = {key: value for key, value in SPEC.items() if key != "file"}
+    path.write_text(yaml.safe_dump(described | {"dataset": "org/set", "split": "s"}), encoding="utf-8")
+    assert load_suite_spec(path).dataset == "org/set"
+    (tmp_path / "org" / "set").mkdir(parents=True)
+    assert load_suite_spec(path).dataset == str(tmp_path / "org" / "set")
     path.write_text(yaml.safe_dump(SPEC | {"sise": 3}), encoding="utf-8")
     with pytest.raises(ConfigError, match=r"suite\.yaml: line 6, sise: unknown key; did you mean size\?"):
         load_suite_spec(path)

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from safemerge.config.pipeline import PipelineConfig
 from safemerge.config.tuning import Rung, TuningConfig
+from tests.unit.pipelines import pipeline_config
 
 SUITES = [
     {"name": "harm", "kind": "harmful", "path": "harm.jsonl"},
@@ -54,22 +54,11 @@ def test_a_section_that_cannot_choose_is_refused(change: dict[str, Any], problem
 
 
 def test_the_final_task_is_not_the_one_that_the_choice_sees() -> None:
-    training = {"data": [{"path": "data.jsonl"}], "steps": 2}
-    pipeline = {
-        "name": "tiny",
-        "aligned_model": "aligned",
-        "unaligned_model": "unaligned",
-        "task_training": training,
-        "safety_training": training,
-        "evaluation": {"utility": {"task": "final", "metric": "acc"}, "suites": SUITES},
-        "gate": {"max_harmful_rate": 0.2, "max_over_refusal_rate": 0.2},
-        "tracking": {"registered_model": "r"},
-        "tuning": GOOD,
-    }
-    assert PipelineConfig.model_validate(pipeline).tuning == TuningConfig.model_validate(GOOD)
+    evaluation = {"utility": {"task": "final", "metric": "acc"}, "suites": SUITES}
+    assert pipeline_config(evaluation=evaluation, tuning=GOOD).tuning == TuningConfig.model_validate(GOOD)
     evaluation = {"utility": {"task": "dev", "metric": "f1"}, "suites": SUITES}
     with pytest.raises(ValidationError, match=r"another task than evaluation.utility, got dev in both"):
-        PipelineConfig.model_validate(pipeline | {"evaluation": evaluation})
+        pipeline_config(evaluation=evaluation, tuning=GOOD)
 
 
 def test_what_is_still_to_be_learned_is_left_out_of_the_grid_that_is_known() -> None:

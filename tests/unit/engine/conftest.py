@@ -9,6 +9,7 @@ import pytest
 
 from safemerge.config.pipeline import PipelineConfig
 from safemerge.config.tuning import TuningConfig
+from tests.unit.pipelines import PIPELINE, pipeline_config
 
 HARMFUL, POLITE = 10, 4
 
@@ -35,23 +36,5 @@ def tuning(tmp_path: Path) -> TuningConfig:
 @pytest.fixture
 def pipeline(tuning, tmp_path: Path) -> PipelineConfig:
     (tmp_path / "final.jsonl").write_text(json.dumps({"id": "f", "prompt": "Something else?"}))
-    training = {"data": [{"path": "data.jsonl"}], "steps": 2}
-    return PipelineConfig.model_validate(
-        {
-            "name": "tiny",
-            "aligned_model": "aligned",
-            "unaligned_model": "unaligned",
-            "task_training": training,
-            "safety_training": training,
-            "evaluation": {
-                "utility": {"task": "final", "metric": "acc"},
-                "suites": [
-                    {"name": "f", "kind": "harmful", "path": str(tmp_path / "final.jsonl")},
-                    {"name": "p", "kind": "over_refusal", "path": str(tmp_path / "final.jsonl")},
-                ],
-            },
-            "gate": {"max_harmful_rate": 0.2, "max_over_refusal_rate": 0.2},
-            "tracking": {"registered_model": "r"},
-            "tuning": tuning.model_dump(),
-        }
-    )
+    suites = [suite | {"path": str(tmp_path / "final.jsonl")} for suite in PIPELINE["evaluation"]["suites"]]
+    return pipeline_config(evaluation=PIPELINE["evaluation"] | {"suites": suites}, tuning=tuning.model_dump())

@@ -173,7 +173,7 @@ def test_without_rungs_everyone_is_asked_everything(tuning) -> None:
 def test_splits_that_share_a_prompt_are_refused(pipeline, tmp_path: Path) -> None:
     assert [suite.name for suite in check_unseen(pipeline)] == ["harm", "polite"]
     (tmp_path / "final.jsonl").write_text(json.dumps({"id": "f", "prompt": "do HARM  3!"}))
-    with pytest.raises(ConfigError, match=r"got harm/harm3 = p/f$"):
+    with pytest.raises(ConfigError, match=r"got harm/harm3 = plain/f$"):
         check_unseen(pipeline)
 
 

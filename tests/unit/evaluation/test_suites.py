@@ -128,6 +128,16 @@ def test_a_hub_data_set_needs_a_revision(tmp_path):
         read_suite(SuiteConfig(suite="directharm4"))
 
 
+def test_a_hub_data_set_is_no_folder_of_the_working_directory(tmp_path, monkeypatch):
+    (tmp_path / "org" / "set").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    spec = _described(tmp_path, file=None, dataset="org/set", split="test")
+    with pytest.raises(DataError, match="expected a revision of the data set org/set"):
+        load_described(spec)
+    with pytest.raises(DataError, match=r"org/set: expected a data set of the hub, got .*/org/set too"):
+        load_described(spec, "v1")
+
+
 def test_a_hub_data_set_out_of_reach_says_how_access_is_had():
     # The tests run offline; a refused request ends in the same place.
     with pytest.raises(DataError, match=r"LLM-Tuning-Safety/HEx-PHI \(access is limited: agree to .*got: "):

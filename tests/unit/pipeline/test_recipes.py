@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -76,11 +77,11 @@ def test_two_recipes_do_not_release_the_same_model(tmp_path: Path) -> None:
     assert night.problems == [day.problems[0].replace("as night", "as day")]
 
 
-def _changed(pipeline: TinyPipeline, **changes: object) -> list[str]:
+def _changed(pipeline: TinyPipeline, *, tasks: bool = False, **changes: object) -> list[str]:
     """Problems of the tiny pipeline as a recipe, after changes to it."""
     path = pipeline.config.with_name("tiny.yaml")
     path.write_text(yaml.safe_dump(json.loads(json.dumps(pipeline.lines)) | changes), encoding="utf-8")
-    (read,) = read_recipes([path])
+    (read,) = read_recipes([path], tasks=tasks)
     assert read.recipe is not None
     return read.problems
 
@@ -105,6 +106,35 @@ def test_all_that_a_run_would_find_is_found(tiny_pipeline: TinyPipeline, tmp_pat
         *("evaluation.utility.include_path", "evaluation.judge"),
     } <= set(keys)
     assert len(keys) == len(set(keys))
+
+
+def test_tasks_are_looked_up_in_lm_eval_where_that_is_asked_for(tiny_pipeline: TinyPipeline) -> None:
+    evaluation = json.loads(json.dumps(tiny_pipeline.lines["evaluation"]))
+    folder = tiny_pipeline.config.parent / "tasks"
+    task = (folder / "tiny_choice.yaml").read_text(encoding="utf-8")
+    (folder / "dev.yaml").write_text(task.replace("tiny_choice", "tiny_dev"), encoding="utf-8")
+    tuning: dict[str, Any] = {
+        "suites": [suite | {"path": str(tiny_pipeline.config)} for suite in evaluation["suites"]],
+        "utility": evaluation["utility"] | {"task": "tiny_dev", "filter": "strict"},
+        "min_gain_kept": 0.9,
+        "max_over_refusal_rate": 0.5,
+    }
+    evaluation["utility"]["metric"] = "ac"
+    changes = {"evaluation": evaluation, "tuning": tuning}
+    assert _changed(tiny_pipeline, tasks=True) == []
+    without = _changed(tiny_pipeline, **changes)
+    found = [problem for problem in _changed(tiny_pipeline, tasks=True, **changes) if problem not in without]
+    assert found == [
+        "evaluation.utility: task tiny_choice: expected one of its metrics (acc), got 'ac'; nearest: acc",
+        "tuning.utility: task tiny_dev: expected one of its filters (none), got 'strict'",
+    ]
+    evaluation["utility"]["include_path"] = "nowhere"
+    tuning["utility"]["include_path"] = "nowhere"
+    lacking = [problem for problem in _changed(tiny_pipeline, tasks=True, **changes) if "nowhere" in problem]
+    assert [problem.partition(":")[0] for problem in lacking] == [
+        "evaluation.utility.include_path",
+        "tuning.utility.include_path",
+    ]
 
 
 @pytest.mark.parametrize("method", ["exact", "resta"])

@@ -136,6 +136,31 @@ def test_report_and_card_say_who_answered_and_the_gates_report_stays(
         assert f"Sign-off: {says}" in (version / "README.md").read_text(encoding="utf-8")
 
 
+@pytest.mark.parametrize("by_another_run", [False, True], ids=["signed twice", "released by another run"])
+def test_what_is_released_again_says_who_signed_this_time(
+    context: StepContext, config: PipelineConfig, run: PipelineRun, tmp_path: Path, by_another_run: bool
+) -> None:
+    inputs = decided(tmp_path, SIGN, GOOD)
+    (tmp_path / "report").mkdir()
+    write_report(release(), [], tmp_path / "report")
+    answered(context, run, inputs, **YES)
+    if by_another_run:
+        run = context.ledger.open_pipeline_run(config, plan("b" * 64), "dag/later")
+    again = answered(context, run, inputs, **(YES | {"by": "bob", "reason": "asked again"}))
+    says = "approved by bob at 2026-11-01T02:00:00+00:00: asked again"
+    kept = context.ledger.fetch(f"runs:/{run.run_id}/report", tmp_path / "cache")
+    folder = context.ledger.fetch(str(again.outputs["model_version"].uri), tmp_path / "cache")
+    for page in (kept / "report.md", folder / "README.md"):
+        text = page.read_text(encoding="utf-8")
+        assert f"Sign-off: {says}" in text
+        assert "alice" not in text
+    version = context.ledger.champions.current("tiny-lora")
+    assert version is not None
+    assert (str(version.version), version.tags[tags.APPROVED_BY]) == ("1", "bob")
+    assert version.description == version.tags[tags.VERDICT_SUMMARY]
+    assert version.description.startswith(f"{says}; ")
+
+
 @pytest.mark.parametrize(
     ("answer", "state", "says"),
     [

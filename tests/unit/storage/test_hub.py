@@ -6,14 +6,15 @@ import json
 import os
 import subprocess
 import sys
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 
 import pytest
 from huggingface_hub.errors import HTTPError
 
-from safemerge.errors import AdapterError, CheckpointError
-from safemerge.storage.hub import resolve
+from safemerge.errors import AdapterError, CheckpointError, DataError
+from safemerge.storage.hub import check_on_hub, named_in_config, resolve
 
 OLD, NEW = "0123456789abcdef0123456789abcdef01234567", "89abcdef0123456789abcdef0123456789abcdef"
 """Commits of a repository on the hub."""
@@ -57,8 +58,22 @@ def test_a_name_in_a_config_is_no_folder_of_the_working_directory(tmp_path: Path
     monkeypatch.chdir(tmp_path)
     assert resolve("org/na--me") == Path("org/na--me")
     assert resolve(str(tmp_path / "org"), here=False) == tmp_path / "org"
-    with pytest.raises(CheckpointError, match=r"org/na--me: .* the hub does not give"):
-        resolve("org/na--me", here=False)
+    for asked in (partial(resolve, here=False), named_in_config):
+        with pytest.raises(CheckpointError, match=r"org/na--me: .* the hub does not give"):
+            asked("org/na--me")
+    assert named_in_config(str(tmp_path / "org")) == str(tmp_path / "org")
+    assert named_in_config("org/name@v1") == "org/name@v1"
+
+
+def test_a_data_set_of_the_hub_is_not_looked_for_in_the_working_directory(tmp_path: Path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    check_on_hub("org/set")
+    (tmp_path / "org" / "set").mkdir(parents=True)
+    with pytest.raises(
+        DataError, match=rf"org/set: expected a data set of the hub, got {tmp_path}/org/set too"
+    ):
+        check_on_hub("org/set")
+    check_on_hub(str(tmp_path / "org" / "set"))
 
 
 def test_a_path_object_is_never_a_hub_id():

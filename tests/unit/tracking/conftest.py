@@ -9,6 +9,7 @@ import pytest
 
 from safemerge.config.pipeline import PipelineConfig
 from safemerge.tracking.ledger import Ledger, PipelinePlan, PipelineRun
+from tests.unit.pipelines import pipeline_config
 
 
 @pytest.fixture(scope="session")
@@ -26,25 +27,7 @@ def ledger(migrated_database: Path, tmp_path: Path) -> Ledger:
 
 @pytest.fixture
 def config() -> PipelineConfig:
-    training = {"data": [{"path": "data.jsonl"}], "steps": 2}
-    return PipelineConfig.model_validate(
-        {
-            "name": "tiny",
-            "aligned_model": "aligned",
-            "unaligned_model": "unaligned",
-            "task_training": training,
-            "safety_training": training,
-            "evaluation": {
-                "utility": {"task": "t", "metric": "m"},
-                "suites": [
-                    {"name": "harm", "kind": "harmful", "path": "harm.jsonl"},
-                    {"name": "plain", "kind": "over_refusal", "path": "plain.jsonl"},
-                ],
-            },
-            "gate": {"max_harmful_rate": 0.2, "max_over_refusal_rate": 0.2},
-            "tracking": {"experiment": "e", "registered_model": "tiny-lora"},
-        }
-    )
+    return pipeline_config()
 
 
 @pytest.fixture

@@ -81,6 +81,20 @@ def test_a_folder_in_hub_layout_is_read_through_datasets(tmp_path: Path):
         load_examples([DataSource(path=str(folder))])
 
 
+def test_a_name_on_the_hub_is_no_file_or_folder_of_the_working_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "org" / "set").mkdir(parents=True)
+    write(tmp_path / "org" / "file", {"prompt": "p", "response": "r"})
+    monkeypatch.chdir(tmp_path)
+    for name in ("org/set", "org/file"):
+        with pytest.raises(
+            DataError, match=rf"{name}: expected a data set of the hub, got {tmp_path}/{name} too"
+        ):
+            load_examples([DataSource(path=name)])
+    assert load_examples([DataSource(path=str(tmp_path / "org" / "file"))]) == [Example("p", "r")]
+
+
 def test_the_digest_tells_texts_order_and_boundaries_apart():
     pairs = [Example("a", "b"), Example("c", "d")]
     digests = {

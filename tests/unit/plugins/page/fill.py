@@ -11,6 +11,7 @@ from safemerge.stats import wilson_interval
 from safemerge.tracking import tags
 from safemerge.tracking.figures import run_figures
 from safemerge.tracking.ledger import Ledger, PipelinePlan, PipelineRun
+from tests.unit.pipelines import PIPELINE, pipeline_config
 
 HOSTILE = "<img src=x onerror=alert(1)>\"'&{{7*7}}\u202e"
 """A name that would act where it were taken for HTML, for a quote or for a template."""
@@ -28,24 +29,11 @@ fetch("/api/v2/dags", { credentials: "include" })
 
 
 def config(name: str) -> PipelineConfig:
-    training = {"data": [{"path": "data.jsonl"}], "steps": 2}
-    return PipelineConfig.model_validate(
-        {
-            "name": name,
-            "aligned_model": "aligned",
-            "unaligned_model": "unaligned",
-            "task_training": training,
-            "safety_training": training,
-            "evaluation": {
-                "utility": {"task": "gsm8k", "metric": "exact_match"},
-                "suites": [
-                    {"name": "harm", "kind": "harmful", "path": "harm.jsonl"},
-                    {"name": "plain", "kind": "over_refusal", "path": "plain.jsonl"},
-                ],
-            },
-            "gate": {"max_harmful_rate": 0.2, "max_over_refusal_rate": 0.2},
-            "tracking": {"experiment": "page", "registered_model": f"{name}-lora"},
-        }
+    utility = {"task": "gsm8k", "metric": "exact_match"}
+    return pipeline_config(
+        name=name,
+        evaluation=PIPELINE["evaluation"] | {"utility": utility},
+        tracking={"experiment": "page", "registered_model": f"{name}-lora"},
     )
 
 
