@@ -136,9 +136,13 @@ def by_pipeline(unopened: Iterable[UnopenedRun], runs: Sequence[PipelineRun]) ->
 
 def rows(runs: Iterable[PipelineRun], unopened: Iterable[UnopenedRun]) -> list[Row | UnopenedRun]:
     """One pipeline's runs, and those that failed before they were recorded, the newest first."""
-    found = [(run.started_ms, row(run)) for run in runs]
-    failed = [(one.ended_ms, one) for one in unopened if one.failed]
-    return [what for _, what in sorted([*found, *failed], key=lambda pair: pair[0], reverse=True)]
+    found: list[Row | UnopenedRun] = [row(run) for run in runs]
+    found += (one for one in unopened if one.failed)
+    return sorted(
+        found,
+        key=lambda one: one.ended_ms if isinstance(one, UnopenedRun) else one.run.started_ms,
+        reverse=True,
+    )
 
 
 def has_page(pipeline: str) -> bool:
