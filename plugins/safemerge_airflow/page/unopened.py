@@ -40,9 +40,11 @@ def unopened_runs(readable: ReadableDags, session: SessionDep) -> list[UnopenedR
     A task that is started again has its new state: a run that opened its record after all is none of them.
     """
     task, states = TaskInstance, (TaskInstanceState.FAILED, TaskInstanceState.SKIPPED)
-    place = func.row_number().over(partition_by=(task.dag_id, task.state), order_by=task.end_date.desc())
+    # The scheduler fails tasks of a DAG that it does not find without noting an end.
+    ended_at = func.coalesce(task.end_date, task.updated_at)
+    place = func.row_number().over(partition_by=(task.dag_id, task.state), order_by=ended_at.desc())
     ended = (
-        select(task.dag_id, task.run_id, task.end_date, task.state, place.label("place"))
+        select(task.dag_id, task.run_id, task.state, ended_at.label("ended_at"), place.label("place"))
         .join(DagModel, DagModel.dag_id == task.dag_id)
         .join(DagTag, DagTag.dag_id == task.dag_id)
         .where(
@@ -51,16 +53,15 @@ def unopened_runs(readable: ReadableDags, session: SessionDep) -> list[UnopenedR
             task.dag_id.in_(readable.dag_ids),
             task.task_id == OPEN_RUN_TASK,
             task.state.in_(states),
-            task.end_date.is_not(None),
         )
         .subquery()
     )
-    newest = select(ended).where(ended.c.place <= MOST).order_by(ended.c.end_date.desc())
+    newest = select(ended).where(ended.c.place <= MOST).order_by(ended.c.ended_at.desc())
     return [
         UnopenedRun(
             one.dag_id,
             one.run_id,
-            int(one.end_date.timestamp() * 1000),
+            int(one.ended_at.timestamp() * 1000),
             failed=one.state == TaskInstanceState.FAILED,
         )
         for one in session.execute(newest)

@@ -48,6 +48,14 @@ def test_a_run_that_failed_at_its_first_task_is_found_and_one_that_was_skipped_t
     ]
 
 
+def test_a_task_that_the_scheduler_failed_without_an_end_is_found(session: Session) -> None:
+    add_dag(session, "alpha")
+    add_dag_run(session, "alpha/1", "scheduled", NIGHT)
+    session.execute(update(TaskInstance).values(state="failed", end_date=None, updated_at=NIGHT))
+    (run,) = unopened_runs(Readable(frozenset({"alpha"}), all_dags=True), session)
+    assert (run.ended_ms, run.failed) == (NIGHT_MS, True)
+
+
 @pytest.mark.parametrize("state", ["success", "running", "up_for_retry", "queued", "upstream_failed", None])
 def test_other_ends_are_none(session: Session, state: str | None) -> None:
     add_dag(session, "alpha")
