@@ -122,8 +122,10 @@ def overview_data(readable: ReadableDags, unopened: UnopenedRuns, history: Histo
 def pipeline(name: str, readable: ReadableDags, unopened: UnopenedRuns, history: HistoryDep) -> HTMLResponse:
     """One pipeline: its figures over runs, its champions and its runs."""
     runs = readable.of(history.runs_of(name))
-    known = runs + readable.of(history.recent_runs())  # other pipelines' too: a DAG may make several
-    rows = views.rows(runs, views.by_pipeline(unopened, known).get(name, ()))
+    failed = [one for one in unopened if one.failed]
+    # A DAG may make several pipelines: all runs together say whose one is that failed to start.
+    known = runs + (readable.of(history.recent_runs()) if failed else [])
+    rows = views.rows(runs, views.by_pipeline(failed, known).get(name, ()))
     if not rows:
         raise HTTPException(404, "There is no run of such a pipeline, or none that you may see.")
     model = next((run.registered_model for run in runs if run.registered_model), None)

@@ -134,12 +134,10 @@ def by_pipeline(unopened: Iterable[UnopenedRun], runs: Sequence[PipelineRun]) ->
     return found
 
 
-def rows(runs: Iterable[PipelineRun], unopened: Iterable[UnopenedRun]) -> list[Row | UnopenedRun]:
+def rows(runs: Iterable[PipelineRun], failed: Iterable[UnopenedRun]) -> list[Row | UnopenedRun]:
     """One pipeline's runs, and those that failed before they were recorded, the newest first."""
-    found: list[Row | UnopenedRun] = [row(run) for run in runs]
-    found += (one for one in unopened if one.failed)
     return sorted(
-        found,
+        [*map(row, runs), *failed],
         key=lambda one: one.ended_ms if isinstance(one, UnopenedRun) else one.run.started_ms,
         reverse=True,
     )
