@@ -15,3 +15,8 @@ Settings, all optional, in the ``[safemerge]`` section of the Airflow configurat
   ``gpu_pool``: their pool, where it is not ``gpu_pool``.
 - ``gpu_devices``: the devices of each slot of DeviceLocalExecutor, such as ``0 1``.
 """
+
+TAG = "safemerge"
+"""A tag of every DAG of a pipeline."""
+OPEN_RUN_TASK = "open_run"
+"""Id of the first task of every such DAG, which opens the run's record in MLflow."""

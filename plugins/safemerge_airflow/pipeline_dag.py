@@ -16,6 +16,7 @@ from safemerge.arms import ALIGNED, FINE_TUNED, SAFEMERGE, SCALE, SCALE_SELECTED
 from safemerge.config.people import ApprovalConfig
 from safemerge.config.recipes import RecipeConfig
 from safemerge.core import methods
+from safemerge_airflow import OPEN_RUN_TASK, TAG
 from safemerge_airflow.assets import champion_asset, data_assets
 from safemerge_airflow.device_lane import device_lane
 from safemerge_airflow.messages import SIGN_OFF_TASK, FailureMessage
@@ -100,7 +101,7 @@ def pipeline_dag(dag_id: str, config: str | None, recipe: RecipeConfig | None = 
         # Without a lane for devices, one task at a time keeps two steps off the same device.
         "max_active_tasks": 16 if device_lane() else 1,
         "default_args": {"owner": "safemerge", "retries": 2, "retry_delay": timedelta(seconds=30)},
-        "tags": ["safemerge", "safety", "lora"],
+        "tags": [TAG, "safety", "lora"],
     }
     if recipe and recipe.notifications:
         defaults["default_args"]["on_failure_callback"] = FailureMessage(recipe.notifications)
@@ -124,7 +125,7 @@ def open_run(dag: DAG, config: Any, recipe: RecipeConfig | None) -> OpenRunOpera
     """Checks everything and opens the pipeline run, with the run's parameters."""
     data = recipe.schedule.data if recipe else ()
     return OpenRunOperator(
-        task_id="open_run",
+        task_id=OPEN_RUN_TASK,
         config=config,
         data=data,
         versions={item.asset: dag.param(version_param(item.asset)) for item in data if item.sets},

@@ -10,6 +10,7 @@ from safemerge.config.load import load_recipe
 from safemerge.config.recipes import RecipeConfig
 from safemerge.errors import ConfigError
 from safemerge.tracking.champions import champion_of
+from safemerge_airflow import TAG
 from safemerge_airflow.assets import schedule_of
 from safemerge_airflow.messages import check_notifiers
 from safemerge_airflow.pipeline_dag import DOC, pipeline_dag
@@ -39,7 +40,7 @@ def recipe_dag(path: str | Path) -> DAG:
         str(path),
         recipe,
         schedule=schedule_of(recipe.schedule),
-        tags=["safemerge", *recipe.tags],
+        tags=[TAG, *recipe.tags],
         doc_md=f"{_summary(recipe, path)}\n{DOC}",
         **({"description": recipe.description} if recipe.description else {}),
     )

@@ -11,10 +11,13 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+from sqlalchemy import create_engine
+from sqlalchemy.orm import Session
 
 from safemerge.demo.services import DemoHome, free_port, mlflow_service, start_mlflow
 from safemerge.records import Verdict
@@ -22,6 +25,8 @@ from safemerge.tracking.ledger import Ledger
 from tests.unit.plugins.page.fill import (
     HOSTILE,
     HOSTILE_REPORT,
+    add_dag,
+    add_dag_run,
     config,
     evaluation,
     judged_run,
@@ -36,6 +41,7 @@ pytestmark = [
 ]
 
 SECRET = "0123456789abcdef" * 4
+LAST_NIGHT = "scheduled__2026-11-13T02:00:00+00:00"
 SCREENSHOTS = os.environ.get("SAFEMERGE_SCREENSHOTS")
 """Folder to keep pictures of the pages in, for those who want to look at them."""
 
@@ -108,6 +114,16 @@ def fill(database: Path) -> dict[str, str]:
     return {"good": run_id, "undecided": undecided, "hostile": hostile, "nameless": nameless}
 
 
+def fill_airflow(database: Path) -> None:
+    """Two runs of last night that failed at once, one of a DAG that has never had a record."""
+    engine = create_engine(f"sqlite:///{database}")
+    with Session(engine) as session, session.begin():
+        for dag_id in ("safemerge_pipeline", "gemma-medqa"):
+            add_dag(session, dag_id)
+            add_dag_run(session, f"{dag_id}/{LAST_NIGHT}", "failed", datetime.now(UTC))
+    engine.dispose()
+
+
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory, airflow_database: Path) -> Iterator[Site]:
     """Airflow's api-server over a fresh database, beside an MLflow with some weeks of runs."""
@@ -120,6 +136,7 @@ def site(tmp_path_factory: pytest.TempPathFactory, airflow_database: Path) -> It
     mlflow = f"http://127.0.0.1:{mlflow_port}"
     try:
         run_ids = fill(home.root / "mlflow.db")
+        fill_airflow(home.airflow_database)
         assert start_mlflow(home, mlflow_port) == mlflow
         environment = home.environment(mlflow, port) | {
             "AIRFLOW__API_AUTH__JWT_SECRET": SECRET,
@@ -215,7 +232,7 @@ def test_the_page_stands_in_airflows_frame(site: Site, window: Any) -> None:
     window.get_by_role("link", name="Releases").click()
     frame = window.frame_locator("iframe[title=Releases]")
     frame.get_by_role("heading", name="SafeMERGE pipelines").wait_for()
-    assert frame.locator("tbody tr").count() == 4
+    assert frame.locator("tbody tr").count() == 5
     keep_picture(window, "overview")
     frame.get_by_role("link", name="llama-gsm8k").click()
     frame.get_by_role("heading", name="Champions of llama-gsm8k-lora").wait_for()
@@ -240,6 +257,20 @@ def test_links_lead_out_of_the_frame(site: Site, window: Any) -> None:
     popup.value.get_by_role("heading", name="Report").wait_for()
     frame.get_by_role("link", name="DAG run").click()
     window.wait_for_url("**/dags/safemerge_pipeline/runs/scheduled__2026-11-12*")
+
+
+def test_a_run_that_failed_before_mlflow_knew_of_it_leads_to_its_log(site: Site, window: Any) -> None:
+    window.goto(f"{site.url}/plugin/safemerge/safemerge/")
+    frame = window.frame_locator("iframe[title=Releases]")
+    failed = frame.get_by_role("row").filter(has_text="failed to start")
+    failed.first.wait_for()
+    assert failed.get_by_role("rowheader").all_inner_texts() == ["gemma-medqa", "llama-gsm8k"]
+    assert f"safemerge_pipeline/{LAST_NIGHT}, " in failed.last.inner_text()
+    frame.get_by_role("link", name="gemma-medqa").click()
+    frame.get_by_role("heading", name="Runs", exact=True).wait_for()
+    keep_picture(window, "never-recorded")
+    frame.get_by_role("link", name="log of open_run").click()
+    window.wait_for_url("**/dags/gemma-medqa/runs/scheduled__2026-11-13*/tasks/open_run*")
 
 
 def test_the_theme_is_airflows(site: Site, window: Any) -> None:

@@ -3,7 +3,8 @@
 It reads and never writes. ``app`` has the routes, all of them behind Airflow's login and
 permissions, and ``serving`` loads them; ``access`` says which runs a user may see; ``history`` asks
 MLflow; ``mlflow_api`` speaks its REST protocol, so that the api-server needs no MLflow library;
-``views`` and ``chart`` turn records into what the templates show.
+``unopened`` asks Airflow for runs that came to no record there; ``views`` and ``chart`` turn records into
+what the templates show.
 """
 
 from __future__ import annotations

@@ -12,6 +12,7 @@ from fastapi.responses import FileResponse, HTMLResponse, JSONResponse, Response
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from starlette.exceptions import HTTPException as StarletteHTTPException
 
+from safemerge_airflow import OPEN_RUN_TASK
 from safemerge_airflow.mlflow_link import mlflow_run_url
 from safemerge_airflow.page import login_path, page_path, views
 from safemerge_airflow.page.access import ReadableDags, may_read_runs
@@ -19,6 +20,7 @@ from safemerge_airflow.page.chart import RUNS, charts
 from safemerge_airflow.page.history import NEWEST, History
 from safemerge_airflow.page.mlflow_api import MlflowUnavailableError
 from safemerge_airflow.page.records import PipelineRun
+from safemerge_airflow.page.unopened import UnopenedRuns
 
 HERE = Path(__file__).parent
 STATIC = {
@@ -66,6 +68,8 @@ templates.globals |= {
     "page_path": page_path,
     "mlflow_run_url": mlflow_run_url,
     "verdict": views.of_verdict,
+    "failed_to_start": views.FAILED_TO_START,
+    "open_run_task": OPEN_RUN_TASK,
     "arm_titles": views.ARMS,
     "chart_runs": RUNS,
     "most_runs": NEWEST,
@@ -75,6 +79,7 @@ templates.filters |= {
     "iso": views.iso,
     "lasted": views.lasted,
     "quoted": views.quoted,
+    "log": views.log,
 }
 
 _history = History()
@@ -98,32 +103,37 @@ def warm_up() -> None:
 
 
 @app.get("/")
-def overview(readable: ReadableDags, history: HistoryDep) -> HTMLResponse:
+def overview(readable: ReadableDags, unopened: UnopenedRuns, history: HistoryDep) -> HTMLResponse:
     """All pipelines, each with its latest verdict."""
     runs = readable.of(history.recent_runs())
-    pipelines = views.pipelines(runs, history.champions())
+    pipelines = views.pipelines(runs, history.champions(), unopened)
     return _page("overview.html", pipelines=pipelines, is_complete=history.is_complete)
 
 
 @app.get("/pipelines.json")
-def overview_data(readable: ReadableDags, history: HistoryDep) -> JSONResponse:
+def overview_data(readable: ReadableDags, unopened: UnopenedRuns, history: HistoryDep) -> JSONResponse:
     """The same as data."""
     runs = readable.of(history.recent_runs())
-    pipelines = views.pipelines(runs, history.champions())
+    pipelines = views.pipelines(runs, history.champions(), unopened)
     return JSONResponse([views.plain(pipeline) for pipeline in pipelines], headers=_headers(PAGE_POLICY))
 
 
 @app.get("/pipelines/{name}")
-def pipeline(name: str, readable: ReadableDags, history: HistoryDep) -> HTMLResponse:
+def pipeline(name: str, readable: ReadableDags, unopened: UnopenedRuns, history: HistoryDep) -> HTMLResponse:
     """One pipeline: its figures over runs, its champions and its runs."""
     runs = readable.of(history.runs_of(name))
-    if not runs:
+    failed = [one for one in unopened if one.failed]
+    # A DAG may make several pipelines: all runs together say whose one is that failed to start.
+    known = runs + (readable.of(history.recent_runs()) if failed else [])
+    rows = views.rows(runs, views.by_pipeline(failed, known).get(name, ()))
+    if not rows:
         raise HTTPException(404, "There is no run of such a pipeline, or none that you may see.")
     model = next((run.registered_model for run in runs if run.registered_model), None)
     return _page(
         "pipeline.html",
         name=name,
-        rows=[views.row(run) for run in runs],
+        rows=rows,
+        run_count=len(runs),
         model=model,
         champion=history.champion(model) if model else None,
         versions=history.versions(model) if model else [],

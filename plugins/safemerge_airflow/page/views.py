@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
 from urllib.parse import quote
@@ -10,9 +10,11 @@ from urllib.parse import quote
 from safemerge.arms import ALIGNED, ARM_TITLES, CANDIDATE, FINE_TUNED
 from safemerge.records import Interval, SuiteKind, Verdict
 from safemerge.tracking.figures import ArmFigures, SuiteFigure, UtilityFigure
+from safemerge_airflow import OPEN_RUN_TASK
 from safemerge_airflow.page import airflow_path
 from safemerge_airflow.page.history import PIPELINE_NAME
 from safemerge_airflow.page.records import PipelineRun
+from safemerge_airflow.page.unopened import UnopenedRun
 
 STRIP = 10
 """Runs in the strip of a pipeline's latest outcomes."""
@@ -43,6 +45,7 @@ CANNOT_TELL = Outcome("cannot tell", "?", "ask")
 RUNNING = Outcome("running", "…", "running")
 WAITING = Outcome("waits for a person", "!", "ask")
 NO_VERDICT = Outcome("no verdict", "–", "none")
+FAILED_TO_START = Outcome("failed to start", "✕", "block")
 
 
 class Pipeline(NamedTuple):
@@ -50,8 +53,10 @@ class Pipeline(NamedTuple):
 
     name: str
     has_page: bool
-    latest: PipelineRun
-    """Its newest run with a verdict, or its newest where none has one."""
+    latest: PipelineRun | None
+    """Its newest run with a verdict, or its newest where none has one; None where MLflow holds no run."""
+    failed_start: UnopenedRun | None
+    """The newest run, where that failed before MLflow had a record of it."""
     underway: Outcome | None
     """Where its newest run stands, if that has not ended."""
     outcomes: Sequence[Outcome]
@@ -93,12 +98,49 @@ class Arm(NamedTuple):
     figures: Mapping[str, Measured]
 
 
-def pipelines(runs: Sequence[PipelineRun], champions: Mapping[str, str]) -> list[Pipeline]:
-    """The pipelines that runs belong to, by name; ``runs`` are the newest first."""
+def pipelines(
+    runs: Sequence[PipelineRun], champions: Mapping[str, str], unopened: Sequence[UnopenedRun]
+) -> list[Pipeline]:
+    """The pipelines that runs belong to, by name; runs of both kinds are given the newest first."""
     by_name: dict[str, list[PipelineRun]] = {}
     for run in runs:
         by_name.setdefault(run.pipeline, []).append(run)
-    return [_pipeline(name, of_name, champions) for name, of_name in sorted(by_name.items())]
+    failed = {
+        name: newest
+        for name, (newest, *_) in by_pipeline(unopened, runs).items()
+        if newest.failed and newest.ended_ms > _last_start_ms(name, newest.dag_id, runs)
+    }
+    return [
+        _pipeline(name, by_name.get(name, ()), champions, failed.get(name))
+        for name in sorted(by_name.keys() | failed.keys())
+    ]
+
+
+def by_pipeline(unopened: Iterable[UnopenedRun], runs: Sequence[PipelineRun]) -> dict[str, list[UnopenedRun]]:
+    """Runs that MLflow has no record of, by the pipeline that they would have been of.
+
+    That is the one that all of the DAG's records in ``runs`` are of. Where there are none, or several
+    pipelines, it is called as the DAG: a recipe's DAG has its pipeline's name.
+    """
+    made: dict[str, set[str]] = {}
+    for run in runs:
+        made.setdefault(run.dag_id, set()).add(run.pipeline)
+    recorded = {run.run_key for run in runs}
+    found: dict[str, list[UnopenedRun]] = {}
+    for one in unopened:
+        if one.run_key not in recorded:
+            names = made.get(one.dag_id, set())
+            found.setdefault(min(names) if len(names) == 1 else one.dag_id, []).append(one)
+    return found
+
+
+def rows(runs: Iterable[PipelineRun], failed: Iterable[UnopenedRun]) -> list[Row | UnopenedRun]:
+    """One pipeline's runs, and those that failed before they were recorded, the newest first."""
+    return sorted(
+        [*map(row, runs), *failed],
+        key=lambda one: one.ended_ms if isinstance(one, UnopenedRun) else one.run.started_ms,
+        reverse=True,
+    )
 
 
 def has_page(pipeline: str) -> bool:
@@ -117,19 +159,31 @@ def row(run: PipelineRun) -> Row:
     )
 
 
-def _pipeline(name: str, runs: Sequence[PipelineRun], champions: Mapping[str, str]) -> Pipeline:
-    latest = row(next((run for run in runs if run.verdict), runs[0]))
-    now = outcome(runs[0])
+def _pipeline(
+    name: str,
+    runs: Sequence[PipelineRun],
+    champions: Mapping[str, str],
+    failed_start: UnopenedRun | None,
+) -> Pipeline:
+    latest = next((run for run in runs if run.verdict), runs[0] if runs else None)
+    figures = row(latest) if latest else None
+    now = outcome(runs[0]) if runs else None
     return Pipeline(
         name=name,
         has_page=has_page(name),
-        latest=latest.run,
+        latest=latest,
+        failed_start=failed_start,
         underway=now if now in (RUNNING, WAITING) else None,
         outcomes=[outcome(run) for run in reversed(runs[:STRIP])],
-        harm=latest.harm,
-        utility=latest.utility,
-        champion=champions.get(latest.run.registered_model or ""),
+        harm=figures and figures.harm,
+        utility=figures and figures.utility,
+        champion=champions.get(latest.registered_model or "") if latest else None,
     )
+
+
+def _last_start_ms(pipeline: str, dag_id: str, runs: Sequence[PipelineRun]) -> int:
+    """When the newest recorded run of a pipeline or a DAG began; 0 where there is none."""
+    return next((run.started_ms for run in runs if run.pipeline == pipeline or run.dag_id == dag_id), 0)
 
 
 def outcome(run: PipelineRun) -> Outcome:
@@ -169,20 +223,27 @@ def dag_run(run: PipelineRun) -> str | None:
     return airflow_path(f"/dags/{quoted(dag_id)}/runs/{quoted(run_id)}")
 
 
+def log(run: UnopenedRun) -> str:
+    """Where Airflow shows the log of the task that opened no record."""
+    return airflow_path(f"/dags/{quoted(run.dag_id)}/runs/{quoted(run.run_id)}/tasks/{OPEN_RUN_TASK}")
+
+
 def plain(pipeline: Pipeline) -> dict[str, Any]:
     """A pipeline of the overview as plain data."""
-    run = pipeline.latest
+    run, failed = pipeline.latest, pipeline.failed_start
     return {
         "pipeline": pipeline.name,
-        "verdict": run.verdict,
-        "summary": run.summary,
-        "run_id": run.run_id,
-        "run_key": run.run_key,
-        "ended": iso(run.ended_ms),
+        "verdict": run and run.verdict,
+        "summary": run and run.summary,
+        "run_id": run and run.run_id,
+        "run_key": run and run.run_key,
+        "ended": run and iso(run.ended_ms),
+        "failed_start": failed
+        and {"run_key": failed.run_key, "ended": iso(failed.ended_ms), "log": log(failed)},
         "underway": pipeline.underway.word if pipeline.underway else None,
         "outcomes": [outcome.word for outcome in pipeline.outcomes],
         "champion": pipeline.champion,
-        "figures": {name: arm.model_dump(mode="json") for name, arm in run.arms.items()},
+        "figures": {name: arm.model_dump(mode="json") for name, arm in (run.arms if run else {}).items()},
     }
 
 

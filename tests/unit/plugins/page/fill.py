@@ -1,9 +1,17 @@
-"""Pipeline runs in a real MLflow, as the gate and the promotion leave them."""
+"""Pipeline runs in a real MLflow, as gate and promotion leave them, and DAG runs in Airflow's database."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
+from datetime import datetime
+
+from airflow.models.dag import DagModel, DagTag
+from airflow.models.dagbundle import DagBundleModel
+from airflow.models.dagrun import DagRun
+from airflow.models.taskinstance import TaskInstance
+from sqlalchemy import insert
+from sqlalchemy.orm import Session
 
 from safemerge.config.pipeline import PipelineConfig
 from safemerge.records import EvaluationReport, JudgeRecord, SuiteKind, SuiteReport, UtilityReport, Verdict
@@ -111,3 +119,28 @@ def promote(ledger: Ledger, model: str, run_id: str, approved_by: str | None = N
     client.set_registered_model_alias(model, "champion", version.version)
     client.set_tag(run_id, tags.MODEL_VERSION, f"models:/{model}/{version.version}")
     return str(version.version)
+
+
+def add_dag(session: Session, dag_id: str, tag: str = "safemerge", is_stale: bool = False) -> None:
+    """A DAG as Airflow knows it once its file was read."""
+    if session.get(DagBundleModel, "dags-folder") is None:
+        session.execute(insert(DagBundleModel).values(name="dags-folder"))
+    limits = {
+        "max_active_tasks": 1,
+        "max_consecutive_failed_dag_runs": 0,
+        "has_task_concurrency_limits": False,
+    }
+    dag = {"dag_id": dag_id, "bundle_name": "dags-folder", "is_stale": is_stale}
+    session.execute(insert(DagModel).values(**dag, **limits))
+    session.execute(insert(DagTag).values(name=tag, dag_id=dag_id))
+
+
+def add_dag_run(
+    session: Session, run_key: str, state: str | None, ended: datetime | None, task_id: str = "open_run"
+) -> None:
+    """A run of it with one task, which is in ``state``."""
+    dag_id, _, run_id = run_key.partition("/")
+    run = {"dag_id": dag_id, "run_id": run_id, "run_type": "manual", "state": "failed", "run_after": ended}
+    session.execute(insert(DagRun).values(**run))
+    task = {"task_id": task_id, "pool": "default_pool", "state": state, "end_date": ended}
+    session.execute(insert(TaskInstance).values(dag_id=dag_id, run_id=run_id, **task))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 from urllib.parse import parse_qs, urljoin, urlsplit
 
@@ -20,6 +20,7 @@ from safemerge_airflow.page import login_path
 from safemerge_airflow.page.access import Readable, readable_dags
 from safemerge_airflow.page.history import History
 from safemerge_airflow.page.mlflow_api import MlflowApi
+from safemerge_airflow.page.unopened import UnopenedRun, unopened_runs
 from tests.unit.plugins.page.conftest import Mlflow
 from tests.unit.plugins.page.fill import (
     HOSTILE,
@@ -45,10 +46,14 @@ def visit() -> Iterator[Any]:
     create_auth_manager()
 
     def make(
-        history: History | None = None, role: str | None = "viewer", readable: Readable = ALL
+        history: History | None = None,
+        role: str | None = "viewer",
+        readable: Readable = ALL,
+        unopened: Sequence[UnopenedRun] = (),
     ) -> TestClient:
         page.app.dependency_overrides[get_user] = lambda: SimpleAuthManagerUser(username="x", role=role)
         page.app.dependency_overrides[readable_dags] = lambda: readable
+        page.app.dependency_overrides[unopened_runs] = lambda: list(unopened)
         page.app.dependency_overrides[page.history] = lambda: history
         return TestClient(page.app, headers={"Accept": "text/html"})
 
@@ -143,6 +148,92 @@ def test_pipeline_has_charts_champions_and_runs(visit: Any, mlflow: Mlflow) -> N
     assert "made version 2 the champion" in text
 
 
+def unopened(run_key: str, ended_ms: int, failed: bool = True) -> UnopenedRun:
+    dag_id, _, run_id = run_key.partition("/")
+    return UnopenedRun(dag_id, run_id, ended_ms, failed)
+
+
+def failed_starts(visitor: TestClient) -> dict[str, str]:
+    """What the overview's data say failed to start, by pipeline."""
+    found = visitor.get("/pipelines.json").json()
+    return {one["pipeline"]: one["failed_start"]["run_key"] for one in found if one["failed_start"]}
+
+
+def test_overview_has_the_runs_that_failed_before_mlflow_knew_of_them(visit: Any, mlflow: Mlflow) -> None:
+    judged_run(mlflow.ledger, config("alpha"), "dag/1", REPORTS)
+    history = mlflow.history()
+    later_ms = history.recent_runs()[0].started_ms + 60_000
+    visitor = visit(history, unopened=[unopened("dag/2", later_ms), unopened("new/a b", 1_795_572_000_000)])
+    alpha, new = visitor.get("/pipelines.json").json()
+    assert (alpha["pipeline"], alpha["verdict"], alpha["outcomes"]) == ("alpha", "pass", ["pass"])
+    assert alpha["failed_start"]["log"] == "/dags/dag/runs/2/tasks/open_run"
+    assert new == {
+        **dict.fromkeys(("verdict", "summary", "run_id", "run_key", "ended", "underway", "champion")),
+        "pipeline": "new",
+        "failed_start": {
+            "run_key": "new/a b",
+            "ended": "2026-11-25T02:00:00+00:00",
+            "log": "/dags/new/runs/a%20b/tasks/open_run",
+        },
+        "outcomes": [],
+        "figures": {},
+    }
+    text = visitor.get("/").text
+    assert text.count("</span> failed to start</span>") == 2
+    assert 'new/a b, <time datetime="2026-11-25T02:00:00+00:00">2026-11-25 02:00 UTC</time>' in text
+    assert '<a href="/dags/new/runs/a%20b/tasks/open_run" data-leave="here">log of open_run</a>' in text
+
+
+def test_what_came_later_ends_the_news_of_a_failed_start(visit: Any, mlflow: Mlflow) -> None:
+    judged_run(mlflow.ledger, config("alpha"), "dag/2", REPORTS)
+    history = mlflow.history()
+    started_ms = history.recent_runs()[0].started_ms
+    failed = unopened("dag/3", started_ms + 1)
+
+    def told(*runs: UnopenedRun) -> dict[str, str]:
+        return failed_starts(visit(history, unopened=runs))
+
+    assert told(failed) == {"alpha": "dag/3"}
+    assert told(unopened("dag/4", started_ms + 2), failed) == {"alpha": "dag/4"}
+    assert told(unopened("dag/4", started_ms + 2, failed=False), failed) == {}  # nothing was new
+    assert told(unopened("dag/1", started_ms)) == {}
+    assert told(unopened("dag/2", started_ms + 1)) == {}  # cleared again: MLflow has it
+    # Another DAG has made the same pipeline meanwhile.
+    assert told(unopened("alpha/1", started_ms - 1)) == {}
+
+
+def test_a_dag_of_several_pipelines_stands_for_itself(visit: Any, mlflow: Mlflow) -> None:
+    for name in ("alpha", "beta"):
+        judged_run(mlflow.ledger, config(name), f"any/{name}", REPORTS)
+    history = mlflow.history()
+    newest_ms = history.recent_runs()[0].started_ms
+    late, early = unopened("any/2", newest_ms + 1), unopened("any/1", newest_ms)
+    visitor = visit(history, unopened=[late, early])
+    assert failed_starts(visitor) == {"any": "any/2"}
+    assert "failed to start" not in visitor.get("/pipelines/alpha").text
+    assert visitor.get("/pipelines/any").text.count("</span> failed to start</span>") == 2
+    assert failed_starts(visit(history, unopened=[early])) == {}
+
+
+def test_pipeline_has_failed_starts_among_its_runs(visit: Any, mlflow: Mlflow) -> None:
+    for number in (1, 3):
+        judged_run(mlflow.ledger, config("alpha"), f"dag/{number}", REPORTS)
+    history = mlflow.history()
+    newest, oldest = (run.started_ms for run in history.recent_runs())
+    failed = [
+        unopened("dag/4", newest + 1),
+        unopened("dag/skipped", newest, failed=False),
+        unopened("other/1", newest),
+        unopened("dag/0", oldest - 1),
+    ]
+    text = visit(history, unopened=failed).get("/pipelines/alpha").text
+    places = [text.index(f">dag/{number}<") for number in (4, 3, 1, 0)]
+    assert places == sorted(places)
+    assert text.count("</span> failed to start</span>") == 2
+    assert '<a href="/dags/dag/runs/4/tasks/open_run" data-leave="here">log of open_run</a>' in text
+    assert visit(history).get("/pipelines/other").status_code == 404
+
+
 def test_run_has_figures_links_and_report(
     visit: Any, mlflow: Mlflow, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -213,6 +304,12 @@ def test_names_are_text(visit: Any, mlflow: Mlflow) -> None:
     mlflow.ledger.client.set_tag(run_id, "safemerge.pipeline", HOSTILE)
     answer = visit(mlflow.history()).get("/")
     assert '<th scope="row">&lt;img' in answer.text  # and no link: no pipeline can be called so
+    for dag_id in (HOSTILE, "dag"):
+        failed = [UnopenedRun(dag_id, HOSTILE, 2**42, failed=True)]
+        text = visit(mlflow.history(), unopened=failed).get("/").text
+        assert 'href="/dags/' in text
+        assert "<img" not in text
+        assert "\"'" not in text
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,98 @@
+"""Which DAG runs opened no record, by queries of a database with Airflow's own tables."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from airflow.models import import_all_models
+from airflow.models.base import Base
+from airflow.models.taskinstance import TaskInstance
+from sqlalchemy import create_engine, update
+from sqlalchemy.orm import Session
+
+from safemerge_airflow.page.access import Readable
+from safemerge_airflow.page.unopened import MOST, UnopenedRun, unopened_runs
+from tests.unit.plugins.page.fill import add_dag, add_dag_run
+
+NIGHT = datetime(2026, 11, 25, 2, 0, tzinfo=UTC)
+NIGHT_MS = 1_795_572_000_000
+TABLES = ("dag_bundle", "dag", "dag_tag", "dag_run", "log_template", "task_instance")
+
+
+@pytest.fixture
+def session() -> Iterator[Session]:
+    import_all_models()  # tables refer to others
+    engine = create_engine("sqlite://")
+    Base.metadata.create_all(engine, [Base.metadata.tables[name] for name in TABLES])
+    with Session(engine) as session:
+        yield session
+    engine.dispose()
+
+
+def found(session: Session, *dag_ids: str) -> list[str]:
+    readable = Readable(frozenset(dag_ids), all_dags=False)
+    return [run.run_key for run in unopened_runs(readable, session)]
+
+
+def test_a_run_that_failed_at_its_first_task_is_found_and_one_that_was_skipped_told_from_it(
+    session: Session,
+) -> None:
+    add_dag(session, "alpha")
+    add_dag_run(session, "alpha/1", "failed", NIGHT)
+    add_dag_run(session, "alpha/2", "skipped", NIGHT + timedelta(days=1))
+    assert unopened_runs(Readable(frozenset({"alpha"}), all_dags=True), session) == [
+        UnopenedRun("alpha", "2", NIGHT_MS + 86_400_000, failed=False),
+        UnopenedRun("alpha", "1", NIGHT_MS, failed=True),
+    ]
+
+
+def test_a_task_that_the_scheduler_failed_without_an_end_is_found(session: Session) -> None:
+    add_dag(session, "alpha")
+    add_dag_run(session, "alpha/1", "scheduled", NIGHT)
+    session.execute(update(TaskInstance).values(state="failed", end_date=None, updated_at=NIGHT))
+    (run,) = unopened_runs(Readable(frozenset({"alpha"}), all_dags=True), session)
+    assert (run.ended_ms, run.failed) == (NIGHT_MS, True)
+
+
+@pytest.mark.parametrize("state", ["success", "running", "up_for_retry", "queued", "upstream_failed", None])
+def test_other_ends_are_none(session: Session, state: str | None) -> None:
+    add_dag(session, "alpha")
+    add_dag_run(session, "alpha/1", state, NIGHT)
+    assert found(session, "alpha") == []
+
+
+def test_a_run_that_was_cleared_and_opened_its_record_is_none_any_more(session: Session) -> None:
+    add_dag(session, "alpha")
+    add_dag_run(session, "alpha/1", "failed", NIGHT)
+    assert found(session, "alpha") == ["alpha/1"]
+    session.execute(update(TaskInstance).values(state=None, end_date=None))
+    assert found(session, "alpha") == []
+    session.execute(update(TaskInstance).values(state="success", end_date=NIGHT + timedelta(hours=7)))
+    assert found(session, "alpha") == []
+
+
+def test_only_first_tasks_of_pipelines_that_are_there_and_that_the_user_may_see(session: Session) -> None:
+    add_dag(session, "alpha")
+    add_dag(session, "secret")
+    add_dag(session, "gone", is_stale=True)
+    add_dag(session, "other", tag="reports")
+    for dag_id in ("alpha", "secret", "gone", "other"):
+        add_dag_run(session, f"{dag_id}/1", "failed", NIGHT)
+    add_dag_run(session, "alpha/2", "failed", NIGHT, task_id="gate")
+    assert found(session, "alpha", "gone", "other") == ["alpha/1"]
+    assert found(session) == []
+
+
+def test_a_dag_that_fails_all_the_time_hides_no_other(session: Session) -> None:
+    add_dag(session, "alpha")
+    add_dag(session, "beta")
+    add_dag_run(session, "beta/1", "failed", NIGHT)
+    for number in range(MOST + 5):
+        add_dag_run(session, f"alpha/{number}", "failed", NIGHT + timedelta(minutes=number))
+        add_dag_run(session, f"alpha/s{number}", "skipped", NIGHT + timedelta(days=1, minutes=number))
+    runs = found(session, "alpha", "beta")
+    assert runs[-1] == "beta/1"
+    assert len(runs) == 2 * MOST + 1
+    assert runs[MOST:-1] == [f"alpha/{number}" for number in range(MOST + 4, 4, -1)]
