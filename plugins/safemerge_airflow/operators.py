@@ -190,7 +190,7 @@ class OpenRunOperator(SafemergeStepOperator):
         return super().execute(context)
 
     def xcoms(self, result: StepResult) -> dict[str, Any]:
-        """With them, what tasks that this run does not need are skipped by."""
+        """With them, what ``tune.branch`` lets tasks run by."""
         return super().xcoms(result) | {name: result.figures.get(name) for name in ("tuning", "learning")}
 
 

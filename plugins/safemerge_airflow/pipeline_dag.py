@@ -36,6 +36,7 @@ from safemerge_airflow.tune_operators import (
     ChooseOperator,
     LearnOperator,
     ProposeOperator,
+    TuneBranchOperator,
     TuneEvaluateOperator,
 )
 
@@ -163,11 +164,15 @@ def tune(run_id: Any, adapters: Mapping[str, Any], tuning: Any, learning: Any) -
     Gives the choice, and the coefficients that were learned for it.
     """
     with TaskGroup("tune"):
-        learn = LearnOperator(task_id="learn", run_id=run_id, wanted=learning, **adapters)
+        learn = LearnOperator(task_id="learn", run_id=run_id, **adapters)
         learned = {"coefficients": learn.output["coefficients"]}
         propose = ProposeOperator(
-            task_id="propose", run_id=run_id, wanted=tuning, trigger_rule=NOT_FAILED, **adapters, **learned
+            task_id="propose", run_id=run_id, trigger_rule=NOT_FAILED, **adapters, **learned
         )
+        branch = TuneBranchOperator(
+            task_id="branch", tuning=tuning, learning=learning, propose=propose.task_id, learn=learn.task_id
+        )
+        branch >> [learn, propose]
         race = {"run_id": propose.output["pipeline_run"], "proposal": propose.output[PROPOSAL]}
         going_on: Any = propose.output
         reports: list[Any] = []

@@ -1,6 +1,6 @@
 """Operators that choose a merge on the development split.
 
-What is learned, all candidates, rounds that are mapped, the choice.
+Whether there is anything to choose, what is learned, all candidates, rounds that are mapped, the choice.
 """
 
 from __future__ import annotations
@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
+from airflow.providers.standard.operators.branch import BaseBranchOperator
+from airflow.sdk.exceptions import AirflowFailException
 
 from safemerge.arms import ALIGNED, FINE_TUNED
 from safemerge_airflow.operators import Artifact, DeviceStepOperator, SafemergeStepOperator
@@ -18,37 +19,52 @@ Measured = Mapping[str, Any]
 PROPOSAL = "proposal"
 
 
+class TuneBranchOperator(BaseBranchOperator):
+    """Lets only those tasks run that the run needs, so that no other takes a device's slot to find that out.
+
+    Args:
+        tuning: whether the run chooses its merge, as ``open_run`` knows; None lets the tasks find out, as
+            where an older version opened the run.
+        learning: the same of coefficients that are learned for the choice.
+        propose: id of the task that writes the candidates.
+        learn: id of the task that learns.
+    """
+
+    template_fields = ("tuning", "learning")
+
+    def __init__(
+        self, *, tuning: bool | None, learning: bool | None, propose: str, learn: str, **kwargs: Any
+    ) -> None:
+        super().__init__(**kwargs)
+        self.tuning = tuning
+        self.learning = learning
+        self.propose = propose
+        self.learn = learn
+
+    def choose_branch(self, context: Any) -> list[str]:
+        """Ids of the tasks that run; those that follow them are skipped where they are."""
+        wanted = {self.propose: self.tuning, self.learn: self.learning}
+        return [task_id for task_id, is_wanted in wanted.items() if is_wanted is not False]
+
+
 class LearnOperator(DeviceStepOperator):
     """Fits coefficients to the training data; pushes ``coefficients``, a folder with a file for each λ.
 
     Args:
         task_adapter: the adapter to repair.
         safety_adapter: the adapter that carries safety.
-        wanted: whether the run learns any, as ``open_run`` knows; None lets the step find out.
     """
 
     step = "learn"
     step_inputs = ("task_adapter", "safety_adapter")
-    template_fields = ("run_id", "task_adapter", "safety_adapter", "wanted")
+    template_fields = ("run_id", *step_inputs)
 
     def __init__(
-        self,
-        *,
-        task_adapter: Artifact | None,
-        safety_adapter: Artifact | None,
-        wanted: bool | None = None,
-        **kwargs: Any,
+        self, *, task_adapter: Artifact | None, safety_adapter: Artifact | None, **kwargs: Any
     ) -> None:
         super().__init__(**kwargs)
         self.task_adapter = task_adapter
         self.safety_adapter = safety_adapter
-        self.wanted = wanted
-
-    def execute(self, context: Mapping[str, Any]) -> dict[str, Any]:
-        """Learn, or be skipped without a process of its own."""
-        if self.wanted is False:
-            raise AirflowSkipException("no coefficients are to be learned")
-        return super().execute(context)
 
 
 class ProposeOperator(DeviceStepOperator):
@@ -58,12 +74,11 @@ class ProposeOperator(DeviceStepOperator):
         task_adapter: the adapter to repair.
         safety_adapter: the adapter that carries safety.
         coefficients: what was learned, each file of which is a candidate; None where nothing was.
-        wanted: whether the run chooses a merge, as ``open_run`` knows; None lets the step find out.
     """
 
     step = "propose"
     step_inputs = ("task_adapter", "safety_adapter", "coefficients")
-    template_fields = ("run_id", *step_inputs, "wanted")
+    template_fields = ("run_id", *step_inputs)
 
     def __init__(
         self,
@@ -71,19 +86,15 @@ class ProposeOperator(DeviceStepOperator):
         task_adapter: Artifact | None,
         safety_adapter: Artifact | None,
         coefficients: Artifact | None = None,
-        wanted: bool | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**{"multiple_outputs": False} | kwargs)
         self.task_adapter = task_adapter
         self.safety_adapter = safety_adapter
         self.coefficients = coefficients
-        self.wanted = wanted
 
     def execute(self, context: Mapping[str, Any]) -> Any:
         """Propose; gives the aligned model, the fine-tuned adapter and all candidates."""
-        if self.wanted is False:
-            raise AirflowSkipException("the merge is not to be chosen")
         outputs = self.xcoms(self.run_step(context))
         outputs.pop("run_id")
         # Tasks that take the run's id from here are skipped with this one where nothing is to be chosen.

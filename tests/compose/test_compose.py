@@ -20,7 +20,7 @@ DEVICE_TASKS = {
     "safemerge",
     *(f"evaluate.{arm}" for arm in ("aligned", "fine_tuned", "safemerge", "scale", "scale_selected")),
 }
-OTHER_TASKS = {"open_run", "gate", "promote", "close_run"}
+OTHER_TASKS = {"open_run", "tune.branch", "gate", "promote", "close_run"}
 HEAVY = ("torch", "transformers", "peft", "trl", "lm_eval", "datasets", "accelerate", "mlflow", "numpy")
 
 

@@ -15,7 +15,7 @@ from airflow.sdk import TriggerRule
 
 from safemerge.config.tuning import MAX_RUNGS
 from safemerge.core import methods
-from safemerge_airflow.operators import DeviceStepOperator
+from safemerge_airflow.operators import DeviceStepOperator, SafemergeStepOperator
 from safemerge_airflow.pipeline_dag import ROUNDS
 
 Parse = Callable[[], Any]
@@ -24,8 +24,13 @@ UPSTREAM = {
     "open_run": set(),
     "train_safety_adapter": {"open_run"},
     "train_task_adapter": {"open_run"},
-    "tune.learn": {"open_run", "train_safety_adapter", "train_task_adapter"},
-    "tune.propose": {"open_run", "train_safety_adapter", "train_task_adapter", "tune.learn"},
+    "tune.branch": {"open_run"},
+    "tune.learn": {"open_run", "train_safety_adapter", "train_task_adapter", "tune.branch"},
+    "tune.propose": {
+        *("open_run", "train_safety_adapter", "train_task_adapter"),
+        "tune.branch",
+        "tune.learn",
+    },
     "tune.utility": {"tune.propose"},
     "tune.before_first": {"tune.propose", "tune.utility"},
     "tune.first": {"tune.propose", "tune.before_first"},
@@ -113,7 +118,7 @@ def test_every_round_that_a_config_may_ask_for_has_a_task() -> None:
 def test_only_a_skipped_task_lets_the_next_one_run(dag: Any) -> None:
     rules = {task.task_id: task.trigger_rule for task in dag.tasks}
     assert rules.pop("close_run") == TriggerRule.ALL_DONE_SETUP_SUCCESS
-    tuned = ("tune.learn", "tune.utility", "tune.first", "tune.second", "tune.last")
+    tuned = ("tune.branch", "tune.learn", "tune.utility", "tune.first", "tune.second", "tune.last")
     for always in ("open_run", "train_safety_adapter", "train_task_adapter", *tuned):
         assert rules.pop(always) == TriggerRule.ALL_SUCCESS
     assert set(rules.values()) == {TriggerRule.NONE_FAILED_MIN_ONE_SUCCESS}
@@ -186,7 +191,8 @@ def _kind(task: Any) -> type:
 def test_template_fields_are_attributes(dag: Any) -> None:
     for task in dag.tasks:
         kind = _kind(task)
-        assert {*kind.step_inputs, *kind.step_options} <= set(task.template_fields), task.task_id
+        if issubclass(kind, SafemergeStepOperator):
+            assert {*kind.step_inputs, *kind.step_options} <= set(task.template_fields), task.task_id
         arguments = inspect.signature(kind.__init__).parameters if kind is not type(task) else vars(task)
         for field in set(task.template_fields) - {"run_id"}:
             assert field in arguments, f"{task.task_id}.{field}"
@@ -194,6 +200,16 @@ def test_template_fields_are_attributes(dag: Any) -> None:
 
 def test_heavy_tasks_are_those_on_a_device(dag: Any) -> None:
     assert {task.task_id for task in dag.tasks if issubclass(_kind(task), DeviceStepOperator)} == ON_A_DEVICE
+
+
+def test_the_page_of_operations_counts_the_tasks_of_a_run_that_chooses_no_merge() -> None:
+    skipped = {task for task in UPSTREAM if task.startswith("tune.")} - {"tune.branch"}
+    words = {8: "eight", 9: "nine", 10: "ten", 11: "eleven"}
+    text = " ".join((REPOSITORY / "docs" / "operations.md").read_text(encoding="utf-8").split())
+    ran = len(UPSTREAM) - len(skipped)
+    assert f"{ran} tasks that start a process, and {words[len(skipped)]} that the scheduler skips" in text
+    assert f"which {words[len(ON_A_DEVICE - skipped)]} of the tasks take" in text
+    assert f"{len(UPSTREAM)},000 rows of task instances a night" in text
 
 
 def test_all_runs_on_this_machine_where_there_is_no_lane(dag: Any) -> None:

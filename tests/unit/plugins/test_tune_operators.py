@@ -6,7 +6,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
+from airflow.sdk.exceptions import AirflowFailException
 
 from safemerge.records import ArtifactRef, StepResult
 from safemerge_airflow.tune_operators import (
@@ -14,6 +14,7 @@ from safemerge_airflow.tune_operators import (
     ChooseOperator,
     LearnOperator,
     ProposeOperator,
+    TuneBranchOperator,
     TuneEvaluateOperator,
 )
 
@@ -56,7 +57,7 @@ def test_a_proposal_starts_with_references_and_all_candidates() -> None:
 
 
 def test_what_was_learned_is_handed_to_the_proposal() -> None:
-    learn = LearnOperator(task_id="l", run_id="run", task_adapter=TASK, safety_adapter=TASK, wanted=True)
+    learn = LearnOperator(task_id="l", run_id="run", task_adapter=TASK, safety_adapter=TASK)
     pushed, _ = execute(learn, result(coefficients=PROPOSAL))
     assert pushed == {"run_id": "own", "coefficients": PROPOSAL}
     adapters = {"task_adapter": TASK, "safety_adapter": TASK}
@@ -65,12 +66,15 @@ def test_what_was_learned_is_handed_to_the_proposal() -> None:
     assert operator.inputs() == adapters | {"coefficients": PROPOSAL}
 
 
-@pytest.mark.parametrize("kind", [LearnOperator, ProposeOperator])
-def test_what_the_run_does_not_want_is_skipped_without_a_process(kind: Any) -> None:
-    operator = kind(task_id="t", run_id="run", task_adapter=TASK, safety_adapter=TASK, wanted=False)
-    operator.command = lambda: pytest.fail("a process was to be started")
-    with pytest.raises(AirflowSkipException, match=r"is not to be chosen$|^no coefficients are"):
-        operator.execute({})
+@pytest.mark.parametrize(
+    ("tuning", "learning", "run"),
+    [(True, True, ["p", "l"]), (True, False, ["p"]), (False, False, []), (None, None, ["p", "l"])],
+)
+def test_tasks_that_a_run_does_not_need_are_skipped_by_the_scheduler(
+    tuning: bool | None, learning: bool | None, run: list[str]
+) -> None:
+    branch = TuneBranchOperator(task_id="b", tuning=tuning, learning=learning, propose="p", learn="l")
+    assert branch.choose_branch({}) == run
 
 
 def test_a_measurement_says_whose_it_is() -> None:
