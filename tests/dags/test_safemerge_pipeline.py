@@ -39,7 +39,7 @@ UPSTREAM = {
     "tune.before_last": {"tune.propose", "tune.utility", "tune.first", "tune.second"},
     "tune.last": {"tune.propose", "tune.before_last"},
     "tune.choose": {"tune.propose", "tune.utility", "tune.first", "tune.second", "tune.last"},
-    "safemerge": {"open_run", "train_safety_adapter", "train_task_adapter", "tune.learn", "tune.choose"},
+    "safemerge": {"open_run", "train_safety_adapter", "train_task_adapter", "tune.choose"},
     "evaluate.aligned": {"open_run"},
     "evaluate.fine_tuned": {"open_run", "train_task_adapter"},
     "evaluate.safemerge": {"open_run", "safemerge"},
