@@ -256,7 +256,8 @@ def gate_and_promote(made: Made, reports: Mapping[str, Any], recipe: RecipeConfi
 
 def close_run(dag: DAG, run_id: Any) -> None:
     """Ends the record of the run after all other tasks, whatever became of them; to be called last."""
-    before = list(dag.tasks)
+    # A branch skips all that follows it at once but for what it chose; it has followers of its own here.
+    before = [task for task in dag.tasks if not isinstance(task, TuneBranchOperator)]
     # A teardown leaves the run's state to the others.
     before >> CloseRunOperator(task_id="close_run", run_id=run_id).as_teardown()
 

@@ -55,9 +55,7 @@ def test_files_and_fits_of_one_harm_weight_are_refused_beforehand(
     given = pipeline.tuning.model_copy(
         update={"grid": SweepGrid(coefficients=(file,)), "learning": LearningConfig(harm_weights=(1, 3))}
     )
-    with pytest.raises(
-        ConfigError, match=r"expected other λ than those of tuning.grid.coefficients, .*_3"
-    ):
+    with pytest.raises(ConfigError, match=r"expected other λ than those of tuning.grid.coefficients, .*_3"):
         learning.check_fits(pipeline.model_copy(update={"tuning": given}))
 
 
