@@ -120,7 +120,7 @@ def _gain(arm: str, reports: Mapping[str, EvaluationReport]) -> str:
     ):
         return "–"
     kept = gain_kept(mine.scores, base.scores, top.scores, higher_is_better=mine.higher_is_better)
-    return "cannot be judged" if kept.share is None else _share(kept.share, below=True)
+    return "cannot tell" if kept.share is None else _share(kept.share, below=True)
 
 
 def _rate(suite: SuiteReport) -> str:

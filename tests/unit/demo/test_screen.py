@@ -84,5 +84,5 @@ def test_an_arm_that_cannot_be_compared_says_so() -> None:
     console = Console(record=True, width=160)
     console.print(last_screen(reports, {}, []))
     text = console.export_text()
-    assert "cannot be judged" in text
+    assert "cannot tell" in text
     assert "fine-tuning's rise may be zero" in text
