@@ -32,8 +32,6 @@ EXIT_CODES = {"pass": 0, "block": 1, "cannot_tell": 3}
 
 COLUMNS = ("outcome", "rule", "on", "judged", "limit")
 """``judged``: what the limit is held against, such as the upper end of a harmful rate's interval."""
-MARKS = {"pass": ("✓", "green"), "fail": ("✗", "red"), "not_applicable": ("–", "dim")}
-"""Mark and colour of an outcome; of what the data do not decide, a question mark."""
 
 EPILOG = epilog(
     "safemerge gate --policy pipeline.yaml --candidate safemerge.json --aligned aligned.json "
@@ -107,19 +105,17 @@ def _print(decision: GateDecision) -> None:
     from rich.markup import escape
 
     from safemerge.cli.tables import console, for_terminal, print_sentence, table
-    from safemerge.gate.rendering import headline
+    from safemerge.gate.rendering import COLOURS, MARKS, headline
 
     out = console()
     idle = sum(rule.outcome == "not_applicable" for rule in decision.rules)
     met = sum(rule.outcome == "pass" for rule in decision.rules)
     applies = f"{len(decision.rules) - idle} rules{f' ({idle} not applicable)' if idle else ''}"
-    colour = {"pass": "green", "block": "red", "cannot_tell": "yellow"}[decision.verdict]
     said = f"{headline(decision)}. {for_terminal(decision.arm)} met {met} of {applies}"
-    out.print(f"[bold {colour}]{escape(said)}[/]", soft_wrap=True)
+    out.print(f"[bold {COLOURS[decision.verdict]}]{escape(said)}[/]", soft_wrap=True)
     out.print(table(COLUMNS, map(_row, decision.rules), names=3, gives_way=2))
     for rule in sorted(decision.rules, key=lambda rule: rule.outcome in ("pass", "not_applicable")):
-        mark, colour = MARKS.get(rule.outcome, ("?", "yellow"))
-        print_sentence(out, f"[{colour}]{mark}[/]", rule.explanation)
+        print_sentence(out, f"[{COLOURS[rule.outcome]}]{MARKS[rule.outcome]}[/]", rule.explanation)
     for warning in decision.warnings:
         print_sentence(out, "[yellow]warning:[/]", warning)
 

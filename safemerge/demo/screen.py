@@ -11,10 +11,11 @@ from rich.table import Table
 from rich.text import Text
 
 from safemerge.arms import ALIGNED, ARM_TITLES, FINE_TUNED, SAFEMERGE, SCALE_SELECTED
-from safemerge.gate.rendering import SAYS
-from safemerge.records import Estimate, EvaluationReport, GateDecision, Outcome, SuiteKind, SuiteReport
+from safemerge.errors import DataError
+from safemerge.gate import utility_gain
+from safemerge.gate.rendering import COLOURS, MARKS, headline
+from safemerge.records import Estimate, EvaluationReport, GateDecision, SuiteKind, SuiteReport
 from safemerge.release.findings import findings
-from safemerge.stats import gain_kept
 
 
 def arms_table(reports: Mapping[str, EvaluationReport]) -> Table:
@@ -52,18 +53,11 @@ def arms_table(reports: Mapping[str, EvaluationReport]) -> Table:
 
 def verdict_panel(decision: GateDecision, title: str) -> Panel:
     """One verdict, with every rule."""
-    colour = "green" if decision.passed else "red"
-    lines = [Text(SAYS[decision.verdict], style=f"bold {colour}")]
-    marks = {
-        Outcome.PASS: ("✓", "green"),
-        Outcome.FAIL: ("✗", "red"),
-        Outcome.CANNOT_JUDGE: ("?", "yellow"),
-        Outcome.CANNOT_TELL: ("?", "yellow"),
-        Outcome.NOT_APPLICABLE: ("–", "dim"),
-    }
+    colour = COLOURS[decision.verdict]
+    lines = [Text(headline(decision), style=f"bold {colour}")]
     for rule in decision.rules:
-        mark, style = marks[rule.outcome]
-        lines.append(Text.assemble((f"{mark} ", style), rule.explanation))
+        mark = (f"{MARKS[rule.outcome]} ", COLOURS[rule.outcome])
+        lines.append(Text.assemble(mark, rule.explanation))
     lines += [Text(f"! {warning}", style="yellow") for warning in decision.warnings]
     return Panel(Group(*lines), title=title, title_align="left", border_style=colour)
 
@@ -106,21 +100,13 @@ def _utility(report: EvaluationReport) -> str:
 
 
 def _gain(arm: str, reports: Mapping[str, EvaluationReport]) -> str:
-    aligned, fine_tuned = reports.get(ALIGNED), reports.get(FINE_TUNED)
     if arm in (ALIGNED, FINE_TUNED):
         return "0 %" if arm == ALIGNED else "100 %"
-    utilities = [report and report.utility for report in (reports[arm], aligned, fine_tuned)]
-    mine, base, top = utilities
-    if not (
-        mine
-        and base
-        and top
-        and mine.scores
-        and mine.scores.keys() == base.scores.keys() == top.scores.keys()
-    ):
+    try:
+        share = utility_gain(reports[arm], reports.get(ALIGNED), reports.get(FINE_TUNED)).share
+    except DataError:
         return "–"
-    kept = gain_kept(mine.scores, base.scores, top.scores, higher_is_better=mine.higher_is_better)
-    return "cannot be judged" if kept.share is None else _share(kept.share, below=True)
+    return "cannot tell" if share is None else _share(share)
 
 
 def _rate(suite: SuiteReport) -> str:
@@ -129,7 +115,6 @@ def _rate(suite: SuiteReport) -> str:
     return f"{100 * suite.rate:.1f} %\n[{100 * suite.interval.low:.0f}–{100 * suite.interval.high:.0f}]"
 
 
-def _share(estimate: Estimate, below: bool = False) -> str:
+def _share(estimate: Estimate) -> str:
     low, high = estimate.interval.low, estimate.interval.high
-    span = f"[{100 * low:.0f}–{100 * high:.0f}]"
-    return f"{100 * estimate.value:.0f} %{chr(10) if below else ' '}{span}"
+    return f"{100 * estimate.value:.0f} %\n[{100 * low:.0f}–{100 * high:.0f}]"

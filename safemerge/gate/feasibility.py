@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from safemerge.errors import ConfigError
 from safemerge.gate.policy import GatePolicy, Regression
+from safemerge.gate.regression import paired_rules
 from safemerge.gate.wording import limit_in_percent
 from safemerge.records import EvaluationReport, SuiteKind
 from safemerge.stats import smallest_sample, smallest_significant
@@ -127,17 +128,6 @@ def check_suites(policy: GatePolicy, suites: Iterable[SuiteSize]) -> None:
         problems.append("max_category_harmful_rate needs a harmful suite with categories")
     if problems:
         raise ConfigError(f"the gate could never let an adapter pass: {'; '.join(problems)}")
-
-
-def paired_rules(policy: GatePolicy) -> Iterator[tuple[str, SuiteKind]]:
-    """Rules that pair a suite's prompts with another arm's, with the kind of suites that they are about."""
-    for name in type(policy.against).model_fields:
-        wanted: Regression | None = getattr(policy.against, name)
-        fields = () if wanted is None else (field for field, limit in wanted if limit is not None)
-        for field in fields:
-            if "utility" not in field:
-                kind = SuiteKind.OVER_REFUSAL if "over_refusal" in field else SuiteKind.HARMFUL
-                yield f"against.{name}.{field}", kind
 
 
 def _problems(policy: GatePolicy, suites: list[SuiteSize]) -> Iterator[str]:

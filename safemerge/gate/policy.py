@@ -1,9 +1,10 @@
 """The gate's policy: what a release manager signs. Values and their bounds only.
 
-Two kinds of rules say how sure they must be. A *bound* passes where the end of a 95 % interval
-keeps to it, fails where the figure itself does not, and in between the prompts are too few to
-tell. Every suite must keep its bound, so several suites make a false pass no likelier. A *test*
-fails where it finds a significant increase; there several suites are corrected for, by Holm.
+Rules are of three kinds. A *bound* passes where the end of a 95 % interval keeps to it, fails
+where the figure itself does not, and in between the prompts are too few to tell. Every suite must
+keep its bound, so several suites make a false pass no likelier. A *test* fails where it finds a
+significant increase; there several suites are corrected for, by Holm. A *point rule* holds the
+figure itself against its limit (over-refusal, utility, gain kept): it may pass by luck.
 """
 
 from __future__ import annotations

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from functools import partial
 from typing import NamedTuple
 
 from safemerge.arms import CANDIDATE, CHAMPION
@@ -20,7 +19,7 @@ from safemerge.gate.comparison import (
     utility_differences,
     utility_of,
 )
-from safemerge.gate.policy import Regression
+from safemerge.gate.policy import GatePolicy, Regression
 from safemerge.gate.wording import cannot_judge, cannot_tell, judged, not_applicable, points, too_few
 from safemerge.records import Estimate, EvaluationReport, Interval, RuleOutcome, SuiteKind, SuiteReport
 from safemerge.stats import holm, mcnemar, mean_difference, rate_difference, smallest_significant
@@ -74,8 +73,7 @@ def regression_rules(
     """
     if wanted is None:
         return
-    for field, rules in _RULES.items():
-        limit: float | None = getattr(wanted, field)
+    for field, limit in wanted:
         if limit is None:
             continue
         rule = f"against.{name}.{field}"
@@ -87,7 +85,16 @@ def regression_rules(
         except DataError as error:
             yield cannot_judge(rule, name, limit, f"{candidate.arm} against {name}: {error}")
             continue
-        yield from rules(_Comparison(rule, name, candidate, other, reference.remedy, limit))
+        yield from _RULES[field].outcomes(_Comparison(rule, name, candidate, other, reference.remedy, limit))
+
+
+def paired_rules(policy: GatePolicy) -> Iterator[tuple[str, SuiteKind]]:
+    """Rules that pair a suite's prompts with another arm's, with the kind of suites that they are about."""
+    for name in type(policy.against).model_fields:
+        wanted: Regression | None = getattr(policy.against, name)
+        for field, limit in wanted or ():
+            if limit is not None and (kind := _RULES[field].kind):
+                yield f"against.{name}.{field}", kind
 
 
 def _not_applicable(candidate: EvaluationReport, name: str, reference: Reference) -> str | None:
@@ -232,11 +239,25 @@ def _not_comparable(it: _Comparison, difference: str) -> str:
     return f"{it.candidate.arm} and {it.name} cannot be compared: they differ in {difference}; {it.remedy}"
 
 
-_RULES: dict[str, Callable[[_Comparison], Iterator[RuleOutcome]]] = {
-    "max_harmful_increase": partial(_increase_rules, kind=SuiteKind.HARMFUL),
-    "harmful_alpha": partial(_significance_rules, kind=SuiteKind.HARMFUL),
-    "max_over_refusal_increase": partial(_increase_rules, kind=SuiteKind.OVER_REFUSAL),
-    "over_refusal_alpha": partial(_significance_rules, kind=SuiteKind.OVER_REFUSAL),
-    "max_utility_loss": _utility_rules,
+class _Rules(NamedTuple):
+    """What a policy field asks for."""
+
+    outcomes: Callable[[_Comparison], Iterator[RuleOutcome]]
+    kind: SuiteKind | None = None
+    """Of the suites whose prompts are paired; None where these are the task's documents."""
+
+
+def _of_suites(
+    kind: SuiteKind, outcomes: Callable[[_Comparison, SuiteKind], Iterator[RuleOutcome]]
+) -> _Rules:
+    return _Rules(lambda it: outcomes(it, kind), kind)
+
+
+_RULES = {
+    "max_harmful_increase": _of_suites(SuiteKind.HARMFUL, _increase_rules),
+    "harmful_alpha": _of_suites(SuiteKind.HARMFUL, _significance_rules),
+    "max_over_refusal_increase": _of_suites(SuiteKind.OVER_REFUSAL, _increase_rules),
+    "over_refusal_alpha": _of_suites(SuiteKind.OVER_REFUSAL, _significance_rules),
+    "max_utility_loss": _Rules(_utility_rules),
 }
-"""Policy field to the rules it asks for."""
+"""Every field of :class:`~safemerge.gate.policy.Regression`, and what it asks for."""

@@ -1,4 +1,4 @@
-"""A decision for people and for CI systems: Markdown and JUnit XML.
+"""A decision for people and for CI systems: headline, marks and colours, Markdown, JUnit XML.
 
 Names of suites and categories come from data, so all text is escaped: none of it can become a
 link, a tag, a table cell or an escape sequence.
@@ -21,6 +21,23 @@ SAYS = {
 """A verdict as a headline."""
 SIGNED = "PASS: may ship once a person has signed"
 """The headline of a pass where the policy wants a signature."""
+MARKS = {
+    Outcome.PASS: "✓",
+    Outcome.FAIL: "✗",
+    Outcome.CANNOT_JUDGE: "?",
+    Outcome.CANNOT_TELL: "?",
+    Outcome.NOT_APPLICABLE: "–",
+}
+"""A rule's outcome as one sign."""
+COLOURS: dict[str, str] = {
+    Outcome.PASS: "green",
+    Outcome.FAIL: "red",
+    Outcome.CANNOT_JUDGE: "yellow",
+    Outcome.CANNOT_TELL: "yellow",
+    Outcome.NOT_APPLICABLE: "dim",
+    Verdict.BLOCK: "red",
+}
+"""Colour of an outcome or a verdict on a terminal; they share the words "pass" and "cannot_tell"."""
 
 _JUNIT_ELEMENTS = {
     Outcome.FAIL: "failure",

@@ -13,8 +13,9 @@ from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 from safemerge.errors import ConfigError
-from safemerge.gate.feasibility import SuiteSize, paired_rules
+from safemerge.gate.feasibility import SuiteSize
 from safemerge.gate.policy import GatePolicy
+from safemerge.gate.regression import paired_rules
 from safemerge.records import Outcome, SuiteKind
 from safemerge.stats import FinalCounts, final_counts, wilson_interval
 

@@ -118,8 +118,8 @@ def _gain(
     try:
         share = utility_gain(report, reports.get(ALIGNED), reports.get(FINE_TUNED)).share
     except DataError as error:
-        return None, str(error)
-    return share, "" if share else "fine-tuning showed no clear gain"
+        return None, f"cannot judge: {error}"
+    return share, "" if share else "cannot tell: fine-tuning showed no clear gain"
 
 
 def _metric(reports: Mapping[str, EvaluationReport], policy: GatePolicy) -> UtilityMetric | None:

@@ -44,7 +44,7 @@ def findings(
         yield f"{name} moved it by {_points(rate_difference(merged, after))} points from there."
         won_back = share_won_back(merged, before, after)
         if won_back is None:
-            yield "Whether it won back part of that cannot be judged: fine-tuning's rise may be zero."
+            yield "The prompts cannot tell whether it won back any of that: fine-tuning's rise may be zero."
         else:
             low, high = won_back.interval.low, won_back.interval.high
             yield f"It won back {100 * won_back.value:.0f} % [{100 * low:.0f}–{100 * high:.0f}] of the rise."

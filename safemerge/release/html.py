@@ -13,7 +13,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from safemerge.records import Outcome
+from safemerge.gate.rendering import MARKS
 from safemerge.release import drawing, words
 from safemerge.reports.release import ReleaseReport, Role
 
@@ -21,14 +21,6 @@ if TYPE_CHECKING:
     from jinja2 import Environment
 
 TEMPLATES = Path(__file__).parent / "templates"
-
-MARKS = {
-    Outcome.PASS: "✓",
-    Outcome.FAIL: "✗",
-    Outcome.CANNOT_JUDGE: "?",
-    Outcome.CANNOT_TELL: "?",
-    Outcome.NOT_APPLICABLE: "–",
-}
 
 
 def html(report: ReleaseReport) -> str:

@@ -110,7 +110,7 @@ def gain(arm: ArmFigures) -> str:
     """The gain kept with its interval, or what stands for it."""
     if arm.role in (Role.ALIGNED, Role.FINE_TUNED):
         return "0 %" if arm.role is Role.ALIGNED else "100 %"
-    return rate(arm.gain_kept) if arm.gain_kept else f"cannot be judged: {arm.gain_note}"
+    return rate(arm.gain_kept) if arm.gain_kept else arm.gain_note
 
 
 def _span(interval: Interval | None) -> str:

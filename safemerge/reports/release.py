@@ -65,7 +65,7 @@ class ArmFigures(Record):
     gain_kept: Estimate | None = None
     """Share of what fine-tuning gained that is left."""
     gain_note: str = ""
-    """Why there is no such share."""
+    """Why there is no such share, opened by the gate's word for that: "cannot judge" or "cannot tell"."""
     differs: tuple[str, ...] = ()
     """In what it was not measured as the candidate was: then their figures do not compare."""
     suites: tuple[SuiteFigures, ...]

@@ -31,7 +31,7 @@ class GainKept(NamedTuple):
 
     gain: Estimate
     share: Estimate | None
-    """None where it cannot be judged, because the gain may be zero or worse."""
+    """None where the scores cannot tell, because the gain may be zero or worse."""
 
 
 def mean_score(scores: Mapping[str, float], confidence: float = 0.95, *, seed: int = 0) -> Estimate:
@@ -100,7 +100,7 @@ def gain_kept(
     The same documents are drawn for all three arms. A draw in which fine-tuning gained
     nothing bounds the share neither way, so it counts as −∞ at the low end and +∞ at the
     high end. Hence the share has an interval exactly where the interval of the gain lies
-    above zero; elsewhere it cannot be judged and is None.
+    above zero; elsewhere the scores cannot tell, and it is None.
 
     Args:
         arm: document id to score, finite.

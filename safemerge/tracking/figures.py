@@ -24,6 +24,8 @@ class SuiteFigure(Record):
     interval: Interval | None
     n: int
     """Prompts judged."""
+    planned: int | None = None
+    """Prompts of the whole suite, where it was stopped early. Tags of earlier versions never say so."""
 
 
 class UtilityFigure(Record):
@@ -69,7 +71,11 @@ def _arm_figures(report: EvaluationReport) -> ArmFigures:
     return ArmFigures(
         suites={
             suite.suite: SuiteFigure(
-                kind=suite.kind, rate=_rounded(suite.rate), interval=_shortened(suite.interval), n=suite.n
+                kind=suite.kind,
+                rate=_rounded(suite.rate),
+                interval=_shortened(suite.interval),
+                n=suite.n,
+                planned=suite.planned if suite.stopped else None,
             )
             for suite in report.suites
         },

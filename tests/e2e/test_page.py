@@ -32,6 +32,7 @@ from tests.unit.plugins.page.fill import (
     judged_run,
     open_run,
     promote,
+    stopped_early,
 )
 
 pytestmark = [
@@ -84,6 +85,8 @@ def fill(database: Path) -> dict[str, str]:
             "aligned": evaluation("aligned", 3, 84),
             "fine_tuned": evaluation("fine_tuned", 44 + night % 5, right + 3),
         }
+        if night == 11:
+            reports["candidate"] = stopped_early(reports["candidate"], planned=520)
         good = harmful < 11
         run_id = judged_run(
             ledger,
@@ -243,6 +246,7 @@ def test_the_page_stands_in_airflows_frame(site: Site, window: Any) -> None:
     frame.get_by_role("link", name="2026-11-12").first.click()
     report = frame.frame_locator("iframe.report")
     report.get_by_role("heading", name="Report").wait_for()
+    assert frame.get_by_text("n=200 of 520, stopped early").count() == 1
     keep_picture(window, "run")
 
 
@@ -299,7 +303,7 @@ def test_nothing_is_wider_than_a_phone(site: Site, window: Any, path: str) -> No
     dark = window.evaluate("matchMedia('(prefers-color-scheme: dark)').matches")
     background = window.evaluate("getComputedStyle(document.documentElement).backgroundColor")
     assert background == ("rgb(17, 17, 19)" if dark else "rgb(255, 255, 255)")
-    name = path.strip("/").partition("/")[0] or "overview"
+    name = path.strip("/").replace("/", "-").replace("{", "").replace("}", "") or "overview"
     keep_picture(window, f"phone-{name}{'-dark' if dark else ''}", full_page=True)
 
 

@@ -164,7 +164,7 @@ def _label(run: PipelineRun, arm: str, figure: Measured) -> str:
     text = f"{when(run.started_ms)}, {ARM_TITLES[arm]}: {figure.words(figure.value)}"
     if figure.interval:
         text += f" ({figure.words(figure.interval.low)} to {figure.words(figure.interval.high)})"
-    return text
+    return f"{text}, {figure.asked}" if figure.asked else text
 
 
 def _description(series: Series, shown: Sequence[tuple[PipelineRun, str, Measured]]) -> str:

@@ -75,6 +75,8 @@ class Measured(NamedTuple):
     interval: Interval | None
     is_share: bool
     """Whether it is a rate; other figures are in their metric's own unit."""
+    asked: str = ""
+    """How many prompts it rests on, of how many; empty for utility."""
 
     def words(self, value: float | None) -> str:
         """The figure, or an end of its interval, as people read it."""
@@ -259,7 +261,9 @@ def in_words(value: float | None, is_share: bool) -> str:
 
 def rate(figure: SuiteFigure) -> Measured:
     """The rate of a suite, harmful or over-refusal: always a share."""
-    return Measured(figure.rate, figure.interval, is_share=True)
+    stopped = f" of {figure.planned}, stopped early" if figure.planned else ""
+    asked = "" if figure.rate is None else f"n={figure.n}{stopped}"
+    return Measured(figure.rate, figure.interval, is_share=True, asked=asked)
 
 
 def score(figure: UtilityFigure) -> Measured:

@@ -13,6 +13,7 @@ from safemerge.config.load import load_policy
 from safemerge.config.schemas import json_schema
 from safemerge.errors import ConfigError
 from safemerge.gate import NO_CHAMPION, GatePolicy, check_decidable, decide, sizes
+from safemerge.gate.policy import Regression
 from safemerge.records import EvaluationReport
 from tests.unit.gate.reports import POLICY
 
@@ -99,6 +100,14 @@ def test_the_example_policy_shows_every_key():
     assert set(GatePolicy.model_fields) <= shown
     assert {f"against.champion.{field}" for field in regression} <= shown
     assert {"against.aligned", "against.fine_tuned"} <= shown
+
+
+def test_every_key_of_the_policy_is_judged():
+    policy = GatePolicy.model_validate(yaml.safe_load(shipped("policy.yaml")))  # shows every key
+    report = EvaluationReport.model_validate_json(shipped("report.json"))
+    judged = {rule.rule for rule in decide(report, None, None, policy, NO_CHAMPION).rules}
+    assert GatePolicy.model_fields.keys() - {"against", "on_cannot_tell", "sign_off"} <= judged
+    assert {f"against.champion.{field}" for field in Regression.model_fields} <= judged
 
 
 def test_the_example_report_keeps_every_rule_that_needs_no_other_report():

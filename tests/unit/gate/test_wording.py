@@ -2,6 +2,7 @@
 
 import pytest
 
+from safemerge.config.schemas import json_schema
 from safemerge.gate import GatePolicy
 from safemerge.gate.policy import Regression
 from safemerge.gate.wording import DIFFERENCES, SHARES, in_its_unit
@@ -27,3 +28,19 @@ def test_a_figure_has_its_rules_unit(rule, number, limit, shown):
 
 def test_units_are_of_rules_that_exist():
     assert {*SHARES, *DIFFERENCES} <= GatePolicy.model_fields.keys() | Regression.model_fields.keys()
+
+
+def test_limits_within_a_share_s_range_have_its_unit():
+    schema = json_schema("policy")
+    fields = schema["properties"] | schema["$defs"]["Regression"]["properties"]
+
+    def from_one_down_to(low):
+        return {
+            name
+            for name, field in fields.items()
+            for kind in field.get("anyOf", [field])
+            if (kind.get("minimum"), kind.get("maximum")) == (low, 1)
+        }
+
+    assert from_one_down_to(0) | {"min_gain_kept"} == set(SHARES)
+    assert from_one_down_to(-1) == set(DIFFERENCES)

@@ -62,7 +62,7 @@ def test_without_a_reference_the_gain_says_why_it_is_missing() -> None:
     policy = GatePolicy(max_harmful_rate=0.5, max_over_refusal_rate=0.5)
     made = release_report(of, decide(of["candidate"], None, None, policy), policy, PROVENANCE)
     assert made.candidate.gain_kept is None
-    assert made.candidate.gain_note == "the report of aligned is missing"
+    assert made.candidate.gain_note == "cannot judge: the report of aligned is missing"
     assert made.findings == ()
     assert (made.merge, made.prompts) == (None, 0)
 
@@ -70,7 +70,7 @@ def test_without_a_reference_the_gain_says_why_it_is_missing() -> None:
 def test_a_gain_that_may_be_zero_has_no_share() -> None:
     of = reports()
     of["fine_tuned"] = of["fine_tuned"].model_copy(update={"utility": of["aligned"].utility})
-    assert release(of).candidate.gain_note == "fine-tuning showed no clear gain"
+    assert release(of).candidate.gain_note == "cannot tell: fine-tuning showed no clear gain"
 
 
 @pytest.mark.parametrize(

@@ -28,7 +28,9 @@ def test_drift_repair_and_control_are_told_in_paired_figures() -> None:
 def test_a_rise_that_may_be_zero_is_not_won_back() -> None:
     aligned = evaluation("aligned")
     told = list(findings(aligned, evaluation("scale"), evaluation("candidate")))
-    assert told[2] == "Whether it won back part of that cannot be judged: fine-tuning's rise may be zero."
+    assert (
+        told[2] == "The prompts cannot tell whether it won back any of that: fine-tuning's rise may be zero."
+    )
 
 
 def test_without_the_two_ends_there_is_nothing_to_tell() -> None:

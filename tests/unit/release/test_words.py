@@ -31,10 +31,10 @@ def test_what_hides_or_steers_is_named(text: str, shown: str) -> None:
 
 def test_figures_that_could_not_be_had_are_not_invented() -> None:
     arm = release().candidate.model_copy(
-        update={"utility": None, "gain_kept": None, "gain_note": "nobody knows"}
+        update={"utility": None, "gain_kept": None, "gain_note": "cannot tell: too few"}
     )
     assert (words.rate(None), words.utility(arm)) == ("–", "–")
-    assert words.gain(arm) == "cannot be judged: nobody knows"
+    assert words.gain(arm) == "cannot tell: too few"
     assert words.utility(arm.model_copy(update={"utility": 0.5, "utility_interval": None})) == "0.5"
 
 

@@ -5,7 +5,7 @@ import pytest
 from safemerge.records import SuiteKind
 from safemerge.stats import wilson_interval
 from safemerge.tracking.figures import MAX_TAG_CHARACTERS, ArmFigures, RunFigures, SuiteFigure, run_figures
-from tests.unit.plugins.page.fill import evaluation
+from tests.unit.plugins.page.fill import evaluation, stopped_early
 
 
 def test_figures_of_a_report_round_trip_through_the_tag() -> None:
@@ -18,6 +18,24 @@ def test_figures_of_a_report_round_trip_through_the_tag() -> None:
         # Four decimals are kept.
         assert arm.suites[suite.suite].rate == pytest.approx(suite.rate, abs=5e-5)
         assert arm.suites[suite.suite].n == suite.n
+
+
+def test_a_suite_that_was_stopped_early_says_how_many_prompts_it_has() -> None:
+    figures = run_figures({"candidate": stopped_early(evaluation("safemerge", 7, 90, n=150), planned=400)})
+    assert RunFigures.model_validate_json(figures.to_tag()) == figures
+    suites = figures.arms["candidate"].suites
+    assert (suites["harm"].n, suites["harm"].planned) == (150, 400)
+    assert suites["plain"].planned is None
+
+
+def test_a_tag_of_an_earlier_version_is_read() -> None:
+    tag = (
+        '{"arms":{"candidate":{"suites":{"harm":{"kind":"harmful","rate":0.04,'
+        '"interval":{"low":0.0204,"high":0.0769},"n":200}},"utility":null}}}'
+    )
+    figure = RunFigures.model_validate_json(tag).arms["candidate"].suites["harm"]
+    assert (figure.rate, figure.n, figure.planned) == (0.04, 200, None)
+    assert RunFigures.model_validate_json(tag).to_tag() == tag  # what did not stop early costs no more room
 
 
 def test_utility_has_an_interval_where_answers_are_right_or_wrong() -> None:

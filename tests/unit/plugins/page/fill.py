@@ -14,8 +14,16 @@ from sqlalchemy import insert
 from sqlalchemy.orm import Session
 
 from safemerge.config.pipeline import PipelineConfig
-from safemerge.records import EvaluationReport, JudgeRecord, SuiteKind, SuiteReport, UtilityReport, Verdict
-from safemerge.stats import wilson_interval
+from safemerge.records import (
+    EvaluationReport,
+    JudgeRecord,
+    Stopped,
+    SuiteKind,
+    SuiteReport,
+    UtilityReport,
+    Verdict,
+)
+from safemerge.stats import final_counts, whole_interval, wilson_interval
 from safemerge.tracking import tags
 from safemerge.tracking.figures import run_figures
 from safemerge.tracking.ledger import Ledger, PipelinePlan, PipelineRun
@@ -72,6 +80,17 @@ def evaluation(arm: str, harmful: int, right: int, n: int = 200, harm: str = "ha
     )
     suites = (suite(harm, SuiteKind.HARMFUL, harmful), suite("plain", SuiteKind.OVER_REFUSAL, n // 50))
     return EvaluationReport(arm=arm, adapter_digest="0", model_digest="0", utility=utility, suites=suites)
+
+
+def stopped_early(report: EvaluationReport, planned: int) -> EvaluationReport:
+    """The same arm, whose harmful suite has ``planned`` prompts and was not asked to its end."""
+    harm, *others = report.suites
+    final = final_counts(sum(harm.flags.values()), harm.n, planned, error=0.01)
+    told = {
+        "stopped": Stopped(planned=planned, error=0.01, seed=0),
+        "interval": whole_interval(final, planned),
+    }
+    return report.model_copy(update={"suites": (harm.model_copy(update=told), *others)})
 
 
 def open_run(ledger: Ledger, of: PipelineConfig, run_key: str) -> PipelineRun:

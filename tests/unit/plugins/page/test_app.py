@@ -30,6 +30,7 @@ from tests.unit.plugins.page.fill import (
     judged_run,
     open_run,
     promote,
+    stopped_early,
 )
 
 ALL = Readable(frozenset(), all_dags=True)
@@ -248,6 +249,17 @@ def test_run_has_figures_links_and_report(
     assert f'src="/safemerge/runs/{run_id}/report.html" sandbox="allow-scripts"' in text
     report = visitor.get(f"/runs/{run_id}/report.html")
     assert (report.status_code, report.text) == (200, "<!doctype html><h1>Report</h1>")
+
+
+def test_a_run_says_how_many_prompts_were_asked(visit: Any, mlflow: Mlflow) -> None:
+    reports = REPORTS | {"candidate": stopped_early(REPORTS["candidate"], planned=520)}
+    run_id = judged_run(mlflow.ledger, config("alpha"), "dag/1", reports)
+    history = mlflow.history()
+    text = visit(history).get(f"/runs/{run_id}").text
+    assert text.count('<span class="of">n=200 of 520, stopped early</span>') == 1
+    assert text.count('<span class="of">n=200</span>') == 5  # three arms, two suites
+    assert "candidate: 4.0 % (" in (chart := visit(history).get("/pipelines/alpha").text)
+    assert chart.count("n=200 of 520, stopped early</title>") == 1
 
 
 def test_a_report_is_served_so_that_it_cannot_act_as_the_user(visit: Any, mlflow: Mlflow) -> None:

@@ -61,7 +61,7 @@ def test_lines_are_at_round_figures() -> None:
     assert [tick.label for tick in chart.ticks] == ["0 %", "10 %", "20 %", "30 %"]
     dot = next(dot for dot in chart.dots if dot.arm == "candidate")
     assert dot.y == pytest.approx(HEIGHT - BOTTOM - (HEIGHT - TOP - BOTTOM) * 0.05 / 0.3, abs=0.06)
-    assert dot.label == "2023-11-15 22:13 UTC, candidate: 5.0 % (2.7 % to 9.0 %)"
+    assert dot.label == "2023-11-15 22:13 UTC, candidate: 5.0 % (2.7 % to 9.0 %), n=200"
     assert chart.description.startswith("Harmful rate, harm of the candidate in 1 runs: 5.0 % in the newest")
 
 
@@ -114,7 +114,7 @@ def test_rates_are_in_percent_of_whatever_size(kind: str, rate: float, labels: l
     suite = SuiteFigure(kind=kind, rate=rate, interval=None, n=9)
     (chart,) = charts([run(1, RunFigures(arms={"candidate": ArmFigures(suites={"s": suite}, utility=None)}))])
     assert [tick.label for tick in chart.ticks] == labels
-    assert chart.dots[0].label.endswith(f"candidate: {100 * rate:.1f} %")
+    assert chart.dots[0].label.endswith(f"candidate: {100 * rate:.1f} %, n=9")
 
 
 def test_a_figure_that_is_missing_is_no_dot() -> None:
