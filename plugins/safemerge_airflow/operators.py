@@ -219,7 +219,7 @@ class SafeMergeOperator(DeviceStepOperator):
         task_adapter: the adapter to repair.
         safety_adapter: the adapter that carries safety.
         choice: the merge that was chosen; None merges as configured.
-        coefficients: what was learned, which the choice may name.
+        coefficients: the file of those that were chosen; None where others were.
     """
 
     step = "merge"

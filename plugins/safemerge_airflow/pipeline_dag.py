@@ -159,15 +159,15 @@ def train_and_merge(run_id: Any, tuning: Any, learning: Any) -> Made:
 
 
 def tune(run_id: Any, adapters: Mapping[str, Any], tuning: Any, learning: Any) -> dict[str, Any]:
-    """Chooses the merge on the development split, where the config has one.
-
-    Gives the choice, and the coefficients that were learned for it.
-    """
+    """Chooses the merge on the development split, where the config has one; gives the choice."""
     with TaskGroup("tune"):
         learn = LearnOperator(task_id="learn", run_id=run_id, **adapters)
-        learned = {"coefficients": learn.output["coefficients"]}
         propose = ProposeOperator(
-            task_id="propose", run_id=run_id, trigger_rule=NOT_FAILED, **adapters, **learned
+            task_id="propose",
+            run_id=run_id,
+            coefficients=learn.output["coefficients"],
+            trigger_rule=NOT_FAILED,
+            **adapters,
         )
         branch = TuneBranchOperator(
             task_id="branch", tuning=tuning, learning=learning, propose=propose.task_id, learn=learn.task_id
@@ -195,7 +195,7 @@ def tune(run_id: Any, adapters: Mapping[str, Any], tuning: Any, learning: Any) -
             ).expand_kwargs(going_on)
             reports.append(measured.output)
         choose = ChooseOperator(task_id="choose", reports=reports, trigger_rule=NOT_FAILED, **race)
-    return {"choice": choose.output["choice"], **learned}
+    return {name: choose.output[name] for name in ("choice", "coefficients")}
 
 
 def evaluate(made: Made) -> Mapping[str, Any]:
@@ -256,7 +256,8 @@ def gate_and_promote(made: Made, reports: Mapping[str, Any], recipe: RecipeConfi
 
 def close_run(dag: DAG, run_id: Any) -> None:
     """Ends the record of the run after all other tasks, whatever became of them; to be called last."""
-    before = list(dag.tasks)
+    # A branch skips all that follows it at once but for what it chose; it has followers of its own here.
+    before = [task for task in dag.tasks if not isinstance(task, TuneBranchOperator)]
     # A teardown leaves the run's state to the others.
     before >> CloseRunOperator(task_id="close_run", run_id=run_id).as_teardown()
 

@@ -176,7 +176,10 @@ class AdvanceOperator(_RaceOperator):
 
 
 class ChooseOperator(_RaceOperator):
-    """Says which candidate is merged; pushes ``choice`` and fails where none keeps the limits."""
+    """Says which candidate is merged; pushes ``choice``, and ``coefficients`` where it has some.
+
+    Fails where no candidate keeps the limits.
+    """
 
     step = "choose"
 

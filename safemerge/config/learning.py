@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from safemerge.config.base import Config
 
@@ -45,3 +45,10 @@ class LearningConfig(Config):
     warm_start: bool = False
     """Whether a fit starts from the coefficients of the next smaller λ, and not from SafeMERGE's choice."""
     seed: int = 0
+
+    @model_validator(mode="after")
+    def _names_differ(self) -> Self:
+        names = [f"{weight:g}" for weight in set(self.harm_weights)]  # as files and candidates are called
+        if alike := sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(f"expected harm_weights that differ in six digits, got several {alike[0]}")
+        return self

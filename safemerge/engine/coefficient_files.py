@@ -8,7 +8,6 @@ from safemerge.config.grid import SweepGrid
 from safemerge.core.layer_weights import LayerWeights
 from safemerge.records import json_digest
 from safemerge.reports.learning import Coefficients
-from safemerge.storage.digests import file_digest
 
 
 def read_coefficients(path: str | Path) -> LayerWeights:
@@ -41,8 +40,8 @@ def coefficient_files(folder: Path) -> list[Path]:
 
 
 def folder_digest(folder: Path) -> str:
-    """The sha256 of all records in a folder."""
-    return json_digest({file.name: file_digest(file) for file in coefficient_files(folder)})
+    """The sha256 of the weights in a folder: what their fits took is another time another."""
+    return json_digest({file.name: read_coefficients(file).digest for file in coefficient_files(folder)})
 
 
 def with_learned(grid: SweepGrid, folder: Path | None) -> SweepGrid:

@@ -16,14 +16,16 @@ import torch
 import safemerge
 from safemerge.config.evaluation import SuiteConfig
 from safemerge.config.learning import LearningConfig
+from safemerge.config.pipeline import PipelineConfig
 from safemerge.config.training import DataSource
+from safemerge.core import methods
 from safemerge.core.layer_weights import UNCHANGED
 from safemerge.core.merge import plan_merge
 from safemerge.core.module_names import natural_order
 from safemerge.core.options import MergeOptions, MergeSettings
 from safemerge.core.scoring import Progress
-from safemerge.engine.coefficient_files import coefficients_file
-from safemerge.engine.merging import option_settings
+from safemerge.engine.coefficient_files import coefficients_file, read_coefficients
+from safemerge.engine.merging import merge_settings, option_settings
 from safemerge.engine.scores import ScoredAdapters, score_adapters
 from safemerge.errors import (
     CheckpointError,
@@ -150,9 +152,50 @@ def start_options(learning: LearningConfig, **settings: Unpack[MergeSettings]) -
             f"method: expected one that weighs the two updates ({', '.join(WEIGHING)}) to start from, "
             f"got {options.method}"
         )
-    if options.coefficients is None:
-        check_start({"merged layers": _merged_weights(options)}, learning)
+    if options.coefficients is not None:
+        check_start(dict(options.coefficients.layers), learning)
+        return options
+    start: Weights = {"merged layers": _merged_weights(options)}
+    if methods.get(options.method).chooses and options.quantile != 1:
+        start["layers that are not merged"] = UNCHANGED
+    check_start(start, learning)
     return options
+
+
+def check_learning(config: PipelineConfig) -> None:
+    """Check, before anything is trained, that ``tuning.learning`` can be done, where there is one.
+
+    Raises:
+        ConfigError: fits cannot start from the merge, or have a λ of which a file is a candidate already.
+        DataError: data cannot be read, or hold requests of a suite.
+    """
+    if config.tuning is None or config.tuning.learning is None:
+        return
+    check_fits(config)
+    calibration_examples(
+        config.task_training.data,
+        config.safety_training.data,
+        (*config.evaluation.suites, *config.tuning.suites),
+        config.tuning.learning,
+    )
+
+
+def check_fits(config: PipelineConfig) -> None:
+    """The same without reading the data.
+
+    Raises:
+        ConfigError: as above.
+    """
+    if config.tuning is None or config.tuning.learning is None:
+        return
+    learning = config.tuning.learning
+    start_options(learning, **merge_settings(config.merge))
+    files = {read_coefficients(file).name: file for file in config.tuning.grid.coefficients}
+    if clash := [file for name, file in files.items() if name in {f"{x:g}" for x in learning.harm_weights}]:
+        raise ConfigError(
+            "tuning.learning.harm_weights: expected other λ than those of tuning.grid.coefficients, got the "
+            f"one of {', '.join(clash)}"
+        )
 
 
 def calibration_examples(

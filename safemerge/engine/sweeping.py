@@ -64,12 +64,25 @@ def candidates(grid: SweepGrid) -> dict[str, MergeOptions]:
 
 def _learned(grid: SweepGrid) -> dict[str, MergeOptions]:
     """A candidate for each file of coefficients."""
-    found: dict[str, MergeOptions] = {}
+    return {
+        name: MergeOptions(coefficients=read_coefficients(file), rank=grid.rank, max_error=grid.max_error)
+        for name, file in weighed(grid).items()
+    }
+
+
+def weighed(grid: SweepGrid) -> dict[str, Path]:
+    """Candidate to its file of coefficients, for those that have one.
+
+    Raises:
+        ConfigError: two files have one λ.
+        DataError: a file is missing or holds something else.
+    """
+    found: dict[str, Path] = {}
     for file in grid.coefficients:
-        options = MergeOptions(coefficients=read_coefficients(file), rank=grid.rank, max_error=grid.max_error)
-        if (name := candidate_name(options)) in found:
+        name = candidate_name(MergeOptions(coefficients=read_coefficients(file)))
+        if name in found:
             raise ConfigError(f"coefficients: expected files of different λ, got {name} again in {file}")
-        found[name] = options
+        found[name] = Path(file)
     return found
 
 

@@ -21,9 +21,15 @@ from safemerge.config.pipeline import PipelineConfig
 from safemerge.core import methods
 from safemerge.core.options import SELECTIONS, MergeOptions
 from safemerge.core.scoring import Progress
-from safemerge.engine.coefficient_files import coefficient_files, read_coefficients, with_learned
+from safemerge.engine.coefficient_files import with_learned
 from safemerge.engine.measuring import Measurer
-from safemerge.engine.merging import merge_options, merge_settings, option_settings, write_merge
+from safemerge.engine.merging import (
+    digested_settings,
+    merge_options,
+    merge_settings,
+    option_settings,
+    write_merge,
+)
 from safemerge.engine.race import (
     UTILITY_ROUND,
     Race,
@@ -36,7 +42,7 @@ from safemerge.engine.race import (
 )
 from safemerge.engine.race_report import Entry, arm_figures, choice_report
 from safemerge.engine.scores import ScoredAdapters, score_adapters
-from safemerge.engine.sweeping import candidate_name, candidates
+from safemerge.engine.sweeping import candidate_name, candidates, weighed
 from safemerge.errors import ConfigError
 from safemerge.evaluation.libraries import check_libraries
 from safemerge.evaluation.utility import check_task
@@ -92,6 +98,10 @@ def tune_adapters(
         tuning = tuning.model_copy(update={"learning": learning})
         config = config.model_copy(update={"tuning": tuning})
     candidates(tuning.known_grid)  # what is wrong with it is said before anything is learned
+    if tuning.learning is not None:
+        from safemerge.engine.learning import check_learning
+
+        check_learning(config)
     arms = _arms(config, safety_adapter is not None)
     check_libraries(config.evaluation.engine)
     split = check_unseen(config)
@@ -102,7 +112,7 @@ def tune_adapters(
 
     learned = _learned(config, task_adapter, safety_adapter, tuning.learning, device, work)
     whole = with_learned(tuning.grid, learned)
-    grid = candidates(whole)
+    grid, files = candidates(whole), weighed(whole)
     scored = score_adapters(
         task_adapter,
         safety_adapter,
@@ -113,7 +123,7 @@ def tune_adapters(
         progress=progress,
     )
     folders = {name: _written(scored, options, name, work) for name, options in grid.items()}
-    sections = merge_sections(whole, learned)
+    sections = merge_sections(whole)
     entries = {name: entry_of(sections[name], folders[name]) for name in grid}
     measurer = Measurer(model, Checkpoint.open(model).files_digest(), work / "reports")
     race = Race(tuning, {name: entry.layers for name, entry in entries.items()}, split)
@@ -145,9 +155,8 @@ def tune_adapters(
     )
     with atomic_folder(output) as folder:
         write_choice(report, folder, None if stage.chosen is None else folders[stage.chosen], final)
-        if report.chosen is not None and (file := report.winner.settings.get("coefficients")):
-            # The grid names its files by whole paths, which stay as they are.
-            shutil.copyfile((learned or work) / str(file), folder / COEFFICIENTS_FILE)
+        if report.chosen in files:
+            shutil.copyfile(files[report.chosen], folder / COEFFICIENTS_FILE)
     shutil.rmtree(work, ignore_errors=True)
     return report
 
@@ -183,26 +192,21 @@ def snippet(report: TuneReport) -> str:
     return f"# Chosen by safemerge tune: {report.summary}\n{section}"
 
 
-def merge_sections(grid: SweepGrid, learned: Path | None = None) -> dict[str, dict[str, JsonValue]]:
+def merge_sections(grid: SweepGrid) -> dict[str, dict[str, JsonValue]]:
     """Candidate to what sets it apart from the defaults, as a config's ``merge`` section.
 
-    Args:
-        grid: The candidates.
-        learned: Folder of coefficients that were learned for this choice; theirs are called by the file's
-            name, as the folder has no place of its own.
+    A file of coefficients is called by its name alone: where it lies is no part of a choice.
     """
     usual = {"on_undefined": "keep", "seed": 0}
-    files = {read_coefficients(file).digest: file for file in grid.coefficients}
-    if learned is not None:
-        files |= {read_coefficients(file).digest: file.name for file in coefficient_files(learned)}
+    files = weighed(grid)
 
-    def section(options: MergeOptions) -> dict[str, JsonValue]:
+    def section(name: str, options: MergeOptions) -> dict[str, JsonValue]:
         settings = option_settings(options)
-        if options.coefficients is not None:
-            settings["coefficients"] = files[options.coefficients.digest]
+        if name in files:
+            settings["coefficients"] = files[name].name
         return {k: value for k, value in settings.items() if value is not None and usual.get(k) != value}
 
-    return {name: section(options) for name, options in candidates(grid).items()}
+    return {name: section(name, options) for name, options in candidates(grid).items()}
 
 
 def _run(
@@ -266,17 +270,25 @@ def _learned(
     if safety_adapter is None:
         raise ConfigError("learning: expected a safety adapter to fit coefficients for, got none")
     from safemerge.engine.learning import learn_coefficients
+    from safemerge.training.data import data_digest, load_examples
 
-    adapters = [adapter_digest(resolve(adapter, "adapter")) for adapter in (task_adapter, safety_adapter)]
-    folder = work / "learned" / json_digest([adapters, learning.model_dump(mode="json")])[:16]
+    data = {"task": config.task_training.data, "safety": config.safety_training.data}
+    depends = {
+        "adapters": [adapter_digest(resolve(one, "adapter")) for one in (task_adapter, safety_adapter)],
+        "models": [config.aligned_model, config.unaligned_model],
+        "data": {name: data_digest(load_examples(sources)) for name, sources in data.items()},
+        "start": digested_settings(config.merge),
+        "learning": learning.model_dump(mode="json"),
+    }
+    folder = work / "learned" / json_digest(depends)[:16]
     if not folder.exists():
         learn_coefficients(
             task_adapter,
             safety_adapter,
             named_in_config(config.aligned_model),
             named_in_config(config.unaligned_model),
-            task_data=config.task_training.data,
-            safety_data=config.safety_training.data,
+            task_data=data["task"],
+            safety_data=data["safety"],
             suites=(*config.evaluation.suites, *tuning_of(config).suites),
             learning=learning,
             output=folder,

@@ -113,10 +113,8 @@ def _row(record: Coefficients) -> dict[str, Any]:
     }
 
 
-def learned_folder(context: StepContext, learned: ArtifactRef | None) -> Path | None:
-    """The folder that ``learn`` stored, on this machine and checked; None where it learned nothing."""
+def learned_folder(context: StepContext, learned: ArtifactRef) -> Path:
+    """The folder that ``learn`` stored, on this machine and checked by its digest."""
     from safemerge.engine.coefficient_files import folder_digest
 
-    if learned is None:
-        return None
     return context.ledger.fetch_checked(learned, context.workspace.cache, folder_digest)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import shutil
-from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -19,10 +18,9 @@ from safemerge.pipeline.context import (
     tidy,
     without_run,
 )
-from safemerge.pipeline.learning import learned_folder
 from safemerge.pipeline.models import local_model
 from safemerge.pipeline.request import StepRequest
-from safemerge.records import ArtifactRef, MergeReport, StepResult
+from safemerge.records import MergeReport, StepResult
 from safemerge.reports.tuning import TuneReport
 
 logger = logging.getLogger(__name__)
@@ -55,7 +53,7 @@ def merge(context: StepContext, request: StepRequest) -> StepResult:
     Inputs:
         task_adapter, safety_adapter: the two adapters.
         choice: what ``choose`` chose; its settings replace those of the config.
-        coefficients: what ``learn`` learned, which the choice may name.
+        coefficients: the file of those that were chosen, where the choice is one of coefficients.
 
     Outputs:
         safemerge: the repaired adapter; the given one where the run judges an adapter again.
@@ -70,8 +68,7 @@ def merge(context: StepContext, request: StepRequest) -> StepResult:
     task, safety = request.input("task_adapter"), request.input("safety_adapter")
     config = run.config.merge
     if "choice" in request.inputs:
-        learned = learned_folder(context, request.inputs.get("coefficients"))
-        config = chosen_merge(context, request.inputs["choice"], learned)
+        config = chosen_merge(context, request)
     options = merge_options(config)
     digest = inputs_digest(
         "merge",
@@ -91,7 +88,7 @@ def merge(context: StepContext, request: StepRequest) -> StepResult:
     with context.ledger.step_run(run, "merge", digest) as step_run:
         task_weight, safety_weight = options.weights
         weights = {"task_weight": task_weight, "safety_weight": safety_weight}
-        step_run.log_params(config.model_dump(mode="json") | weights)
+        step_run.log_params(digested_settings(config) | weights)
         reports = merge_arms(
             local_adapter(context, task),
             local_adapter(context, safety),
@@ -115,21 +112,19 @@ def merge(context: StepContext, request: StepRequest) -> StepResult:
     return result
 
 
-def chosen_merge(context: StepContext, choice: ArtifactRef, learned: Path | None = None) -> MergeConfig:
+def chosen_merge(context: StepContext, request: StepRequest) -> MergeConfig:
     """The settings that were chosen on the development split.
 
-    Args:
-        context: where artifacts are.
-        choice: the report of the choice.
-        learned: the folder of coefficients that were candidates.
-
     Raises:
-        DataError: none were, as where somebody marked the failed choice a success.
+        ConfigError: they are of coefficients, and those are missing.
+        DataError: none were chosen, as where somebody marked the failed choice a success.
     """
-    config = MergeConfig.model_validate(TuneReport.read(local_file(context, choice)).winner.settings)
-    if learned is None or config.coefficients is None:
+    choice = TuneReport.read(local_file(context, request.input("choice")))
+    config = MergeConfig.model_validate(choice.winner.settings)
+    if config.coefficients is None:
         return config
-    return config.model_copy(update={"coefficients": str(learned / config.coefficients)})
+    file = local_file(context, request.input("coefficients"))
+    return config.model_copy(update={"coefficients": str(file)})
 
 
 def headline_figures(report: MergeReport) -> dict[str, float | int | None]:

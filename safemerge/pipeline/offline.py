@@ -58,7 +58,7 @@ def _checks(config: PipelineConfig) -> Iterator[tuple[str, Callable[[], object]]
     yield "gate", partial(_check_gate, config)
     if config.tuning is not None:
         yield "tuning.grid", partial(_check_grid, config.tuning.known_grid)
-        yield "tuning.learning", partial(_check_start, config)
+        yield "tuning.learning", partial(_check_learning, config)
         for number, suite in enumerate(config.tuning.suites):
             yield f"tuning.suites.{number}", partial(_size, suite)
         yield "tuning.suites", partial(_check_unseen, config)
@@ -139,23 +139,32 @@ def _check_grid(grid: SweepGrid) -> None:
     candidates(grid)
 
 
-def _check_start(config: PipelineConfig) -> None:
-    """Check that coefficients can be fitted from the configured merge, where any are."""
-    from safemerge.engine.learning import start_options
-    from safemerge.engine.merging import merge_settings
+def _check_learning(config: PipelineConfig) -> None:
+    """Check what is fitted; with the data, where all of it lies on this machine."""
+    if config.tuning is None or config.tuning.learning is None:
+        return
+    from safemerge.engine.learning import check_fits, check_learning
 
-    if config.tuning is not None and config.tuning.learning is not None:
-        start_options(config.tuning.learning, **merge_settings(config.merge))
+    sources = [*config.task_training.data, *config.safety_training.data]
+    if all(Path(source.path).is_absolute() for source in sources) and _suites_are_here(config):
+        check_learning(config)
+    else:
+        check_fits(config)
 
 
 def _check_unseen(config: PipelineConfig) -> None:
     """Check that the choice sees no prompt of the final split, where both lie on this machine."""
     from safemerge.engine.race import check_unseen
 
+    if _suites_are_here(config):
+        check_unseen(config)
+
+
+def _suites_are_here(config: PipelineConfig) -> bool:
+    """Whether both splits lie on this machine, and none on the hub."""
     suites = [*config.evaluation.suites, *(config.tuning.suites if config.tuning else ())]
     specs = [_spec(suite) for suite in suites]
-    if all(spec is None or spec.dataset is None or Path(spec.dataset).is_absolute() for spec in specs):
-        check_unseen(config)
+    return all(spec is None or spec.dataset is None or Path(spec.dataset).is_absolute() for spec in specs)
 
 
 def _check_gate(config: PipelineConfig) -> None:

@@ -236,33 +236,16 @@ def check_tuning(config: PipelineConfig) -> dict[str, str]:
     from safemerge.engine.sweeping import candidates
 
     candidates(config.tuning.known_grid)
-    check_learning(config)
+    if config.tuning.learning is not None:
+        from safemerge.engine.learning import check_learning
+
+        check_learning(config)
     digests = {f"tuning suite {suite.name}": suite.digest() for suite in check_unseen(config)}
     for number, limit in scorings(config.tuning).items():
         utility = config.tuning.utility.model_copy(update={"limit": limit})
         evaluation = config.evaluation.model_copy(update={"utility": utility})
         digests[f"{TUNING_TASK} {number}"] = check_task(evaluation, config.aligned_model)
     return digests
-
-
-def check_learning(config: PipelineConfig) -> None:
-    """Check that coefficients can be fitted: from this merge, to data that no suite asks.
-
-    Raises:
-        SafemergeError: they can not.
-    """
-    if config.tuning is None or config.tuning.learning is None:
-        return
-    from safemerge.engine.learning import calibration_examples, start_options
-    from safemerge.engine.merging import merge_settings
-
-    start_options(config.tuning.learning, **merge_settings(config.merge))
-    calibration_examples(
-        config.task_training.data,
-        config.safety_training.data,
-        (*config.evaluation.suites, *config.tuning.suites),
-        config.tuning.learning,
-    )
 
 
 def check_task(evaluation: EvaluationConfig, aligned_model: str) -> str:

@@ -12,6 +12,8 @@ import shutil
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from pydantic import Field
+
 from safemerge.arms import ALIGNED, FINE_TUNED
 from safemerge.errors import ConfigError
 from safemerge.pipeline.context import (
@@ -53,6 +55,8 @@ class Proposal(Record):
     digests: dict[str, str]
     """sha256 of both adapters and models."""
     warnings: tuple[str, ...] = ()
+    coefficients: dict[str, ArtifactRef] = Field(default_factory=dict)
+    """Candidate to its file of coefficients, for those that have one."""
 
 
 def propose(context: StepContext, request: StepRequest) -> StepResult:
@@ -60,7 +64,7 @@ def propose(context: StepContext, request: StepRequest) -> StepResult:
 
     Inputs:
         task_adapter, safety_adapter: the two adapters.
-        coefficients: what ``learn`` learned; each file of it is a candidate.
+        coefficients: what ``learn`` learned, where the config has it learn; each file of it is a candidate.
 
     Outputs:
         proposal: what the candidates are and where they lie.
@@ -71,11 +75,13 @@ def propose(context: StepContext, request: StepRequest) -> StepResult:
         why = "an adapter was given" if run.plan.adapter else "the merge is as configured"
         return without_run("propose", run, note=f"{why}: nothing is to be chosen")
     from safemerge.engine.coefficient_files import read_coefficients, with_learned
+    from safemerge.engine.sweeping import candidates, weighed
 
     task, safety = request.input("task_adapter"), request.input("safety_adapter")
-    learned = learned_folder(context, request.inputs.get("coefficients"))
+    learns = run.config.tuning.learning is not None
+    learned = learned_folder(context, request.input("coefficients")) if learns else None
     grid = with_learned(run.config.tuning.grid, learned)
-    weighed = [read_coefficients(file).digest for file in grid.coefficients]
+    files = weighed(grid)
     digest = inputs_digest(
         "propose",
         ("torch",),
@@ -83,21 +89,20 @@ def propose(context: StepContext, request: StepRequest) -> StepResult:
         safety_adapter=safety.digest,
         models=run.plan.model_digests,
         grid=grid.model_dump(mode="json", exclude={"coefficients"}),
-        **({"coefficients": weighed} if weighed else {}),
+        coefficients={name: [file.name, read_coefficients(file).digest] for name, file in files.items()},
     )
     if done := already_done(context, run, "propose", digest, "propose"):
         return done
 
     from safemerge.engine.merging import write_merge
     from safemerge.engine.scores import score_adapters
-    from safemerge.engine.sweeping import candidates
     from safemerge.engine.tuning import entry_of, merge_sections
 
     output = context.workspace.work("propose", digest) / "candidates"
     shutil.rmtree(output, ignore_errors=True)  # a killed attempt may have written it, but not stored it
-    merges, sections = candidates(grid), merge_sections(grid, learned)
+    merges, sections = candidates(grid), merge_sections(grid)
     with context.ledger.step_run(run, "propose", digest) as step_run:
-        step_run.log_params(grid.model_dump(mode="json"))
+        step_run.log_params(grid.model_dump(mode="json", exclude={"coefficients"}))
         scored = score_adapters(
             local_adapter(context, task),
             local_adapter(context, safety),
@@ -116,6 +121,10 @@ def propose(context: StepContext, request: StepRequest) -> StepResult:
             adapters=adapters,
             digests=scored.digests,
             warnings=scored.warnings,
+            coefficients={
+                name: step_run.log_text(file.read_text(encoding="utf-8"), f"coefficients/{name}.json")
+                for name, file in files.items()
+            },
         )
         rows = [{"candidate": name, "layers": entry.layers} for name, entry in entries.items()]
         step_run.log_table(rows, "candidates.json")
@@ -197,6 +206,7 @@ def choose(context: StepContext, request: StepRequest) -> StepResult:
 
     Outputs:
         choice: how the merge was chosen, as JSON.
+        coefficients: the file of those that were chosen, if any were.
 
     Figures:
         chosen: the candidate; None where none keeps the limits, and ``summary`` says which each misses.
@@ -241,7 +251,10 @@ def choose(context: StepContext, request: StepRequest) -> StepResult:
         stored = step_run.log_text(report.to_json(), REPORT_FILE)
         reasons = "" if report.chosen else "".join(f"; {c.name}: {c.reason}" for c in report.candidates)
         figures = {"chosen": report.chosen, "summary": report.summary + reasons}
-        result = step_run.finish({"choice": stored}, figures)
+        outputs = {"choice": stored}
+        if report.chosen in proposal.coefficients:
+            outputs["coefficients"] = proposal.coefficients[report.chosen]
+        result = step_run.finish(outputs, figures)
     context.workspace.discard(output.parent)
     return result
 

@@ -140,9 +140,11 @@ def halve(standings: Mapping[str, Standing], limits: Limits, keep: float, alpha:
     going_on = most_kept(keep, len(standings))
     for name in left[going_on:]:
         seen = _seen(standings[name], standings[left[0]])
+        misses = missed(standings[name], limits)
+        so_far = f"; so far {misses}" if misses else ""
         reason = (
             f"ranked {order.index(name) + 1} of {len(order)}, of which {going_on} go on "
-            f"(against {left[0]}: {seen})"
+            f"(against {left[0]}: {seen}{so_far})"
         )
         dropped[name] = Ending(Fate.OUTRANKED, reason)
     return Round(tuple(left[:going_on]), dropped)

@@ -39,7 +39,7 @@ UPSTREAM = {
     "tune.before_last": {"tune.propose", "tune.utility", "tune.first", "tune.second"},
     "tune.last": {"tune.propose", "tune.before_last"},
     "tune.choose": {"tune.propose", "tune.utility", "tune.first", "tune.second", "tune.last"},
-    "safemerge": {"open_run", "train_safety_adapter", "train_task_adapter", "tune.learn", "tune.choose"},
+    "safemerge": {"open_run", "train_safety_adapter", "train_task_adapter", "tune.choose"},
     "evaluate.aligned": {"open_run"},
     "evaluate.fine_tuned": {"open_run", "train_task_adapter"},
     "evaluate.safemerge": {"open_run", "safemerge"},
@@ -52,7 +52,7 @@ UPSTREAM = {
     "sign_off": {"open_run", "safemerge", "gate"},
     "promote": {"open_run", "safemerge", "gate", "sign_off"},
 }
-UPSTREAM["close_run"] = set(UPSTREAM)
+UPSTREAM["close_run"] = set(UPSTREAM) - {"tune.branch"}
 ON_A_DEVICE = {
     *("train_safety_adapter", "train_task_adapter", "safemerge"),
     *(task for task in UPSTREAM if task.startswith("evaluate.")),
@@ -196,6 +196,10 @@ def test_template_fields_are_attributes(dag: Any) -> None:
         arguments = inspect.signature(kind.__init__).parameters if kind is not type(task) else vars(task)
         for field in set(task.template_fields) - {"run_id"}:
             assert field in arguments, f"{task.task_id}.{field}"
+
+
+def test_a_branch_skips_nothing_but_what_it_chooses_from(dag: Any) -> None:
+    assert dag.get_task("tune.branch").downstream_task_ids == {"tune.learn", "tune.propose"}
 
 
 def test_heavy_tasks_are_those_on_a_device(dag: Any) -> None:

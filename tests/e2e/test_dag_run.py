@@ -130,6 +130,7 @@ def killed_and_resumed(deployment: Deployment, pipeline: TinyPipeline, kill_poin
             label: run for label, run in runs.items() if label != "pipeline" and run.info.status == "FINISHED"
         }
 
+    assert "end task task_id=close_run " in dag_run.log
     assert set(runs) == {"pipeline", *LABELS.values()}
     assert {run.info.status for run in runs.values()} == {"FINISHED"}
     assert runs["pipeline"].data.tags[tags.VERDICT] == "pass"

@@ -13,6 +13,7 @@ from safemerge.engine import race
 from safemerge.errors import ConfigError, DataError, MismatchError
 from safemerge.records import ArtifactRef, StepResult
 from safemerge.reports.tuning import TuneReport
+from safemerge.tracking import tags
 from tests.conftest import TinyPipeline
 from tests.integration.test_pipeline import Pipeline
 
@@ -54,8 +55,8 @@ def tune(pipeline: Pipeline, config: Path, **options: Any) -> tuple[StepResult, 
     adapters = {
         f"{role}_adapter": pipeline.step("train", role=role).outputs["adapter"] for role in ("safety", "task")
     }
-    adapters |= pipeline.step("learn", adapters).outputs
-    proposed = pipeline.step("propose", adapters)
+    learned = pipeline.step("learn", adapters).outputs
+    proposed = pipeline.step("propose", adapters | learned)
     if not proposed.outputs:
         return proposed, adapters
     outputs = dict(proposed.outputs)
@@ -127,8 +128,17 @@ def test_learned_coefficients_are_candidates_and_what_is_merged(tmp_path: Path, 
     chosen, inputs = tune(pipeline, learning_config(config))
     report = TuneReport.read(pipeline.read(chosen.outputs["choice"]))
     assert {candidate.name for candidate in report.candidates} == {"learned_0", "learned_5"}
-    merged = pipeline.step("merge", inputs | {"choice": chosen.outputs["choice"]})
+    with pytest.raises(ConfigError, match="step input 'coefficients': expected an artifact"):
+        pipeline.step("merge", inputs | {"choice": chosen.outputs["choice"]})
+    merged = pipeline.step("merge", inputs | chosen.outputs)
     assert merged.outputs["safemerge"].digest == report.winner.adapter_digest
+    with pytest.raises(ConfigError, match="step input 'coefficients': expected an artifact"):
+        pipeline.step("propose", inputs)
+    # Another worker, whose home is elsewhere, takes up what was begun: MLflow lets no parameter change.
+    for step in ("propose", "merge"):
+        for run in pipeline.runs():
+            if run.data.tags.get(tags.STEP) == step:
+                assert str(tmp_path) not in str(run.data.params.values())
     (learned,) = (run for run in pipeline.runs() if run.data.params.get("harm_weights"))
     assert {"lambda 0/task", "lambda 5/safety", "lambda 5/validation_task"} <= learned.data.metrics.keys()
     # What is learned is bound to these adapters and this data, and is not learned again.
@@ -141,7 +151,9 @@ def test_learned_coefficients_are_candidates_and_what_is_merged(tmp_path: Path, 
 @pytest.mark.parametrize(
     ("changes", "error", "said"),
     [
-        ({"most_task": 0.5}, ConfigError, r"start: expected α in \[0, 0.5\]"),
+        ({"most_task": 0.5}, ConfigError, r"start: expected α in \[0, 0.5\].* merged layers"),
+        ({"most_task": 0.7}, ConfigError, r"start: expected α in \[0, 0.7\].* layers that are not merged"),
+        ({"harm_weights": [1, 1.0000001]}, ConfigError, "expected harm_weights that differ in six digits"),
         ({"steps": 0}, ConfigError, r"learned.yaml.*tuning.learning.steps"),
     ],
 )

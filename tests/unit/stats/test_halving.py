@@ -114,6 +114,11 @@ def test_before_prompts_are_asked_utility_alone_decides() -> None:
     assert (ended.kept, ended.dropped["b"].fate) == (("a",), Fate.MISSED)
     outranked = halve({**standings, "b": Standing({}, {})}, LIMITS, keep=0.5, alpha=0.05).dropped["b"]
     assert "against a: no prompt asked" in outranked.reason
+    # Less harm, but behind who keeps the limits: the reason says which one it does not keep so far.
+    doubtful = Standing({}, {}, utility=3.0, inferior="gain kept 89.8 %", unsure=True)
+    outranked = halve({**standings, "b": doubtful}, LIMITS, keep=0.5, alpha=0.05).dropped["b"]
+    assert outranked.fate is Fate.OUTRANKED
+    assert outranked.reason.endswith("no prompt asked; so far gain kept 89.8 %)")
 
 
 def test_the_choice_is_the_best_that_keeps_the_limits() -> None:
