@@ -18,7 +18,7 @@ NEED_DOCKER = docker info >/dev/null 2>&1 || { \
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test test-all compose-test chaos-test lint docs up down clean
+.PHONY: help setup demo test coverage test-all compose-test chaos-test lint docs up down clean
 
 help: ## Explain the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  make %-12s %s\n", $$1, $$2 }'
@@ -30,6 +30,10 @@ demo: setup ## Fine-tune, repair, evaluate and gate a real model through Airflow
 
 test: setup ## Run the tests that take seconds (under 5 minutes in all)
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 -m "not slow and not gpu"
+
+coverage: setup ## Check that merge mathematics, gate and statistics are tested to every branch
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 -m "not slow and not gpu" --cov --cov-report=term-missing:skip-covered \
+	  tests/unit/core tests/unit/gate tests/unit/stats
 
 test-all: setup ## Run every test, the slow ones too
 	@$(BIN)/python -m pytest -q

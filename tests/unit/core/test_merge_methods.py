@@ -26,6 +26,12 @@ quick = settings(max_examples=25, deadline=None, derandomize=True)
 seeds = st.integers(0, 10_000)
 
 
+def test_methods_that_shrink_the_task_adapter_alone_have_no_weight_of_safety() -> None:
+    assert {name for name in methods.names() if not methods.get(name).weighs_safety} == {
+        *("scale", "scale_selected", "safelora")
+    }
+
+
 def inputs(seed: int, rank: int = 3, scale: float = 2.0, safety_rank: int = 3) -> Inputs:
     generator = torch.Generator().manual_seed(seed)
 
