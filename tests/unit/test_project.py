@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[2]
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 MAKEFILE = (ROOT / "Makefile").read_text(encoding="utf-8")
 TARGETS = {"help", "setup", "demo", "test", "test-all", "lint", "up", "down", "clean"}
-TARGETS |= {"compose-test", "chaos-test", "docs"}
+TARGETS |= {"coverage", "compose-test", "chaos-test", "docs"}
 
 
 def make(*arguments):
