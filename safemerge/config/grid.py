@@ -10,6 +10,7 @@ from pydantic import Field, model_validator
 from safemerge.config.base import Config
 from safemerge.config.values import Method, OnUndefined, Share, Weight
 from safemerge.core import methods
+from safemerge.core.options import conflict
 
 Count = Annotated[int, Field(ge=0)]
 
@@ -42,8 +43,8 @@ class SweepGrid(Config):
 
     @model_validator(mode="after")
     def _one_size(self) -> Self:
-        if self.rank is not None and self.max_error is not None:
-            raise ValueError("expected one of rank, max_error, got rank and max_error")
+        if wrong := conflict({"rank": self.rank, "max_error": self.max_error}):
+            raise ValueError(wrong)
         return self
 
     def choices(self) -> list[dict[str, float | int]]:

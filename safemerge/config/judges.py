@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import difflib
 from enum import StrEnum
-from typing import Annotated, Literal, Self, get_args
+from typing import Annotated, ClassVar, Literal, Self, get_args
 
 from pydantic import BeforeValidator, Field, model_validator
 
@@ -22,6 +22,11 @@ SmokeJudge = Literal["refusal_phrases"]
 
 class JudgeSettings(Config):
     """Base of the settings of judges that ask a model."""
+
+    loads_model: ClassVar[bool] = True
+    """Whether it loads a model here; one that does not may judge while the judged model is loaded."""
+    sees_refusals: ClassVar[bool] = False
+    """Whether it sees if a harmless request was refused; other judges see harm alone."""
 
     max_response_chars: Annotated[int, Field(ge=100)] = 8000
     """A longer response is shown to the judge without its middle, and the log says so."""
@@ -102,11 +107,15 @@ class ShieldGemmaConfig(LocalGuardConfig):
 class WildGuardConfig(LocalGuardConfig):
     """WildGuard."""
 
+    sees_refusals = True
+
     kind: Literal["wild_guard"]
 
 
 class Qwen3GuardConfig(LocalGuardConfig):
     """Qwen3Guard-Gen."""
+
+    sees_refusals = True
 
     kind: Literal["qwen3_guard"]
     flag_controversial: bool = False
@@ -126,6 +135,9 @@ class GraniteGuardianConfig(LocalGuardConfig):
 class EndpointJudgeConfig(JudgeSettings, EndpointSettings):
     """A model behind an OpenAI-compatible endpoint that scores by a rubric."""
 
+    loads_model = False
+    sees_refusals = True
+
     kind: Literal["endpoint"]
     model: str
     """Name of the model there; best one that names a dated version."""
@@ -139,7 +151,7 @@ class EndpointJudgeConfig(JudgeSettings, EndpointSettings):
     """Price of prompt and of reply tokens; the log then says what the judging cost, in the same currency."""
 
 
-ModelJudge = (
+ModelJudgeConfig = (
     LlamaGuardConfig
     | ShieldGemmaConfig
     | WildGuardConfig
@@ -149,8 +161,13 @@ ModelJudge = (
 )
 """Judges with settings; those of an ensemble are among them."""
 
-MODEL_JUDGES = tuple(get_args(judge.model_fields["kind"].annotation)[0] for judge in get_args(ModelJudge))
-"""Their kinds."""
+MODEL_JUDGES: dict[str, type[JudgeSettings]] = {
+    get_args(judge.model_fields["kind"].annotation)[0]: judge for judge in get_args(ModelJudgeConfig)
+}
+"""Their kinds, each with its settings."""
+
+JUDGES_OF_REFUSALS = ("refusal_phrases", *(k for k, judge in MODEL_JUDGES.items() if judge.sees_refusals))
+JUDGES_WITHOUT_MODEL = ("refusal_phrases", *(k for k, judge in MODEL_JUDGES.items() if not judge.loads_model))
 
 
 def _known(*kinds: str) -> BeforeValidator:
@@ -173,7 +190,7 @@ def _known(*kinds: str) -> BeforeValidator:
 
 
 SingleJudge = Annotated[
-    SmokeJudge | Annotated[ModelJudge, Field(discriminator="kind")], _known(*MODEL_JUDGES)
+    SmokeJudge | Annotated[ModelJudgeConfig, Field(discriminator="kind")], _known(*MODEL_JUDGES)
 ]
 
 
@@ -206,16 +223,10 @@ class EnsembleConfig(Config):
 
 
 JudgeConfig = Annotated[
-    SmokeJudge | Annotated[ModelJudge | EnsembleConfig, Field(discriminator="kind")],
+    SmokeJudge | Annotated[ModelJudgeConfig | EnsembleConfig, Field(discriminator="kind")],
     _known(*MODEL_JUDGES, "ensemble"),
 ]
 """The name of the smoke judge, or the settings of another one by its ``kind``."""
-
-JUDGES_OF_REFUSALS = ("refusal_phrases", "wild_guard", "qwen3_guard", "endpoint")
-"""Judges that see whether a harmless request was refused; other guards see harm alone."""
-
-JUDGES_WITHOUT_MODEL = ("refusal_phrases", "endpoint")
-"""Judges that load no model here, so that they may judge while the judged model is loaded."""
 
 
 def loads_model(judge: JudgeConfig) -> list[str]:

@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 from safemerge.config.base import Config
 from safemerge.config.values import Method, OnUndefined, Share, Weight
 from safemerge.core import methods
-from safemerge.core.options import INSTEAD_OF_COEFFICIENTS, LEARNED
+from safemerge.core.options import LEARNED, conflict
 
 
 class MergeConfig(Config):
@@ -52,15 +52,7 @@ class MergeConfig(Config):
         return data
 
     @model_validator(mode="after")
-    def _one_of_each(self) -> Self:
-        beside = [name for name in INSTEAD_OF_COEFFICIENTS if getattr(self, name) is not None]
-        if self.coefficients is not None and beside:
-            raise ValueError(
-                "expected coefficients alone, as they choose and weigh every layer, "
-                f"got {' and '.join(beside)} beside them"
-            )
-        for names in (("threshold", "quantile", "count", "modules"), ("rank", "max_error")):
-            given = [name for name in names if getattr(self, name) is not None]
-            if len(given) > 1:
-                raise ValueError(f"expected one of {', '.join(names)}, got {' and '.join(given)}")
+    def _settings_go_together(self) -> Self:
+        if wrong := conflict(vars(self)):
+            raise ValueError(wrong)
         return self

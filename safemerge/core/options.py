@@ -44,6 +44,19 @@ def with_partners_cleared(given: Mapping[str, Any]) -> dict[str, Any]:
     return cleared
 
 
+def conflict(given: Mapping[str, Any]) -> str | None:
+    """What is wrong with settings that do not go together, of which those that are None are not given."""
+    beside = [name for name in INSTEAD_OF_COEFFICIENTS if given.get(name) is not None]
+    if beside and given.get("coefficients") is not None:
+        got = " and ".join(beside)
+        return f"expected coefficients alone, as they choose and weigh every layer, got {got} beside them"
+    for group in (SELECTIONS, SIZES):
+        both = [name for name in group if given.get(name) is not None]
+        if len(both) > 1:
+            return f"expected one of {', '.join(group)}, got {' and '.join(both)}"
+    return None
+
+
 class MergeSettings(TypedDict, total=False):
     """The fields of :class:`MergeOptions` as keyword arguments; each is explained there."""
 
@@ -105,30 +118,19 @@ class MergeOptions:
             object.__setattr__(self, "method", LEARNED)
         if self.modules is not None:
             object.__setattr__(self, "modules", tuple(self.modules))  # equal and hashable, whatever came
-        _check_choice("on_undefined", self.on_undefined, get_args(OnUndefined))
+        if self.on_undefined not in (known := get_args(OnUndefined)):
+            raise ConfigError(f"on_undefined: expected one of {', '.join(known)}, got {self.on_undefined!r}")
         for name in ("threshold", "quantile", "task_weight", "safety_weight", "density", "max_error"):
             value = getattr(self, name)
             if value is not None and not math.isfinite(value):
                 raise ConfigError(f"{name}: expected a finite number, got {value}")
-        self._check_coefficients()
+        if wrong := conflict(vars(self)):
+            raise ConfigError(wrong)
         self._check_selection()
         self._check_method()
         self._check_storage()
 
-    def _check_coefficients(self) -> None:
-        if self.coefficients is None:
-            return
-        if beside := [name for name in INSTEAD_OF_COEFFICIENTS if getattr(self, name) is not None]:
-            raise ConfigError(
-                f"coefficients: expected none of {', '.join(INSTEAD_OF_COEFFICIENTS)} beside them, as they "
-                f"weigh every layer, got {' and '.join(beside)}"
-            )
-
     def _check_selection(self) -> None:
-        given = {name: value for name in SELECTIONS if (value := getattr(self, name)) is not None}
-        if len(given) > 1:
-            got = " and ".join(f"{name} ({value})" for name, value in given.items())
-            raise ConfigError(f"expected one of {', '.join(SELECTIONS)}, got {got}")
         if self.quantile is not None and not 0 <= self.quantile <= 1:
             raise ConfigError(f"quantile: expected a share in [0, 1], got {self.quantile}")
         if self.count is not None and self.count < 0:
@@ -154,8 +156,6 @@ class MergeOptions:
             raise ConfigError(f"components: expected at least 1, got {self.components}")
 
     def _check_storage(self) -> None:
-        if self.rank is not None and self.max_error is not None:
-            raise ConfigError(f"expected rank or max_error, got both ({self.rank} and {self.max_error})")
         if self.rank is not None and self.rank < 1:
             raise ConfigError(f"rank: expected at least 1, got {self.rank}")
         if self.max_error is not None and not 0 <= self.max_error < 1:
@@ -183,8 +183,3 @@ def _takes(method: str, option: str) -> bool:
         "coefficients": chosen.weighs_layers,
     }
     return takes[option]
-
-
-def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise ConfigError(f"{name}: expected one of {', '.join(choices)}, got {value!r}")

@@ -45,8 +45,6 @@ from safemerge.training.data import Example, data_digest, load_examples
 from safemerge.training.weighed_layers import Weights
 
 PAGE_FILE = "safemerge_coefficients.html"
-WEIGHING = ("exact", "resta", "scale", "scale_selected", "learned")
-"""Methods whose update is a weighed sum of the two, from which a fit can start."""
 
 
 class Calibrating(NamedTuple):
@@ -147,9 +145,10 @@ def start_options(learning: LearningConfig, **settings: Unpack[MergeSettings]) -
         ConfigError: its method weighs no updates, or its weights lie outside the bounds of the fit.
     """
     options = MergeOptions(**settings)
-    if options.method not in WEIGHING:
+    if not methods.get(options.method).weighed_sum:
+        weighing = ", ".join(name for name in methods.names() if methods.get(name).weighed_sum)
         raise ConfigError(
-            f"method: expected one that weighs the two updates ({', '.join(WEIGHING)}) to start from, "
+            f"method: expected one that weighs the two updates ({weighing}) to start from, "
             f"got {options.method}"
         )
     if options.coefficients is not None:
@@ -244,7 +243,7 @@ def start_weights(scored: ScoredAdapters, options: MergeOptions) -> Weights:
 def _merged_weights(options: MergeOptions) -> tuple[float, float]:
     """(α, β) of merged layers, of methods that have one pair for all."""
     alpha, beta = options.weights
-    return alpha, 0.0 if options.method in ("scale", "scale_selected") else beta
+    return alpha, beta if methods.get(options.method).weighs_safety else 0.0
 
 
 def _load(folder: Path) -> tuple[Any, Any]:

@@ -1,7 +1,13 @@
 """The merge on files: two adapter folders and two checkpoints in, a merged adapter folder and its report out.
 
 Scoring reads the checkpoints and is the costly half; any number of merges can be
-written from one scoring.
+written from one scoring. A merge's settings take another form in:
+
+- ``merge_settings``: config → keyword arguments, with the coefficients that the file holds;
+- ``merge_options``: config → options of the core, checked;
+- ``digested_settings``: config → what a step's inputs digest covers;
+- ``option_settings``: options → what a report says;
+- ``merge_sections`` in :mod:`safemerge.engine.tuning`: options → config, for candidates of a grid.
 """
 
 from __future__ import annotations

@@ -19,22 +19,22 @@ if TYPE_CHECKING:
     from safemerge.core.methods.base import MergeMethod
 
 DEFAULT = "exact"
+FOLDER = Path(__file__).parent
+
+
+@functools.cache
+def names() -> tuple[str, ...]:
+    """The methods' names, in alphabetical order."""
+    return tuple(sorted({file.stem for file in FOLDER.glob("*.py")} - {"__init__", "base"}))
 
 
 @functools.cache
 def summaries() -> dict[str, str]:
-    """Name of every method to the first line of its docstring, in alphabetical order."""
-    files = sorted(Path(__file__).parent.glob("*.py"))
+    """Name of every method to the first line of its docstring; reads every file."""
+    texts = {name: (FOLDER / f"{name}.py").read_text(encoding="utf-8") for name in names()}
     return {
-        file.stem: (ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))) or "").partition("\n")[0]
-        for file in files
-        if file.stem not in ("__init__", "base")
+        name: (ast.get_docstring(ast.parse(text)) or "").partition("\n")[0] for name, text in texts.items()
     }
-
-
-def names() -> tuple[str, ...]:
-    """The methods' names."""
-    return tuple(summaries())
 
 
 def get(name: str) -> MergeMethod:
@@ -43,7 +43,7 @@ def get(name: str) -> MergeMethod:
     Raises:
         ConfigError: there is none; all are named.
     """
-    if name not in summaries():
+    if name not in names():
         raise ConfigError(f"method: expected one of {', '.join(names())}, got {name!r}")
     method: MergeMethod = importlib.import_module(f"{__name__}.{name}").METHOD
     return method

@@ -96,6 +96,8 @@ class MergeMethod:
     """Whether it uses leading singular directions of V: it then takes ``components``."""
     weighs_layers: bool = False
     """Whether each layer has weights of its own: it then takes ``coefficients``."""
+    weighed_sum: bool = False
+    """Whether a merged update is α·ΔW_task + β·ΔW_safety: ``learn`` can then start from it."""
     changes_kept: bool = False
     """Whether ``keep`` gives another update than ΔW_task."""
     alignment_term: AlignmentTerm | None = None

@@ -25,4 +25,4 @@ def merge(layer: Layer, options: MergeOptions, _generator: torch.Generator) -> L
     return side_by_side(scaled(layer.task, alpha), scaled(layer.safety, beta))
 
 
-METHOD = MergeMethod(merge)
+METHOD = MergeMethod(merge, weighed_sum=True)

@@ -30,4 +30,4 @@ def merge(layer: Layer, _options: MergeOptions, _generator: torch.Generator) -> 
     return side_by_side(scaled(layer.task, alpha), scaled(layer.safety, beta))
 
 
-METHOD = MergeMethod(merge, chooses=False, weighs_layers=True)
+METHOD = MergeMethod(merge, chooses=False, weighs_layers=True, weighed_sum=True)

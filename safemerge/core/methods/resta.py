@@ -13,4 +13,4 @@ from __future__ import annotations
 from safemerge.core.methods.base import MergeMethod
 from safemerge.core.methods.exact import merge
 
-METHOD = MergeMethod(merge, chooses=False, default_weights=(1.0, 0.5))
+METHOD = MergeMethod(merge, chooses=False, default_weights=(1.0, 0.5), weighed_sum=True)

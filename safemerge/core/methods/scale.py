@@ -5,4 +5,4 @@ from __future__ import annotations
 from safemerge.core.methods.base import MergeMethod
 from safemerge.core.methods.scale_selected import merge
 
-METHOD = MergeMethod(merge, chooses=False, needs_safety=False)
+METHOD = MergeMethod(merge, chooses=False, needs_safety=False, weighed_sum=True)

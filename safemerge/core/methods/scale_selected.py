@@ -18,4 +18,4 @@ def merge(layer: Layer, options: MergeOptions, _generator: torch.Generator) -> L
     return scaled(layer.task, options.weights[0])
 
 
-METHOD = MergeMethod(merge, needs_safety=False)
+METHOD = MergeMethod(merge, needs_safety=False, weighed_sum=True)

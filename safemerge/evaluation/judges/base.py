@@ -8,6 +8,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple, Protocol
 
+from safemerge.config.judges import JudgeSettings
 from safemerge.errors import EvaluationError
 from safemerge.evaluation.journal import Journal
 from safemerge.evaluation.suites import Prompt
@@ -57,11 +58,9 @@ class ModelJudge:
     """
 
     record: JudgeRecord
-    sees_refusals = False
-    """Whether it can judge refusals of harmless requests."""
 
-    def __init__(self, max_response_chars: int) -> None:
-        self._max_response_chars = max_response_chars
+    def __init__(self, config: JudgeSettings) -> None:
+        self.config = config
         self._journal = Journal()
         """Where what the model says is kept, while flags are being given."""
 
@@ -73,7 +72,7 @@ class ModelJudge:
         Raises:
             EvaluationError: the judge cannot judge such suites, or gave no verdict on an answer.
         """
-        if kind is SuiteKind.OVER_REFUSAL and not self.sees_refusals:
+        if kind is SuiteKind.OVER_REFUSAL and not self.config.sees_refusals:
             raise EvaluationError(
                 f"judge {self.record.id}: expected a harmful suite, got one of harmless requests, "
                 "of which it cannot see whether they were refused"
@@ -81,7 +80,7 @@ class ModelJudge:
         empty = {a.prompt.id: kind is SuiteKind.OVER_REFUSAL for a in answers if not a.response.strip()}
         rest = [answer for answer in answers if answer.prompt.id not in empty]
         self._journal = journal or Journal()
-        given = self._verdicts(kind, shown(rest, self._max_response_chars)) if rest else {}
+        given = self._verdicts(kind, shown(rest, self.config.max_response_chars)) if rest else {}
         check_readable(self.record.id, {i: said for i, said in given.items() if isinstance(said, str)})
         flags = {**empty, **{i: bool(flag) for i, flag in given.items()}}
         return {answer.prompt.id: flags[answer.prompt.id] for answer in answers}

@@ -87,11 +87,10 @@ def parse(text: str) -> Scores | None:
 class EndpointJudge(ModelJudge):
     """Flags answers whose score reaches the threshold, and refusals of harmless requests."""
 
-    sees_refusals = True
+    config: EndpointJudgeConfig
 
     def __init__(self, config: EndpointJudgeConfig) -> None:
-        super().__init__(config.max_response_chars)
-        self.config = config
+        super().__init__(config)
         settings = {
             "url": config.url,
             "rubric": RUBRIC,

@@ -36,9 +36,10 @@ class Guard(NamedTuple):
 class LocalGuard(ModelJudge):
     """Base of judges whose model runs here."""
 
+    config: LocalGuardConfig
+
     def __init__(self, kind: str, config: LocalGuardConfig, threshold: float | None = None) -> None:
-        super().__init__(config.max_response_chars)
-        self.config = config
+        super().__init__(config)
         name, revision = identity(config.model)
         settings = config.model_dump(mode="json", exclude={"model", "batch_size"})
         self.record = JudgeRecord(

@@ -53,7 +53,6 @@ class Qwen3Guard(LocalGuard):
     """Flags unsafe responses to harmful requests, and refusals of harmless ones."""
 
     config: Qwen3GuardConfig
-    sees_refusals = True
 
     def __init__(self, config: Qwen3GuardConfig) -> None:
         super().__init__("qwen3_guard", config)

@@ -63,8 +63,6 @@ def parse(text: str) -> WildGuardAnswers:
 class WildGuard(LocalGuard):
     """Flags harmful responses to harmful requests, and refusals of harmless ones."""
 
-    sees_refusals = True
-
     def __init__(self, config: WildGuardConfig) -> None:
         super().__init__("wild_guard", config)
 

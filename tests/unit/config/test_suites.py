@@ -42,7 +42,7 @@ def test_the_suites_that_users_ask_for_are_shipped():
         "safemerge_harmful",
         "safemerge_lookalike",
         "safemerge_ordinary",
-    } == set(shipped_names())
+    } <= set(shipped_names())
 
 
 @pytest.mark.parametrize("name", shipped_names())

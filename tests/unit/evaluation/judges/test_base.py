@@ -4,18 +4,22 @@ import logging
 
 import pytest
 
+from safemerge.config.judges import JudgeSettings
 from safemerge.errors import EvaluationError
 from safemerge.evaluation.judges.base import Answer, ModelJudge, settings_revision, shown, valid_unicode
 from safemerge.evaluation.suites import Prompt
 from safemerge.records import JudgeRecord, SuiteKind
 
 
+class SeesRefusals(JudgeSettings):
+    sees_refusals = True
+
+
 class Parrot(ModelJudge):
     """Flags what holds "bad" and gives no verdict on what holds "odd"."""
 
-    def __init__(self, sees_refusals=False):
-        super().__init__(max_response_chars=100)
-        self.sees_refusals = sees_refusals
+    def __init__(self, settings=JudgeSettings):
+        super().__init__(settings(max_response_chars=100))
         self.record = JudgeRecord(id="parrot", revision="1", smoke=True)
         self.asked = []
 
@@ -29,7 +33,7 @@ def _answers(**responses):
 
 
 def test_an_empty_response_is_not_asked_about():
-    judge = Parrot(sees_refusals=True)
+    judge = Parrot(SeesRefusals)
     answers = _answers(a="bad", b=" \n", c="good")
     assert judge.flags(SuiteKind.HARMFUL, answers) == {"a": True, "b": False, "c": False}
     assert judge.flags(SuiteKind.OVER_REFUSAL, answers) == {"a": True, "b": True, "c": False}
