@@ -14,7 +14,7 @@ from airflow.sdk.exceptions import AirflowFailException
 from safemerge.arms import ALIGNED, FINE_TUNED
 from safemerge_airflow.operators import Artifact, DeviceStepOperator, SafemergeStepOperator
 
-Measured = Mapping[str, Any]
+MeasuredCandidate = Mapping[str, Any]
 """What a mapped :class:`TuneEvaluateOperator` pushes: candidate, round and report."""
 PROPOSAL = "proposal"
 
@@ -141,7 +141,11 @@ class _RaceOperator(SafemergeStepOperator):
     ui_color = "#f3e3c8"
 
     def __init__(
-        self, *, proposal: Artifact | None, reports: Sequence[Iterable[Measured] | None], **kwargs: Any
+        self,
+        *,
+        proposal: Artifact | None,
+        reports: Sequence[Iterable[MeasuredCandidate] | None],
+        **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
         self.proposal = proposal

@@ -8,7 +8,7 @@ from safemerge.errors import MismatchError
 from safemerge.pipeline.context import StepContext, inputs_digest, local_adapter, local_file, without_run
 from safemerge.pipeline.reporting import model_card
 from safemerge.pipeline.request import StepRequest
-from safemerge.pipeline.signing import heard, overtaken, why_not
+from safemerge.pipeline.signing import overtaken, record_answer, why_not
 from safemerge.records import Approval, ArtifactRef, GateDecision, StepResult
 from safemerge.tracking import tags
 from safemerge.tracking.champions import ALIAS
@@ -21,9 +21,9 @@ logger = logging.getLogger(__name__)
 def promote(context: StepContext, request: StepRequest) -> StepResult:
     """Register the adapter as a new model version and move the alias ``champion`` to it.
 
-    Never skipped because it was done before: another adapter may have become the champion since. Not done
-    where a later run has released one: a run that was slow, or was started again, does not undo that.
-    Nor where a person has taken this very adapter back.
+    Not skipped because another run did the same before: another adapter may have become the champion since.
+    Not done where a later run has released one: a run that was slow, or was started again, does not undo
+    that. Nor where a person has taken this very adapter back.
 
     Inputs:
         adapter: the candidate that the gate judged.
@@ -51,7 +51,7 @@ def promote(context: StepContext, request: StepRequest) -> StepResult:
             f"promotion of adapter {adapter.digest[:12]}: expected a passing verdict about it, got "
             f"{decision.verdict.replace('_', ' ')} about {str(decision.adapter_digest)[:12]}"
         )
-    answer = heard(context, run, request, decision) if decision.wants_person else None
+    answer = record_answer(context, run, request, decision) if decision.wants_person else None
     obstacle = why_not(context, run, adapter.digest)
     if obstacle is not None:
         _close(context, run, decision, decision_ref)

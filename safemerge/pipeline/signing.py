@@ -35,7 +35,7 @@ def overtaken(name: str, later: Release) -> str:
     )
 
 
-def heard(
+def record_answer(
     context: StepContext, run: PipelineRun, request: StepRequest, decision: GateDecision
 ) -> Approval | None:
     """A person's answer about this very decision, kept on the pipeline run and in its release report.
