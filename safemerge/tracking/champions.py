@@ -119,13 +119,13 @@ class Champions:
         } | _approval_tags(approval)
         if version is None:
             labels = release | {tags.ADAPTER_DIGEST: adapter_digest}
-            model = self._stored(experiment_id, adapter_digest)
+            model = self._stored(name, experiment_id, adapter_digest)
             if model is None:
                 model = self.client.create_logged_model(
                     experiment_id,
                     name=name,
                     source_run_id=source_run_id,
-                    tags=labels,
+                    tags=labels | {tags.REGISTERED_MODEL: name},
                     model_type="peft-adapter",
                 )
                 self.client.log_model_artifacts(model.model_id, str(folder))
@@ -273,10 +273,14 @@ class Champions:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise
 
-    def _stored(self, experiment_id: str, adapter_digest: str) -> LoggedModel | None:
-        """A model that an attempt killed before registering it had stored whole."""
+    def _stored(self, name: str, experiment_id: str, adapter_digest: str) -> LoggedModel | None:
+        """A model that an attempt killed before registering it had stored whole.
+
+        Not one of another registered model: its version has a model card of its own.
+        """
+        wanted = {tags.REGISTERED_MODEL: name, tags.ADAPTER_DIGEST: adapter_digest}
         models = self.client.search_logged_models(
-            [experiment_id], f"tags.`{tags.ADAPTER_DIGEST}` = '{adapter_digest}'"
+            [experiment_id], " AND ".join(f"tags.`{tag}` = '{value}'" for tag, value in wanted.items())
         )
         return next((model for model in models if model.status == "READY"), None)
 

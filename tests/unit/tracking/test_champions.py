@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -10,17 +11,32 @@ from safemerge.errors import TrackingError
 from safemerge.tracking.ledger import Ledger, PipelineRun
 
 
-def register(ledger: Ledger, run: PipelineRun, folder: Path, digest: str) -> str:
+def register(
+    ledger: Ledger,
+    run: PipelineRun,
+    folder: Path,
+    digest: str,
+    name: str = "tiny-lora",
+    summary: str = "PASS",
+    card: str | None = None,
+) -> str:
     return ledger.champions.register(
-        "tiny-lora",
+        name,
         folder,
         adapter_digest=digest,
         pipeline_run_id=run.run_id,
         opened_at_ms=run.opened_at_ms,
         source_run_id=run.run_id,
         experiment_id=run.experiment_id,
-        summary="PASS",
+        summary=summary,
+        card=card,
     )
+
+
+def card_of(ledger: Ledger, version: str) -> str:
+    """The model card as it is stored now: of a folder that nothing was fetched to before."""
+    with tempfile.TemporaryDirectory() as cache:
+        return (ledger.fetch(f"models:/{version}", Path(cache)) / "README.md").read_text(encoding="utf-8")
 
 
 @pytest.fixture
@@ -71,6 +87,17 @@ def test_a_registration_that_was_killed_is_taken_up(
     assert ledger.champions.current("tiny-lora") is None
     assert register(ledger, run, adapter, "d1") == "1"
     assert len(ledger.client.search_logged_models([run.experiment_id])) == 1
+
+
+def test_an_adapter_that_two_models_release_has_the_card_of_each(
+    ledger: Ledger, run: PipelineRun, adapter: Path
+) -> None:
+    for name, by in (("a-lora", "alice"), ("b-lora", "bob"), ("a-lora", "carol")):
+        assert register(ledger, run, adapter, "d1", name, card=f"signed by {by}") == "1"
+    assert [card_of(ledger, f"{name}@champion") for name in ("a-lora", "b-lora")] == [
+        "signed by carol",
+        "signed by bob",
+    ]
 
 
 def test_only_a_version_or_an_alias_names_an_adapter(ledger: Ledger) -> None:
