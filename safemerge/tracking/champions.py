@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import tempfile
 import time
 from collections.abc import Mapping
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import LoggedModel
     from mlflow.entities.model_registry import ModelVersion
+
+logger = logging.getLogger(__name__)
 
 ALIAS = "champion"
 """The alias that deployments follow."""
@@ -102,7 +105,7 @@ class Champions:
             experiment_id: their experiment.
             summary: the gate's verdict.
             card: the model card, README.md in the version, in place of one among the adapter's files. Without
-                one the version keeps what it has.
+                one the version keeps what it has; so does a copy that MLflow made of another model's version.
             verdict: the same in one word.
             approval: who let it through, where that was a person.
 
@@ -129,10 +132,7 @@ class Champions:
                     model_type="peft-adapter",
                 )
                 self.client.log_model_artifacts(model.model_id, str(folder))
-                self._log_card(model.model_id, card)
                 self.client.finalize_logged_model(model.model_id, "READY")
-            else:
-                self._log_card(model.model_id, card)
             version = self.client.create_model_version(
                 name,
                 source=f"models:/{model.model_id}",
@@ -142,7 +142,9 @@ class Champions:
                 model_id=model.model_id,
             )
         else:
-            self._renew(name, version, release, card)
+            self._renew(name, version, release)
+        if card is not None:
+            self._log_card(name, version, card)
         number = str(version.version)
         self.appoint(name, number, How.PROMOTION, run_id=pipeline_run_id)
         return number
@@ -219,9 +221,8 @@ class Champions:
                 "moved the alias meanwhile, and it stays there; look again"
             )
 
-    def _renew(self, name: str, version: ModelVersion, release: Mapping[str, str], card: str | None) -> None:
+    def _renew(self, name: str, version: ModelVersion, release: Mapping[str, str]) -> None:
         """Describe the release of a version that had been released before."""
-        self._log_card(version.source.removeprefix("models:/"), card)
         for key in (tags.APPROVED_BY, tags.APPROVED_AT, tags.APPROVAL_REASON):
             if key in version.tags and key not in release:
                 self.client.delete_model_version_tag(name, version.version, key)
@@ -244,14 +245,29 @@ class Champions:
         later = (release for release in releases if release.opened_at_ms > opened_at_ms)
         return max(later, key=lambda release: release.opened_at_ms, default=None)
 
-    def _log_card(self, model_id: str, card: str | None) -> None:
-        """Store the model card with the adapter's files, over one that is there."""
-        if card is None:
-            return
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / "README.md"
-            path.write_text(card, encoding="utf-8")
-            self.client.log_model_artifact(model_id, str(path))
+    def _log_card(self, name: str, version: ModelVersion, card: str) -> None:
+        """Store the model card with the version's files, over one that is there.
+
+        Not with files that belong to a version of another registered model, as those of a copy that MLflow
+        made do: the card there is that one's. What hinders it is logged; no release fails for its card.
+        """
+        try:
+            model = self.client.get_logged_model(version.source.removeprefix("models:/"))
+            owner = model.tags.get(tags.REGISTERED_MODEL, model.name)
+            if owner != name:
+                raise MismatchError(f"expected files of its own, got those of {owner}")
+            with tempfile.TemporaryDirectory() as folder:
+                path = Path(folder) / "README.md"
+                path.write_text(card, encoding="utf-8")
+                self.client.log_model_artifact(model.model_id, str(path))
+        except Exception as error:
+            logger.warning(
+                "models:/%s/%s, with the files of %s, keeps the model card that it has: %s",
+                name,
+                version.version,
+                version.source,
+                error,
+            )
 
     def current(self, name: str) -> ModelVersion | None:
         """The champion of a registered model; None where there is none yet."""

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import tempfile
 from pathlib import Path
 
 import pytest
 
 from safemerge.errors import TrackingError
+from safemerge.tracking import tags
 from safemerge.tracking.ledger import Ledger, PipelineRun
 
 
@@ -98,6 +100,37 @@ def test_an_adapter_that_two_models_release_has_the_card_of_each(
         "signed by carol",
         "signed by bob",
     ]
+
+
+def test_a_copy_that_mlflow_made_is_released_again_and_leaves_the_card_of_the_original(
+    ledger: Ledger, run: PipelineRun, adapter: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    register(ledger, run, adapter, "d1", "staging", card="signed by alice")
+    ledger.client.copy_model_version("models:/staging/1", "prod")
+    assert register(ledger, run, adapter, "d1", "prod", "signed by bob", card="signed by bob") == "1"
+    champion = ledger.champions.current("prod")
+    assert champion is not None
+    assert champion.description == "signed by bob"
+    assert card_of(ledger, "staging/1") == "signed by alice"
+    assert "models:/prod/1, with the files of models:/staging/1, keeps the model card" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("problem", "says"),
+    [("deleted", "not found"), ("another's", "expected files of its own, got those of other")],
+)
+def test_a_card_that_cannot_be_stored_stops_no_release(
+    ledger: Ledger, run: PipelineRun, adapter: Path, problem: str, says: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    register(ledger, run, adapter, "d1", card="signed by alice")
+    (model,) = ledger.client.search_logged_models([run.experiment_id])
+    if problem == "deleted":
+        ledger.client.delete_logged_model(model.model_id)
+    else:
+        ledger.client.set_logged_model_tags(model.model_id, {tags.REGISTERED_MODEL: "other"})
+    assert register(ledger, run, adapter, "d1", card="signed by bob") == "1"
+    assert card_of(ledger, "tiny-lora@champion") == "signed by alice"
+    assert re.search(f"models:/tiny-lora/1, .* keeps the model card that it has: .*{says}", caplog.text)
 
 
 def test_only_a_version_or_an_alias_names_an_adapter(ledger: Ledger) -> None:
