@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import tempfile
 import time
 from collections.abc import Mapping
@@ -126,7 +127,7 @@ class Champions:
             if model is None:
                 model = self.client.create_logged_model(
                     experiment_id,
-                    name=name,
+                    name=re.sub(r"[.%]", "-", name),  # MLflow refuses them here, not in the registry
                     source_run_id=source_run_id,
                     tags=labels | {tags.REGISTERED_MODEL: name},
                     model_type="peft-adapter",

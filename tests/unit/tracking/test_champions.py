@@ -133,6 +133,12 @@ def test_a_card_that_cannot_be_stored_stops_no_release(
     assert re.search(f"models:/tiny-lora/1, .* keeps the model card that it has: .*{says}", caplog.text)
 
 
+def test_a_registered_model_is_named_as_models_are(ledger: Ledger, run: PipelineRun, adapter: Path) -> None:
+    for _ in range(2):
+        assert register(ledger, run, adapter, "d1", "Qwen2.5-0.5B 50%", card="signed") == "1"
+    assert card_of(ledger, "Qwen2.5-0.5B 50%@champion") == "signed"
+
+
 def test_only_a_version_or_an_alias_names_an_adapter(ledger: Ledger) -> None:
     with pytest.raises(TrackingError, match=r"expected models:/<name>/<version> or models:/<name>@<alias>"):
         ledger.pin("models:/tiny-lora/latest")
