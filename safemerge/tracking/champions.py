@@ -85,7 +85,7 @@ class Champions:
         source_run_id: str,
         experiment_id: str,
         summary: str,
-        card: str | None = None,
+        card: str,
         verdict: Verdict = Verdict.PASS,
         approval: Approval | None = None,
     ) -> str:
@@ -105,8 +105,8 @@ class Champions:
             source_run_id: MLflow run of the promotion.
             experiment_id: their experiment.
             summary: the gate's verdict.
-            card: the model card, README.md in the version, in place of one among the adapter's files. Without
-                one the version keeps what it has; so does a copy that MLflow made of another model's version.
+            card: the model card, README.md in the version, in place of one among the adapter's files. A copy
+                that MLflow made of another model's version keeps what it has.
             verdict: the same in one word.
             approval: who let it through, where that was a person.
 
@@ -144,8 +144,7 @@ class Champions:
             )
         else:
             self._renew(name, version, release)
-        if card is not None:
-            self._log_card(name, version, card)
+        self._log_card(name, version, card)
         number = str(version.version)
         self.appoint(name, number, How.PROMOTION, run_id=pipeline_run_id)
         return number

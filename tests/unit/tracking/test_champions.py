@@ -20,7 +20,7 @@ def register(
     digest: str,
     name: str = "tiny-lora",
     summary: str = "PASS",
-    card: str | None = None,
+    card: str = "# card",
 ) -> str:
     return ledger.champions.register(
         name,
