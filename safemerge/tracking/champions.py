@@ -125,15 +125,7 @@ class Champions:
             labels = release | {tags.ADAPTER_DIGEST: adapter_digest}
             model = self._stored(name, experiment_id, adapter_digest)
             if model is None:
-                model = self.client.create_logged_model(
-                    experiment_id,
-                    name=re.sub(r"[.%]", "-", name),  # MLflow refuses them here, not in the registry
-                    source_run_id=source_run_id,
-                    tags=labels | {tags.REGISTERED_MODEL: name},
-                    model_type="peft-adapter",
-                )
-                self.client.log_model_artifacts(model.model_id, str(folder))
-                self.client.finalize_logged_model(model.model_id, "READY")
+                model = self._store(name, experiment_id, folder, source_run_id, labels)
             version = self.client.create_model_version(
                 name,
                 source=f"models:/{model.model_id}",
@@ -299,6 +291,19 @@ class Champions:
             [experiment_id], " AND ".join(f"tags.`{tag}` = '{value}'" for tag, value in wanted.items())
         )
         return next((model for model in models if model.status == "READY"), None)
+
+    def _store(
+        self, name: str, experiment_id: str, folder: Path, source_run_id: str, labels: Mapping[str, str]
+    ) -> LoggedModel:
+        model = self.client.create_logged_model(
+            experiment_id,
+            name=re.sub(r"[.%]", "-", name),  # MLflow refuses them here, not in the registry
+            source_run_id=source_run_id,
+            tags={**labels, tags.REGISTERED_MODEL: name},
+            model_type="peft-adapter",
+        )
+        self.client.log_model_artifacts(model.model_id, str(folder))
+        return self.client.finalize_logged_model(model.model_id, "READY")
 
     def _find(self, name: str, adapter_digest: str) -> ModelVersion | None:
         versions = self.client.search_model_versions(f"name = '{name}'")
