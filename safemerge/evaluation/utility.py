@@ -13,7 +13,7 @@ import json
 import logging
 import math
 import random
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -49,10 +49,11 @@ def check_task(
         tokenizer: folder of the tokenizer, where the task is measured in this process too.
 
     Raises:
-        EvaluationError: lm-eval has no such task, or the task no such metric or filter; the
-            nearest names are given.
+        EvaluationError: lm-eval has no such task, or the task no such metric or filter, of which the
+            nearest names are given; or its config cannot be read.
     """
-    _check_names(_task_manager(task, include_path, tokenizer), task, metric, metric_filter)
+    with _errors_of(task):
+        _check_names(_task_manager(task, include_path, tokenizer), task, metric, metric_filter)
 
 
 def task_digest(asked: UtilityConfig, tokenizer: Path) -> str:
@@ -66,8 +67,8 @@ def task_digest(asked: UtilityConfig, tokenizer: Path) -> str:
     Raises:
         EvaluationError: the task cannot be found or its documents cannot be read.
     """
-    manager = _task_manager(asked.task, asked.include_path, str(tokenizer))
     with _errors_of(asked.task):
+        manager = _task_manager(asked.task, asked.include_path, str(tokenizer))
         tasks = _load(manager, asked.task, asked.num_fewshot)["tasks"]
         return _task_digest(tasks, asked.limit, asked.apply_chat_template)
 
@@ -83,8 +84,8 @@ def output_types(task: str, tokenizer: Path, include_path: str | Path | None = N
     Raises:
         EvaluationError: the task cannot be found or its documents cannot be read.
     """
-    manager = _task_manager(task, include_path, str(tokenizer))
     with _errors_of(task):
+        manager = _task_manager(task, include_path, str(tokenizer))
         return {str(leaf.OUTPUT_TYPE) for leaf in _load(manager, task, None)["tasks"].values()}
 
 
@@ -119,9 +120,9 @@ def measure_utility(
     Raises:
         EvaluationError: the task cannot be found, loaded or run, or its metric has no direction.
     """
-    manager = _task_manager(task, include_path, str(arm.tokenizer.name_or_path))
-    _check_names(manager, task, metric, metric_filter)
     with _errors_of(task):
+        manager = _task_manager(task, include_path, str(arm.tokenizer.name_or_path))
+        _check_names(manager, task, metric, metric_filter)
         loaded = _load(manager, task, num_fewshot)
         results = _run(arm, loaded, task, limit, batch_size, apply_chat_template)
     higher_is_better = results["higher_is_better"].get(task, {}).get(metric)
@@ -196,7 +197,7 @@ def _check_names(manager: Any, task: str, metric: str, metric_filter: str) -> No
         )
     if entry.kind.name == "PY_TASK":
         return  # written in Python: known only once it runs
-    metrics, filters = _names(entry.cfg, group=entry.kind.name == "GROUP")
+    metrics, filters = _names(task, entry.cfg, group=entry.kind.name == "GROUP")
     if metric not in metrics:
         raise EvaluationError(
             f"task {task}: expected one of its metrics ({', '.join(metrics) or 'it has none'}), "
@@ -209,19 +210,40 @@ def _check_names(manager: Any, task: str, metric: str, metric_filter: str) -> No
         )
 
 
-def _names(config: Mapping[str, Any], group: bool) -> tuple[list[str], list[str]]:
+def _names(task: str, config: Mapping[str, Any], group: bool) -> tuple[list[str], list[str]]:
     """Metrics and filters of a task or group; no filters where they depend on a group's tasks."""
     if group:
         given = config.get("aggregate_metric_list") or []
-        return [item["metric"] for item in ([given] if isinstance(given, dict) else given)], []
+        items = [given] if isinstance(given, dict) else given
+        return _listed(task, "aggregate_metric_list", items, "metric"), []
     from lm_eval.api.registry import DEFAULT_METRIC_REGISTRY
 
-    if config.get("metric_list") is None:
-        metrics = list(DEFAULT_METRIC_REGISTRY[config.get("output_type", "generate_until")])
-    else:
+    given, output_type = config.get("metric_list"), config.get("output_type", "generate_until")
+    if given is not None:
         # A metric that is a function is named by its path here, "<folder>/<module>.<name>".
-        metrics = [str(item["metric"]).rsplit(".", 1)[-1] for item in config["metric_list"]]
-    return metrics, [item["name"] for item in config.get("filter_list") or [{"name": "none"}]]
+        metrics = [name.rsplit(".", 1)[-1] for name in _listed(task, "metric_list", given, "metric")]
+    elif output_type in DEFAULT_METRIC_REGISTRY:
+        metrics = list(DEFAULT_METRIC_REGISTRY[output_type])
+    else:
+        known = ", ".join(DEFAULT_METRIC_REGISTRY)
+        raise EvaluationError(
+            f"task {task}: expected its output_type to be one of {known}, got {output_type!r}"
+        )
+    return metrics, _listed(task, "filter_list", config.get("filter_list") or [{"name": "none"}], "name")
+
+
+def _listed(task: str, key: str, items: Sequence[Any], field: str) -> list[str]:
+    """One field of every item of a list in a task's config.
+
+    Raises:
+        EvaluationError: some items lack it.
+    """
+    wrong = [item for item in items if not isinstance(item, dict) or field not in item]
+    if wrong:
+        raise EvaluationError(
+            f"task {task}: expected every item of {key} to have a {field}, got {', '.join(map(repr, wrong))}"
+        )
+    return [str(item[field]) for item in items]
 
 
 def _nearest(name: str, names: Iterable[str]) -> str:

@@ -87,7 +87,8 @@ def _promoted(
         return done.model_copy(update={"reused": True})
     _check_champion(context, name, decision)
     folder = local_adapter(context, adapter)
-    card = model_card(context, decision_ref, answer)
+    summary = f"{answer.says()}; {decision.summary()}" if answer else decision.summary()
+    card = model_card(context, decision_ref, answer, summary=summary)
     with context.ledger.step_run(run, "promote", digest) as step_run:
         version = context.ledger.champions.register(
             name,
@@ -97,10 +98,10 @@ def _promoted(
             opened_at_ms=run.opened_at_ms,
             source_run_id=step_run.run_id,
             experiment_id=run.experiment_id,
-            summary=f"{answer.says()}; {decision.summary()}" if answer else decision.summary(),
+            summary=summary,
+            card=card,
             verdict=decision.verdict,
             approval=answer,
-            card=card,
         )
         # MLflow cannot compare and swap: of two runs that release at once, the earlier puts things right.
         if later := context.ledger.champions.released_after(name, run.opened_at_ms):

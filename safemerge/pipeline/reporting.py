@@ -11,6 +11,7 @@ from pathlib import Path
 from safemerge.arms import CANDIDATE
 from safemerge.errors import TrackingError
 from safemerge.gate import measurement_differences
+from safemerge.gate.rendering import escaped
 from safemerge.pipeline.context import StepContext, local_file
 from safemerge.pipeline.evaluating import EVALUATION
 from safemerge.records import (
@@ -81,17 +82,20 @@ def store_signed_report(
         logger.exception("no release report at %s: none says who signed", uri)
 
 
-def model_card(context: StepContext, decision: ArtifactRef, answer: Approval | None) -> str | None:
-    """The model card made of the report beside a decision; None where there is none, which the log says."""
-    from safemerge.release.card import card
+def model_card(context: StepContext, decision: ArtifactRef, answer: Approval | None, *, summary: str) -> str:
+    """The model card made of the report beside a decision.
+
+    Where there is none the log says so, and the card has the summary alone: the verdict, and who signed.
+    """
+    from safemerge.release.card import MARK, card
 
     uri = f"{_report_of(decision)}/{RELEASE_REPORT_FILE}"
     try:
         report = ReleaseReport.read(context.ledger.fetch(uri, context.workspace.cache))
         return card(report.model_copy(update={"answer": answer}))
     except Exception:  # as above
-        logger.exception("no release report at %s: the adapter gets no model card", uri)
-        return None
+        logger.exception("no release report at %s: the model card has no figures", uri)
+        return f"{MARK}\n\n{escaped(summary)}\n\nThere was no release report to take the figures from.\n"
 
 
 def _report_of(decision: ArtifactRef) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import re
 import tempfile
 import time
 from collections.abc import Mapping
@@ -18,6 +20,8 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import LoggedModel
     from mlflow.entities.model_registry import ModelVersion
+
+logger = logging.getLogger(__name__)
 
 ALIAS = "champion"
 """The alias that deployments follow."""
@@ -81,7 +85,7 @@ class Champions:
         source_run_id: str,
         experiment_id: str,
         summary: str,
-        card: str | None = None,
+        card: str,
         verdict: Verdict = Verdict.PASS,
         approval: Approval | None = None,
     ) -> str:
@@ -101,8 +105,8 @@ class Champions:
             source_run_id: MLflow run of the promotion.
             experiment_id: their experiment.
             summary: the gate's verdict.
-            card: the model card, README.md in the version, in place of one among the adapter's files. Without
-                one the version keeps what it has.
+            card: the model card, README.md in the version, in place of one among the adapter's files. A copy
+                that MLflow made of another model's version keeps what it has.
             verdict: the same in one word.
             approval: who let it through, where that was a person.
 
@@ -119,20 +123,9 @@ class Champions:
         } | _approval_tags(approval)
         if version is None:
             labels = release | {tags.ADAPTER_DIGEST: adapter_digest}
-            model = self._stored(experiment_id, adapter_digest)
+            model = self._stored(name, experiment_id, adapter_digest)
             if model is None:
-                model = self.client.create_logged_model(
-                    experiment_id,
-                    name=name,
-                    source_run_id=source_run_id,
-                    tags=labels,
-                    model_type="peft-adapter",
-                )
-                self.client.log_model_artifacts(model.model_id, str(folder))
-                self._log_card(model.model_id, card)
-                self.client.finalize_logged_model(model.model_id, "READY")
-            else:
-                self._log_card(model.model_id, card)
+                model = self._store(name, experiment_id, folder, source_run_id, labels)
             version = self.client.create_model_version(
                 name,
                 source=f"models:/{model.model_id}",
@@ -142,7 +135,8 @@ class Champions:
                 model_id=model.model_id,
             )
         else:
-            self._renew(name, version, release, card)
+            self._renew(name, version, release)
+        self._log_card(name, version, card)
         number = str(version.version)
         self.appoint(name, number, How.PROMOTION, run_id=pipeline_run_id)
         return number
@@ -219,9 +213,8 @@ class Champions:
                 "moved the alias meanwhile, and it stays there; look again"
             )
 
-    def _renew(self, name: str, version: ModelVersion, release: Mapping[str, str], card: str | None) -> None:
+    def _renew(self, name: str, version: ModelVersion, release: Mapping[str, str]) -> None:
         """Describe the release of a version that had been released before."""
-        self._log_card(version.source.removeprefix("models:/"), card)
         for key in (tags.APPROVED_BY, tags.APPROVED_AT, tags.APPROVAL_REASON):
             if key in version.tags and key not in release:
                 self.client.delete_model_version_tag(name, version.version, key)
@@ -244,14 +237,29 @@ class Champions:
         later = (release for release in releases if release.opened_at_ms > opened_at_ms)
         return max(later, key=lambda release: release.opened_at_ms, default=None)
 
-    def _log_card(self, model_id: str, card: str | None) -> None:
-        """Store the model card with the adapter's files, over one that is there."""
-        if card is None:
-            return
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / "README.md"
-            path.write_text(card, encoding="utf-8")
-            self.client.log_model_artifact(model_id, str(path))
+    def _log_card(self, name: str, version: ModelVersion, card: str) -> None:
+        """Store the model card with the version's files, over one that is there.
+
+        Not with files that belong to a version of another registered model, as those of a copy that MLflow
+        made do: the card there is that one's. What hinders it is logged; no release fails for its card.
+        """
+        try:
+            model = self.client.get_logged_model(version.source.removeprefix("models:/"))
+            owner = model.tags.get(tags.REGISTERED_MODEL, model.name)
+            if owner != name:
+                raise MismatchError(f"expected files of its own, got those of {owner}")
+            with tempfile.TemporaryDirectory() as folder:
+                path = Path(folder) / "README.md"
+                path.write_text(card, encoding="utf-8")
+                self.client.log_model_artifact(model.model_id, str(path))
+        except Exception as error:
+            logger.warning(
+                "models:/%s/%s, with the files of %s, keeps the model card that it has: %s",
+                name,
+                version.version,
+                version.source,
+                error,
+            )
 
     def current(self, name: str) -> ModelVersion | None:
         """The champion of a registered model; None where there is none yet."""
@@ -273,12 +281,29 @@ class Champions:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise
 
-    def _stored(self, experiment_id: str, adapter_digest: str) -> LoggedModel | None:
-        """A model that an attempt killed before registering it had stored whole."""
+    def _stored(self, name: str, experiment_id: str, adapter_digest: str) -> LoggedModel | None:
+        """A model that an attempt killed before registering it had stored whole.
+
+        Not one of another registered model: its version has a model card of its own.
+        """
+        wanted = {tags.REGISTERED_MODEL: name, tags.ADAPTER_DIGEST: adapter_digest}
         models = self.client.search_logged_models(
-            [experiment_id], f"tags.`{tags.ADAPTER_DIGEST}` = '{adapter_digest}'"
+            [experiment_id], " AND ".join(f"tags.`{tag}` = '{value}'" for tag, value in wanted.items())
         )
         return next((model for model in models if model.status == "READY"), None)
+
+    def _store(
+        self, name: str, experiment_id: str, folder: Path, source_run_id: str, labels: Mapping[str, str]
+    ) -> LoggedModel:
+        model = self.client.create_logged_model(
+            experiment_id,
+            name=re.sub(r"[.%]", "-", name),  # MLflow refuses them here, not in the registry
+            source_run_id=source_run_id,
+            tags={**labels, tags.REGISTERED_MODEL: name},
+            model_type="peft-adapter",
+        )
+        self.client.log_model_artifacts(model.model_id, str(folder))
+        return self.client.finalize_logged_model(model.model_id, "READY")
 
     def _find(self, name: str, adapter_digest: str) -> ModelVersion | None:
         versions = self.client.search_model_versions(f"name = '{name}'")

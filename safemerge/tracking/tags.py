@@ -53,6 +53,7 @@ RESTORED = "safemerge.restored_"
 FIGURES = "safemerge.figures"
 """On a pipeline run: its figures as JSON, for lists and charts of runs; see ``tracking/figures.py``."""
 REGISTERED_MODEL = "safemerge.registered_model"
-"""On a pipeline run: the registered model that an adapter which passes becomes a version of."""
+"""On a pipeline run: the registered model that an adapter which passes becomes a version of. On a
+LoggedModel: the one whose version has these files, and the model card among them, for its own."""
 MODEL_VERSION = "safemerge.model_version"
 """On a run that promoted an adapter: ``models:/<name>/<version>``."""

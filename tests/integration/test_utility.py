@@ -9,7 +9,7 @@ import torch
 
 from safemerge.errors import EvaluationError
 from safemerge.evaluation.transformers_arm import load_arm
-from safemerge.evaluation.utility import _all_tasks, check_task, measure_utility
+from safemerge.evaluation.utility import _all_tasks, _names, check_task, measure_utility
 from tests.integration.measured import DEMO_TASK, METRIC
 
 pytestmark = pytest.mark.integration
@@ -183,6 +183,32 @@ def test_unknown_names_are_refused_with_the_nearest(tmp_path):
         check("safemerge_demo", METRIC, "strict")
     with pytest.raises(EvaluationError, match="expected a folder with lm-eval tasks, got none"):
         check_task("safemerge_demo", METRIC, tmp_path / "none")
+
+
+@pytest.mark.parametrize(
+    ("lines", "says"),
+    [
+        ("metric_list: [acc]", r"every item of metric_list to have a metric, got 'acc'"),
+        ("metric_list: [{metric: acc}, {aggregation: mean}, null]", r"got \{'aggregation': 'mean'\}, None"),
+        ("metric_list: {metric: acc}", r"item of metric_list to have a metric, got 'metric'"),
+        ("metric_list: 3", r"it to load and run, got TypeError"),
+        ("output_type: guess", r"its output_type to be one of .*, generate_until, got 'guess'"),
+        ("filter_list: [x]", r"every item of filter_list to have a name, got 'x'"),
+        ("filter_list: [{filter: []}]", r"every item of filter_list to have a name, got \{'filter': \[\]\}"),
+        ("filter_list: [{name: 3}]", r"one of its filters \(3\), got 'none'"),
+    ],
+)
+def test_a_task_that_is_written_wrongly_is_one_error(tmp_path, lines, says):
+    (tmp_path / "choice.yaml").write_text(f"task: choice\ndataset_path: json\n{lines}\n")
+    with pytest.raises(EvaluationError, match=rf"^task choice: expected (.* )?{says}"):
+        check_task("choice", "exact_match", tmp_path)
+
+
+def test_a_group_names_one_metric_or_a_list_of_them():
+    for given in ({"metric": "acc"}, [{"metric": "acc"}]):
+        assert _names("grouped", {"aggregate_metric_list": given}, group=True) == (["acc"], [])
+    with pytest.raises(EvaluationError, match="item of aggregate_metric_list to have a metric, got 'acc'"):
+        _names("grouped", {"aggregate_metric_list": ["acc"]}, group=True)
 
 
 @pytest.mark.slow

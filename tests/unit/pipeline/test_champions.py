@@ -56,6 +56,7 @@ def released(ledger: Ledger, run: PipelineRun, folder: Path, digest: str = "c" *
         source_run_id=run.run_id,
         experiment_id=run.experiment_id,
         summary="PASS",
+        card="# card",
     )
 
 

@@ -47,6 +47,7 @@ def release(ledger: Ledger, run: PipelineRun, folder: Path, digest: str, name: s
         source_run_id=run.run_id,
         experiment_id=run.experiment_id,
         summary="PASS",
+        card="# card",
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from safemerge.pipeline.request import StepRequest
 from safemerge.pipeline.rolling_back import rollback
 from safemerge.pipeline.workspace import Workspace
 from safemerge.records import Approval, ArtifactRef, StepResult
+from safemerge.release.card import MARK
 from safemerge.release.writing import write_report
 from safemerge.reports.release import ReleaseReport
 from safemerge.storage.digests import file_digest
@@ -161,6 +163,21 @@ def test_what_is_released_again_says_who_signed_this_time(
     assert version.description.startswith(f"{says}; ")
 
 
+def test_the_card_says_who_signed_this_time_though_the_report_is_lost(
+    context: StepContext, run: PipelineRun, tmp_path: Path
+) -> None:
+    inputs = decided(tmp_path, SIGN, GOOD)
+    (tmp_path / "report").mkdir()
+    write_report(release(), [], tmp_path / "report")
+    answered(context, run, inputs, **YES)
+    shutil.rmtree(tmp_path / "report")
+    again = answered(context, run, inputs, **(YES | {"by": "bob", "reason": "asked again"}))
+    folder = context.ledger.fetch(str(again.outputs["model_version"].uri), tmp_path / "cache")
+    card = (folder / "README.md").read_text(encoding="utf-8")
+    assert card.startswith(f"{MARK}\n\napproved by bob at 2026-11-01T02:00:00+00:00: asked again; PASS: ")
+    assert "alice" not in card
+
+
 @pytest.mark.parametrize(
     ("answer", "state", "says"),
     [
@@ -296,6 +313,7 @@ def test_an_adapter_that_was_taken_back_is_neither_asked_about_nor_promoted(
         source_run_id=run.run_id,
         experiment_id=run.experiment_id,
         summary=first.summary(),
+        card="# card",
     )
     answered(context, run, inputs, **YES)
     rollback("tiny-lora", reason="bad", by="bob", tracking_uri=context.ledger.tracking_uri)
