@@ -12,11 +12,11 @@ from safemerge.pipeline.context import (
     StepContext,
     already_done,
     check_unchanged,
-    inputs_digest,
     local_adapter,
     tidy,
     without_run,
 )
+from safemerge.pipeline.dependencies import inputs_digest, measuring
 from safemerge.pipeline.models import local_model
 from safemerge.pipeline.request import StepRequest
 from safemerge.records import (
@@ -94,7 +94,6 @@ def measure(
         asked: what is measured.
         label: name of the step within the pipeline run.
     """
-    from safemerge.evaluation.dependencies import report_dependencies
     from safemerge.evaluation.judges import make_judges
     from safemerge.evaluation.suites import read_suite
 
@@ -104,18 +103,8 @@ def measure(
         if suite.name in asked.suite_digests:
             check_unchanged(f"suite {suite.name}", asked.suite_digests[suite.name], suite.digest())
     judges = make_judges(settings)
-    digest = inputs_digest(
-        asked.step,
-        evaluation=report_dependencies(
-            settings,
-            suites,
-            judges,
-            model_digest=run.plan.model_digests["aligned_model"],
-            adapter_digest=adapter.digest if adapter else None,
-            task_digest=asked.task_digest,
-            policy=run.config.gate,
-        ),
-    )
+    known = measuring(settings, run.plan, run.config.gate, suites, judges, asked.task_digest, adapter)
+    digest = inputs_digest(asked.step, known)
     if done := already_done(context, run, asked.step, digest, label):
         return done
     model = local_model(context, run, "aligned_model")
