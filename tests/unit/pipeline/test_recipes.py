@@ -169,6 +169,12 @@ def test_suites_of_the_hub_are_known_by_their_description(tiny_pipeline: TinyPip
     evaluation["suites"][0]["revision"] = "main"
     (problem,) = _changed(tiny_pipeline, evaluation=evaluation, gate=gate)
     assert "can never be shown by the 10 prompts of suite directharm4" in problem
+    evaluation["suites"][0] |= {"skip": 395}  # of its 400
+    (problem,) = _changed(tiny_pipeline, evaluation=evaluation, gate=gate)
+    assert "can never be shown by the 5 prompts of suite directharm4" in problem
+    evaluation["suites"][0]["skip"] = 400
+    (problem,) = _changed(tiny_pipeline, evaluation=evaluation, gate=gate)
+    assert problem.endswith("suite directharm4: expected more than the 400 prompts to skip, got 400")
 
 
 def test_a_choice_that_sees_the_final_split_is_found_without_a_run(tmp_path: Path) -> None:
