@@ -37,7 +37,7 @@ def learn(context: StepContext, request: StepRequest) -> StepResult:
     if run.plan.adapter is not None:
         return without_run("learn", run, note="an adapter was given: nothing is learned")
     if run.config.tuning is None or run.config.tuning.learning is None:
-        return without_run("learn", run, note="the config has no tuning.learning: nothing is learned")
+        return without_run("learn", run, note="the run has no tuning.learning: nothing is learned")
     from safemerge.training.data import data_digest, load_examples
 
     config, tuning, fit = run.config, run.config.tuning, run.config.tuning.learning

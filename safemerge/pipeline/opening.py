@@ -33,7 +33,8 @@ def open_run(context: StepContext, request: StepRequest) -> StepResult:
     Options:
         config: path of the pipeline's YAML file.
         run_key: what the scheduler calls this run.
-        overrides: dotted config key to value, such as ``{"merge.quantile": 0.5}``.
+        overrides: dotted config key to value, such as ``{"merge.quantile": 0.5}``. Any of ``merge`` switches
+            ``tuning`` off: the run makes that merge, learns nothing and chooses nothing.
         adapter: URI of an adapter to evaluate and gate again instead of training one.
         fine_tuned_adapter: URI of the unrepaired adapter it came from, where it is not on record.
         promote: False lets the run judge without making what passes the champion.

@@ -71,7 +71,7 @@ def propose(context: StepContext, request: StepRequest) -> StepResult:
     """
     run = context.ledger.pipeline_run(request.run_id or "")
     if run.config.tuning is None or run.plan.adapter is not None:
-        why = "an adapter was given" if run.plan.adapter else "the merge is as configured"
+        why = "an adapter was given" if run.plan.adapter else "the run has no tuning"
         return without_run("propose", run, note=f"{why}: nothing is to be chosen")
     from safemerge.engine.coefficient_files import with_learned
     from safemerge.engine.sweeping import candidates, weighed
