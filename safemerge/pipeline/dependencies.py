@@ -17,6 +17,7 @@ from safemerge.config.grid import SweepGrid
 from safemerge.config.learning import LearningConfig
 from safemerge.config.merge import MergeConfig
 from safemerge.config.pipeline import PipelineConfig
+from safemerge.config.places import without_places
 from safemerge.config.tuning import TuningConfig
 from safemerge.gate import GatePolicy
 from safemerge.records import ArtifactRef, SuiteKind, json_digest
@@ -149,12 +150,7 @@ def proposing(grid: SweepGrid, plan: PipelinePlan) -> Parts:
 
 def choosing(tuning: TuningConfig) -> Parts:
     """What a choice depends on beside its candidates and what was measured of them; no places."""
-    left_out: Parts = {
-        "suites": {"__all__": {"path", "suite", "revision"}},
-        "utility": {"include_path"},
-        "grid": {"coefficients"},
-    }
-    return {"tuning": tuning.model_dump(mode="json", exclude=left_out)}
+    return {"tuning": without_places(tuning)}
 
 
 def merging(merge: MergeConfig, plan: PipelinePlan) -> Parts:

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from safemerge.arms import ALIGNED
 from safemerge.config.evaluation import EvaluationConfig
+from safemerge.config.places import without_places
 from safemerge.errors import ConfigError
 from safemerge.pipeline.context import (
     StepContext,
@@ -114,9 +115,7 @@ def measure(
 
     work = context.workspace.work(label, digest)
     with context.ledger.step_run(run, asked.step, digest, label) as step_run:
-        step_run.log_params(
-            settings.model_dump(mode="json", exclude={"suites": True, "utility": {"include_path"}})
-        )
+        step_run.log_params({k: value for k, value in without_places(settings).items() if k != "suites"})
         step_run.set_tags({tags.ARM: arm, tags.JUDGE: _who_judged(judge.record for judge in judges.values())})
         for suite in suites:
             step_run.log_dataset(suite.name, suite.digest(), suite.source)
