@@ -169,7 +169,7 @@ def measuring(
     task_digest: str | None,
     adapter: ArtifactRef | None = None,
 ) -> Parts:
-    """What an arm's figures depend on; the arm of an adapter on that, too, though a step has made it.
+    """What an arm's figures depend on, the adapter included, which reports are found by, wherever measured.
 
     Args:
         settings: what is measured.
@@ -178,7 +178,7 @@ def measuring(
         suites: those of ``settings``, as read.
         judges: those of ``settings``, by kind of suite.
         task_digest: sha256 of the utility task; None where utility is not measured.
-        adapter: the arm's.
+        adapter: the arm's; None for the aligned model, and where a plan is made, as no step has made any.
     """
     from safemerge.evaluation.dependencies import report_dependencies
 
