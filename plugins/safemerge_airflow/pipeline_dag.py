@@ -47,6 +47,7 @@ unrepaired adapter and two controls, and gates it.
 Where the config has a section `tuning`, the merge is first chosen among candidates on its development split:
 those that cannot win are dropped round by round, and the run fails at `choose` where none keeps the limits.
 With `tuning.learning`, weights of every layer are fitted to the training data first, and are candidates, too.
+A run that is given any parameter of the merge makes that merge: it learns nothing and chooses nothing.
 
 - **Pass**: the adapter becomes a new version in the MLflow Model Registry and takes the alias `champion`.
 - **Block**: the run fails at `gate` with the verdict as its message; `champion` stays. All is recorded.
@@ -59,7 +60,7 @@ Starting a run again repeats nothing that MLflow already holds for the same inpu
 button to its MLflow run.
 """
 
-MERGE = "Merge (empty: as in the config)"
+MERGE = "Merge (empty: as in the config; any of these switches its tuning off)"
 RECORD = "Record"
 DATA = "Data (empty: the version announced last, else as in the recipe)"
 RE_GATE = "Evaluate and gate an adapter again, without training"

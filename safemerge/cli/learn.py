@@ -115,7 +115,8 @@ def learn(
     about as much as 75 steps of fine-tuning at batch size 8, plus a third for measuring.
     """
     from safemerge.cli.tables import warn
-    from safemerge.config.load import load_pipeline, with_paths_from
+    from safemerge.config.load import load_pipeline
+    from safemerge.config.places import data_source
     from safemerge.config.training import DataSource
     from safemerge.storage.atomic import check_absent
 
@@ -147,9 +148,7 @@ def learn(
             named_in_config(pipeline.aligned_model),
             named_in_config(pipeline.unaligned_model),
             task_data=pipeline.task_training.data,
-            safety_data=with_paths_from(
-                tuple(DataSource(path=path) for path in safety_data or ()), Path.cwd()
-            )
+            safety_data=tuple(DataSource(path=data_source(path, Path.cwd())) for path in safety_data or ())
             or pipeline.safety_training.data,
             suites=pipeline.evaluation.suites,
             learning=settings,

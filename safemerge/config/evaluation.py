@@ -16,6 +16,7 @@ from safemerge.config.judges import (
     blind_to,
     loads_model,
 )
+from safemerge.config.places import FilePlace
 from safemerge.config.suites import shipped_suite
 from safemerge.records import MAX_ERROR, SuiteKind
 
@@ -27,7 +28,7 @@ class UtilityConfig(Config):
     """An lm-eval task name."""
     metric: str
     """One of the task's metrics, such as ``acc`` or ``exact_match``."""
-    include_path: str | None = None
+    include_path: FilePlace | None = None
     """Folder with the user's own lm-eval tasks (relative to the config file)."""
     filter: str = "none"
     """lm-eval filter whose result counts, such as ``strict-match``."""
@@ -46,7 +47,7 @@ class SuiteConfig(Config):
 
     suite: str | None = None
     """Name of a shipped suite, such as ``directharm4``."""
-    path: str | None = None
+    path: FilePlace | None = None
     """A ``.jsonl`` file with ``id`` and ``prompt``, or a ``.yaml`` file that describes a suite
     (relative to the config file)."""
     name: PlainName

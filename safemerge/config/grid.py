@@ -8,6 +8,7 @@ from typing import Annotated, Self
 from pydantic import Field, model_validator
 
 from safemerge.config.base import Config
+from safemerge.config.places import FilePlace
 from safemerge.config.values import Method, OnUndefined, Share, Weight
 from safemerge.core import methods
 from safemerge.core.options import conflict
@@ -29,7 +30,7 @@ class SweepGrid(Config):
     """α, or [α, β]. The methods' defaults where there are none."""
     densities: tuple[Annotated[float, Field(gt=0, le=1)], ...] = (0.5,)
     """Shares of entries kept, for methods that prune."""
-    coefficients: tuple[str, ...] = ()
+    coefficients: tuple[FilePlace, ...] = ()
     """Files of ``safemerge learn`` (relative to the config file), each of which is a candidate."""
     components: Annotated[int, Field(gt=0)] = 8
     """Most singular directions of V, for methods that decompose it."""

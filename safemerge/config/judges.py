@@ -13,6 +13,7 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from safemerge.config.base import Config
 from safemerge.config.endpoints import EndpointSettings
+from safemerge.config.places import ModelPlace
 from safemerge.records import SuiteKind
 
 Probability = Annotated[float, Field(gt=0, lt=1)]
@@ -35,7 +36,7 @@ class JudgeSettings(Config):
 class LocalGuardConfig(JudgeSettings):
     """A guard model that transformers runs here, after the judged model was unloaded."""
 
-    model: str
+    model: ModelPlace
     """Folder (relative to the config file) or hub id of the guard; a hub id names its revision,
     ``org/name@commit``."""
     batch_size: Annotated[int, Field(gt=0)] = 8

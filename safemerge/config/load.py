@@ -8,32 +8,27 @@ Relative paths count from the folder of the file that names them.
 from __future__ import annotations
 
 import difflib
+import json
 import re
 from collections.abc import Iterator, Mapping
 from copy import copy
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Any, TypeVar
 
 import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from safemerge.config.base import DATASET_ID, HUB_ID, MLFLOW_ADDRESSES
 from safemerge.config.commands import Inputs, MergeFileConfig, SweepFileConfig
-from safemerge.config.evaluation import SuiteConfig, UtilityConfig
-from safemerge.config.grid import SweepGrid
-from safemerge.config.judges import LocalGuardConfig
-from safemerge.config.merge import MergeConfig
 from safemerge.config.pipeline import PipelineConfig
+from safemerge.config.places import Key, Place, model_for, model_source, places, with_places_from
 from safemerge.config.recipes import RecipeConfig
 from safemerge.config.suites import SuiteSpec
-from safemerge.config.training import DataSource
 from safemerge.errors import ConfigError
 from safemerge.gate import GatePolicy
 
 Model = TypeVar("Model", bound=BaseModel)
 FileConfig = TypeVar("FileConfig", bound=Inputs)
-Key = tuple[str | int, ...]
 
 # The same in C, where PyYAML has it: a scheduler reads many recipes again and again.
 _Safe = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -45,7 +40,6 @@ _Loader.yaml_implicit_resolvers = {
     for first, resolvers in _Safe.yaml_implicit_resolvers.items()
 }
 _Loader.add_implicit_resolver(_BOOL, re.compile("(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF"))
-_FILE_SUFFIXES = (".jsonl", ".json")
 
 
 def load_pipeline(path: Path, overrides: Mapping[str, Any] | None = None) -> PipelineConfig:
@@ -156,44 +150,65 @@ def load_suite_spec(path: Path) -> SuiteSpec:
         ConfigError: the file cannot be read or used; lists every problem.
     """
     data, lines = _read_yaml(path)
-    spec = _validated(SuiteSpec, data, path, lines)
-    folder = path.resolve().parent
-    moved = {
-        "file": None if spec.file is None else _absolute(spec.file, folder),
-        "dataset": None if spec.dataset is None else _data_source(spec.dataset, folder),
+    return _validated(SuiteSpec, with_places_from(SuiteSpec, data, path.resolve().parent), path, lines)
+
+
+def recipe_places(path: Path) -> dict[Key, tuple[str, Place]]:
+    """Where a recipe's file says that things lie: key to value and kind of place.
+
+    What an event of new data sets to such a key, under ``schedule``, is among them.
+
+    Raises:
+        ConfigError: the file cannot be read or used; lists every problem.
+    """
+    schedule = load_recipe(path, any_name=True).schedule
+    data, _ = _read_yaml(path)
+    found = {key: (value, place) for key, value, place in places(RecipeConfig, data)}
+    for number, new in enumerate(schedule.data):
+        for dotted, value in new.sets.items():
+            key = tuple(int(part) if part.isdecimal() else part for part in dotted.split("."))
+            if key in found:
+                found["schedule", "data", number, "sets", dotted] = value, found[key][1]
+    return found
+
+
+def text_with(path: Path, values: Mapping[Key, str]) -> str:
+    """The text of a YAML file, comments and all, with other texts as values of those keys that it has."""
+    text = path.read_text(encoding="utf-8")
+    # A node begins with its anchor, a token behind it.
+    starts = {
+        t.end_mark.index: t.start_mark.index for t in yaml.scan(text) if isinstance(t, yaml.ScalarToken)
     }
-    return spec.model_copy(update=moved)
+    parts = {}
+    root = yaml.compose(text)
+    for key, _, node in _keys(root, (), set()) if root else ():
+        if key in values and isinstance(node, yaml.ScalarNode) and node.value != values[key]:
+            end = node.end_mark.index
+            parts[starts[end]] = end, _scalar(values[key])
+    for start, (end, scalar) in sorted(parts.items(), reverse=True):
+        text = text[:start] + scalar + text[end:]
+    return text
+
+
+def _scalar(value: str) -> str:
+    """A text as YAML: plain where it reads back as it is, else quoted."""
+    is_plain = re.fullmatch(r"[A-Za-z/][\w./@+-]*", value) and yaml.load(value, _Loader) == value  # noqa: S506
+    return value if is_plain else json.dumps(value, ensure_ascii=False)
 
 
 def _load_pipeline(path: Path, overrides: Mapping[str, Any] | None) -> RecipeConfig:
     data, lines = _read_yaml(path)
     for key, value in (overrides or {}).items():
         _override(data, key, value)
-    config = _validated(RecipeConfig, data, path, lines)
-    folder = path.resolve().parent
-    moved: RecipeConfig = with_paths_from(config, folder)
-    models = {
-        role: _model_source(getattr(config, role), folder) for role in ("aligned_model", "unaligned_model")
-    }
-    return moved.model_copy(update=models)
+    return _validated(RecipeConfig, with_places_from(RecipeConfig, data, path.resolve().parent), path, lines)
 
 
 def _load_file(model: type[FileConfig], path: Path, overrides: Mapping[str, Any] | None) -> FileConfig:
     data, lines = _read_yaml(path)
-    folder = path.resolve().parent
-    for name in Inputs.model_fields:
-        if isinstance(source := data.get(name), str):
-            data[name] = _model_source(source, folder)
-    if isinstance(output := data.get("output"), str):
-        data["output"] = _absolute(output, folder)
-    if isinstance(merge := data.get("merge"), dict) and isinstance(merge.get("coefficients"), str):
-        data["merge"] = merge | {"coefficients": _absolute(merge["coefficients"], folder)}
-    if isinstance(grid := data.get("grid"), dict) and isinstance(grid.get("coefficients"), list):
-        files = [_absolute(file, folder) if isinstance(file, str) else file for file in grid["coefficients"]]
-        data["grid"] = grid | {"coefficients": files}
+    data = with_places_from(model, data, path.resolve().parent)
     for key, value in (overrides or {}).items():
         typed = key in Inputs.model_fields and isinstance(value, str)
-        _override(data, key, _model_source(value, Path.cwd()) if typed else value)
+        _override(data, key, model_source(value, Path.cwd()) if typed else value)
     return _validated(model, data, path, lines)
 
 
@@ -218,7 +233,8 @@ def _read_yaml(path: Path) -> tuple[dict[str, Any], dict[Key, int]]:
     if node is None or not isinstance(data, dict):
         raise ConfigError(f"{path}: expected keys and values, got {_shown(data)}")
     lines: dict[Key, int] = {}
-    for key, line in _keys(node, (), set()):
+    for key, named, _ in _keys(node, (), set()):
+        line = named.start_mark.line + 1
         if key in lines:
             again = f"expected the key once, got it again after line {lines[key]}"
             raise ConfigError(f"{path}: line {line}, {_dotted(key)}: {again}")
@@ -226,8 +242,8 @@ def _read_yaml(path: Path) -> tuple[dict[str, Any], dict[Key, int]]:
     return data, lines
 
 
-def _keys(node: yaml.Node, at: Key, seen: set[int]) -> Iterator[tuple[Key, int]]:
-    """Every key below a YAML node with its line; nodes that an alias repeats only once."""
+def _keys(node: yaml.Node, at: Key, seen: set[int]) -> Iterator[tuple[Key, yaml.Node, yaml.Node]]:
+    """Every key below a YAML node, its node and its value's; what is below an alias only once."""
     if id(node) in seen:
         return
     seen.add(id(node))
@@ -238,7 +254,7 @@ def _keys(node: yaml.Node, at: Key, seen: set[int]) -> Iterator[tuple[Key, int]]
     else:
         return
     for name, named, value in children:
-        yield (*at, name), named.start_mark.line + 1
+        yield (*at, name), named, value
         yield from _keys(value, (*at, name), seen)
 
 
@@ -334,26 +350,13 @@ def _expectation(message: str) -> str:
 
 def _model_at(model: type[BaseModel], data: Any, key: Key) -> type[BaseModel]:
     """The config model that a key leads to; of several, the one that the data name by their ``kind``."""
+    kind: Any = model
     for part in key:
         data = data[part]
         if isinstance(part, str):
-            members = list(_models_in(model.model_fields[part].annotation))
-        kind = data.get("kind") if isinstance(data, dict) else None
-        model = next((m for m in members if kind in _kinds(m)), members[0])
+            kind = model.model_fields[part].annotation
+        model = model_for(kind, data) or model
     return model
-
-
-def _kinds(model: type[BaseModel]) -> tuple[Any, ...]:
-    """What a model of several may be named by; nothing where it stands alone."""
-    field = model.model_fields.get("kind")
-    return get_args(field.annotation) if field else ()
-
-
-def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        yield annotation
-    for argument in get_args(annotation):
-        yield from _models_in(argument)
 
 
 def _dotted(key: Key) -> str:
@@ -363,49 +366,3 @@ def _dotted(key: Key) -> str:
 def _shown(value: Any) -> str:
     text = repr(value)
     return text if len(text) <= 60 else f"{text[:59]}…"
-
-
-# --- paths -----------------------------------------------------------------------------
-
-
-def with_paths_from(value: Any, folder: Path) -> Any:
-    """The same config with the paths in it made absolute: those of files, data and judges.
-
-    Args:
-        value: a config, or a tuple of configs; anything else stays what it is.
-        folder: where relative paths count from.
-    """
-    if isinstance(value, tuple):
-        return tuple(with_paths_from(item, folder) for item in value)
-    if not isinstance(value, BaseModel):
-        return value
-    changes = {name: with_paths_from(getattr(value, name), folder) for name in type(value).model_fields}
-    if isinstance(value, DataSource):
-        changes["path"] = _data_source(value.path, folder)
-    elif isinstance(value, SuiteConfig) and value.path is not None:
-        changes["path"] = _absolute(value.path, folder)
-    elif isinstance(value, LocalGuardConfig):
-        changes["model"] = _model_source(value.model, folder)
-    elif isinstance(value, SweepGrid):
-        changes["coefficients"] = tuple(_absolute(file, folder) for file in value.coefficients)
-    elif isinstance(value, MergeConfig) and value.coefficients is not None:
-        changes["coefficients"] = _absolute(value.coefficients, folder)
-    elif isinstance(value, UtilityConfig) and value.include_path is not None:
-        changes["include_path"] = _absolute(value.include_path, folder)
-    return value.model_copy(update=changes)
-
-
-def _absolute(path: str, folder: Path) -> str:
-    return str((folder / Path(path).expanduser()).resolve())
-
-
-def _data_source(source: str, folder: Path) -> str:
-    """The absolute path of a file or a folder; a hub id stays what it is."""
-    is_hub_id = DATASET_ID.fullmatch(source) is not None and not source.endswith(_FILE_SUFFIXES)
-    return source if is_hub_id and not (folder / source).exists() else _absolute(source, folder)
-
-
-def _model_source(source: str, folder: Path) -> str:
-    """A folder's absolute path; what could only be a hub id stays what it is."""
-    is_hub_id = HUB_ID.fullmatch(source) is not None and not (folder / source).is_dir()
-    return source if is_hub_id or source.startswith(MLFLOW_ADDRESSES) else _absolute(source, folder)

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Self
 from pydantic import Field, model_validator
 
 from safemerge.config.base import Config
+from safemerge.config.places import FilePlace
 from safemerge.config.values import Method, OnUndefined, Share, Weight
 from safemerge.core import methods
 from safemerge.core.options import LEARNED, conflict
@@ -34,7 +35,7 @@ class MergeConfig(Config):
     """Share of entries kept by methods that prune."""
     components: Annotated[int, Field(gt=0)] | None = None
     """Largest number of singular directions of V that methods which decompose it use."""
-    coefficients: str | None = None
+    coefficients: FilePlace | None = None
     """A file of ``safemerge learn`` (relative to the config file) with weights of every layer, in place of a
     choice of layers and of weights for all. The method is then ``learned``."""
     seed: int = 0

@@ -14,6 +14,7 @@ from pydantic import Field, model_validator
 from safemerge.config.base import Config, PlainName
 from safemerge.config.evaluation import EvaluationConfig
 from safemerge.config.merge import MergeConfig
+from safemerge.config.places import ModelPlace
 from safemerge.config.training import TrainingConfig
 from safemerge.config.tuning import TuningConfig
 from safemerge.errors import ConfigError
@@ -45,9 +46,9 @@ class PipelineConfig(Config):
     """One retraining pipeline."""
 
     name: PlainName
-    aligned_model: str
+    aligned_model: ModelPlace
     """Folder or hub id (``name@revision``) of the model that was made safe and is fine-tuned here."""
-    unaligned_model: str
+    unaligned_model: ModelPlace
     """Folder or hub id of its counterpart before alignment; same architecture."""
     task_training: TrainingConfig
     safety_training: TrainingConfig

@@ -15,6 +15,7 @@ import yaml
 from pydantic import Field, model_validator
 
 from safemerge.config.base import Config, PlainName
+from safemerge.config.places import DataPlace, FilePlace
 from safemerge.records import SuiteKind
 
 PACKAGE = Path(__file__).parents[1]
@@ -37,9 +38,9 @@ class SuiteSpec(Config):
     name: PlainName
     title: str
     kind: SuiteKind
-    dataset: str | None = None
+    dataset: DataPlace | None = None
     """Hub data set, or a folder that ``datasets`` reads; counts from the YAML file's folder."""
-    file: str | None = None
+    file: FilePlace | None = None
     """JSON Lines file; counts from the YAML file's folder."""
     resource: str | None = None
     """JSON Lines file that is shipped in the package; counts from the package's folder."""

@@ -8,13 +8,14 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from safemerge.config.base import Config
+from safemerge.config.places import DataPlace
 from safemerge.config.values import Share
 
 
 class DataSource(Config):
     """Prompt and response pairs: a JSON Lines file, a hub data set, or a folder that ``datasets`` reads."""
 
-    path: str
+    path: DataPlace
     """A ``.jsonl`` file or a folder (relative to the config file), or a hub data-set id."""
     name: str | None = None
     """Configuration name of a hub data set."""

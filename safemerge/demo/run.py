@@ -14,6 +14,8 @@ from rich.console import Console, RenderableType
 
 from safemerge.arms import ALIGNED, FINE_TUNED, SAFEMERGE
 from safemerge.config.load import load_pipeline
+from safemerge.config.pipeline import PipelineConfig
+from safemerge.config.places import with_places_from
 from safemerge.demo.dag_view import DagView
 from safemerge.demo.models import prepare_models
 from safemerge.demo.screen import last_screen
@@ -112,24 +114,16 @@ def write_pipeline(home: DemoHome, seed: int | None) -> None:
     preset: dict[str, Any] = yaml.safe_load(PRESET.read_text(encoding="utf-8"))
     preset["aligned_model"] = str(home.models / "aligned")
     preset["unaligned_model"] = str(home.models / "unaligned")
-    for training in (preset["task_training"], preset["safety_training"]):
-        _lay_down(training["data"])
     if seed is not None:
         preset["task_training"]["seed"] = seed
     choice: dict[str, Any] = yaml.safe_load(CHOICE.read_text(encoding="utf-8"))
-    for measured in (preset["evaluation"], choice["tuning"]):
-        _lay_down(measured["suites"])
-        _lay_down([measured["utility"]], key="include_path")
     for path, config in ((home.pipeline, preset), (home.tuned_pipeline, preset | choice)):
+        laid_down = with_places_from(PipelineConfig, config, FOLDER)
         with atomic_file(path, replace=True) as partial:
-            partial.write_text(yaml.safe_dump(config, sort_keys=False, allow_unicode=True), encoding="utf-8")
+            partial.write_text(
+                yaml.safe_dump(laid_down, sort_keys=False, allow_unicode=True), encoding="utf-8"
+            )
         load_pipeline(path)
-
-
-def _lay_down(places: list[dict[str, Any]], key: str = "path") -> None:
-    """Let paths of the demo's folder hold from everywhere."""
-    for place in places:
-        place[key] = str(FOLDER / place[key])
 
 
 def run_dag(

@@ -10,6 +10,7 @@ from pydantic import JsonValue
 import safemerge
 from safemerge.arms import ALIGNED, FINE_TUNED
 from safemerge.config.pipeline import PipelineConfig
+from safemerge.config.places import without_places
 from safemerge.config.tuning import TuningConfig
 from safemerge.engine.race import Race, Reports, Stage, last_scored, together
 from safemerge.errors import DataError
@@ -69,9 +70,7 @@ def choice_report(
         chosen=stage.chosen,
         summary=_summary(stage, found, cost),
         digests=dict(digests),
-        settings=race.tuning.model_dump(
-            mode="json", exclude={"suites": {"__all__": {"path"}}, "utility": {"include_path"}}
-        ),
+        settings=without_places(race.tuning),
         utility=f"{utility.task}/{utility.metric}",
         higher_is_better=utility.higher_is_better,
         worst_change=_worst_change(race.tuning, reports),

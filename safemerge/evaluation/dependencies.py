@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping
 from pydantic import JsonValue
 
 from safemerge.config.evaluation import EvaluationConfig
+from safemerge.config.places import without_places
 from safemerge.evaluation.engines import Arm
 from safemerge.evaluation.judges.base import Judge
 from safemerge.evaluation.libraries import check_libraries, versions
@@ -45,9 +46,9 @@ def report_dependencies(
         MissingDependencyError: a library whose version counts is not installed.
     """
     check_libraries(settings.engine)
-    # Suites and task count by what they hold, not by where that lies.
-    left_out: dict[str, bool | set[str]] = {"suites": True}
-    left_out["utility"] = True if task_digest is None else {"include_path"}
+    # Suites, task and guards count by what they hold, not by where that lies.
+    left_out = {"suites"} if task_digest is not None else {"suites", "utility"}
+    counted = {name: value for name, value in without_places(settings).items() if name not in left_out}
     limits = None
     if policy and settings.sequential:
         limits = policy.model_dump(mode="json", include=set(STOP_LIMITS))
@@ -57,7 +58,7 @@ def report_dependencies(
         "suites": {suite.name: [suite.kind, suite.digest()] for suite in suites},
         "judges": {kind: judge.record.model_dump(mode="json") for kind, judge in judges.items()},
         "task": task_digest,
-        "settings": settings.model_dump(mode="json", exclude=left_out),
+        "settings": counted,
         "limits": limits,
         "versions": {**versions(settings.engine)},
     }

@@ -115,12 +115,27 @@ def _asked(suite: Suite, config: SuiteConfig) -> Suite:
     prompts = suite.prompts
     if config.shuffle is not None:
         prompts = tuple(random.Random(config.shuffle).sample(prompts, len(prompts)))  # noqa: S311 - no secret
+    places = asked_places(len(prompts), config)
+    return suite._replace(prompts=prompts[places.start : places.stop])
+
+
+def asked_places(held: int, config: SuiteConfig) -> range:
+    """Which prompts the config asks, by their place in its order.
+
+    Args:
+        held: prompts that the suite holds.
+        config: how many are skipped, and how many asked.
+
+    Raises:
+        DataError: nothing is left of it.
+    """
     end = None if config.limit is None else config.skip + config.limit
-    if not (asked := prompts[config.skip : end]):
+    places = range(held)[config.skip : end]
+    if not places:
         raise DataError(
-            f"suite {suite.name}: expected more than the {config.skip} prompts to skip, got {len(prompts)}"
+            f"suite {config.name}: expected more than the {config.skip} prompts to skip, got {held}"
         )
-    return suite._replace(prompts=asked)
+    return places
 
 
 def load_suite(name: str, kind: SuiteKind, path: Path, limit: int | None = None) -> Suite:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from importlib import metadata
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from safemerge.errors import MismatchError
 from safemerge.pipeline.workspace import Workspace
-from safemerge.records import ArtifactRef, StepResult, json_digest
+from safemerge.records import ArtifactRef, StepResult
 from safemerge.storage.digests import file_digest
 from safemerge.tracking.ledger import Ledger, PipelineRun
 
@@ -22,33 +21,6 @@ class StepContext(NamedTuple):
 
     ledger: Ledger
     workspace: Workspace
-
-
-REVISIONS = {
-    "train": 1,
-    "learn": 1,
-    "propose": 1,
-    "tune_evaluate": 1,
-    "choose": 1,
-    "merge": 1,
-    "evaluate": 2,
-    "gate": 4,
-    "promote": 1,
-}
-"""Raised when a step's outputs change though its inputs do not. Steps that are missing are not found again by
-their inputs: ``open``, ``advance``, ``ask`` and ``close`` are done anew."""
-
-
-def inputs_digest(step: str, libraries: tuple[str, ...] = (), **parts: Any) -> str:
-    """The sha256 of everything that a step's outputs depend on.
-
-    Args:
-        step: name of the step.
-        libraries: packages whose version may change the outputs, installed or not.
-        parts: plain values: settings and the digests of inputs.
-    """
-    versions = {name: _version(name) for name in libraries}
-    return json_digest({"step": step, "revision": REVISIONS[step], "versions": versions, **parts})
 
 
 def already_done(
@@ -127,10 +99,3 @@ def tidy(context: StepContext, run: PipelineRun) -> None:
     retention = run.config.retention
     for path in context.workspace.prune(retention.checkpoints_days, retention.cache_days):
         logger.info("deleted %s, which was older than the retention policy keeps", path)
-
-
-def _version(library: str) -> str | None:
-    try:
-        return metadata.version(library)
-    except metadata.PackageNotFoundError:
-        return None

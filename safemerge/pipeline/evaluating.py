@@ -7,16 +7,17 @@ from typing import NamedTuple
 
 from safemerge.arms import ALIGNED
 from safemerge.config.evaluation import EvaluationConfig
+from safemerge.config.places import without_places
 from safemerge.errors import ConfigError
 from safemerge.pipeline.context import (
     StepContext,
     already_done,
     check_unchanged,
-    inputs_digest,
     local_adapter,
     tidy,
     without_run,
 )
+from safemerge.pipeline.dependencies import inputs_digest, measuring
 from safemerge.pipeline.models import local_model
 from safemerge.pipeline.request import StepRequest
 from safemerge.records import (
@@ -94,7 +95,6 @@ def measure(
         asked: what is measured.
         label: name of the step within the pipeline run.
     """
-    from safemerge.evaluation.dependencies import report_dependencies
     from safemerge.evaluation.judges import make_judges
     from safemerge.evaluation.suites import read_suite
 
@@ -104,18 +104,8 @@ def measure(
         if suite.name in asked.suite_digests:
             check_unchanged(f"suite {suite.name}", asked.suite_digests[suite.name], suite.digest())
     judges = make_judges(settings)
-    digest = inputs_digest(
-        asked.step,
-        evaluation=report_dependencies(
-            settings,
-            suites,
-            judges,
-            model_digest=run.plan.model_digests["aligned_model"],
-            adapter_digest=adapter.digest if adapter else None,
-            task_digest=asked.task_digest,
-            policy=run.config.gate,
-        ),
-    )
+    known = measuring(settings, run.plan, run.config.gate, suites, judges, asked.task_digest, adapter)
+    digest = inputs_digest(asked.step, known)
     if done := already_done(context, run, asked.step, digest, label):
         return done
     model = local_model(context, run, "aligned_model")
@@ -125,9 +115,7 @@ def measure(
 
     work = context.workspace.work(label, digest)
     with context.ledger.step_run(run, asked.step, digest, label) as step_run:
-        step_run.log_params(
-            settings.model_dump(mode="json", exclude={"suites": True, "utility": {"include_path"}})
-        )
+        step_run.log_params({k: value for k, value in without_places(settings).items() if k != "suites"})
         step_run.set_tags({tags.ARM: arm, tags.JUDGE: _who_judged(judge.record for judge in judges.values())})
         for suite in suites:
             step_run.log_dataset(suite.name, suite.digest(), suite.source)

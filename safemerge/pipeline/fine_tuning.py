@@ -9,16 +9,14 @@ from safemerge.pipeline.context import (
     StepContext,
     already_done,
     check_unchanged,
-    inputs_digest,
     tidy,
     without_run,
 )
+from safemerge.pipeline.dependencies import inputs_digest, training
 from safemerge.pipeline.models import local_model
 from safemerge.pipeline.request import StepRequest
 from safemerge.records import StepResult
 from safemerge.reports.training import TRAINING_REPORT_FILE, TrainingReport
-
-LIBRARIES = ("torch", "transformers", "peft", "trl", "accelerate", "bitsandbytes")
 
 
 def train(context: StepContext, request: StepRequest) -> StepResult:
@@ -46,13 +44,7 @@ def train(context: StepContext, request: StepRequest) -> StepResult:
     examples = load_examples(settings.data)
     data = data_digest(examples)
     check_unchanged(f"{role} training data", run.plan.data_digests[f"{role}_training"], data)
-    digest = inputs_digest(
-        "train",
-        LIBRARIES,
-        model=run.plan.model_digests["aligned_model"],
-        data=data,
-        settings=settings.model_dump(mode="json", exclude={"data", "save_every_steps"}),
-    )
+    digest = inputs_digest("train", training(run.config, run.plan, role))
     label = f"train_{role}_adapter"
     if done := already_done(context, run, "train", digest, label):
         return done

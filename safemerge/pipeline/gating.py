@@ -7,7 +7,8 @@ from typing import Any
 
 from safemerge.arms import ALIGNED, CANDIDATE, CHAMPION, FINE_TUNED, SAFEMERGE
 from safemerge.gate import NO_CHAMPION, Reference, decide, measurement_differences
-from safemerge.pipeline.context import StepContext, already_done, inputs_digest, local_file
+from safemerge.pipeline.context import StepContext, already_done, local_file
+from safemerge.pipeline.dependencies import inputs_digest, judging
 from safemerge.pipeline.evaluating import EVALUATION
 from safemerge.pipeline.reporting import store_report
 from safemerge.pipeline.request import StepRequest
@@ -46,10 +47,8 @@ def gate(context: StepContext, request: StepRequest) -> StepResult:
         champion = find_champion(context, run, reports[CANDIDATE])
     digest = inputs_digest(
         "gate",
-        ("numpy",),
-        policy=run.config.gate.model_dump(mode="json"),
+        judging(run.config, run.plan),
         adapter=adapter.digest,
-        given=run.plan.adapter is not None,
         reports={name: ref.digest for name, ref in refs.items()},
         champion=_plain(champion),
     )

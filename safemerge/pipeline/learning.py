@@ -11,11 +11,11 @@ from safemerge.pipeline.context import (
     StepContext,
     already_done,
     check_unchanged,
-    inputs_digest,
     local_adapter,
     tidy,
     without_run,
 )
+from safemerge.pipeline.dependencies import inputs_digest, learning
 from safemerge.pipeline.models import local_model
 from safemerge.pipeline.request import StepRequest
 from safemerge.records import ArtifactRef, StepResult
@@ -37,11 +37,10 @@ def learn(context: StepContext, request: StepRequest) -> StepResult:
     if run.plan.adapter is not None:
         return without_run("learn", run, note="an adapter was given: nothing is learned")
     if run.config.tuning is None or run.config.tuning.learning is None:
-        return without_run("learn", run, note="the config has no tuning.learning: nothing is learned")
-    from safemerge.engine.merging import digested_settings
+        return without_run("learn", run, note="the run has no tuning.learning: nothing is learned")
     from safemerge.training.data import data_digest, load_examples
 
-    config, tuning, learning = run.config, run.config.tuning, run.config.tuning.learning
+    config, tuning, fit = run.config, run.config.tuning, run.config.tuning.learning
     task, safety = request.input("task_adapter"), request.input("safety_adapter")
     data = {"task_training": config.task_training.data, "safety_training": config.safety_training.data}
     for name, sources in data.items():
@@ -49,13 +48,9 @@ def learn(context: StepContext, request: StepRequest) -> StepResult:
         check_unchanged(f"{name.replace('_', ' ')} data", run.plan.data_digests[name], digest)
     digest = inputs_digest(
         "learn",
-        ("torch", "transformers"),
+        learning(config, run.plan, fit),
         task_adapter=task.digest,
         safety_adapter=safety.digest,
-        models=run.plan.model_digests,
-        data={name: run.plan.data_digests[name] for name in data},
-        start=digested_settings(config.merge),
-        settings=learning.model_dump(mode="json"),
     )
     if done := already_done(context, run, "learn", digest, "learn"):
         return done
@@ -67,7 +62,7 @@ def learn(context: StepContext, request: StepRequest) -> StepResult:
     output = context.workspace.work("learn", digest) / OUTPUT
     shutil.rmtree(output, ignore_errors=True)  # a killed attempt may have written it, but not stored it
     with context.ledger.step_run(run, "learn", digest) as step_run:
-        step_run.log_params(learning.model_dump(mode="json"))
+        step_run.log_params(fit.model_dump(mode="json"))
 
         def log_losses(losses: Mapping[str, float], step: int) -> None:
             weight = f"lambda {losses['harm_weight']:g}"
@@ -83,7 +78,7 @@ def learn(context: StepContext, request: StepRequest) -> StepResult:
             task_data=config.task_training.data,
             safety_data=config.safety_training.data,
             suites=(*config.evaluation.suites, *tuning.suites),
-            learning=learning,
+            learning=fit,
             output=output,
             on_log=log_losses,
             **merge_settings(config.merge),

@@ -12,12 +12,12 @@ from safemerge.config.merge import MergeConfig
 from safemerge.pipeline.context import (
     StepContext,
     already_done,
-    inputs_digest,
     local_adapter,
     local_file,
     tidy,
     without_run,
 )
+from safemerge.pipeline.dependencies import inputs_digest, merging
 from safemerge.pipeline.models import local_model
 from safemerge.pipeline.request import StepRequest
 from safemerge.records import MergeReport, StepResult
@@ -72,11 +72,9 @@ def merge(context: StepContext, request: StepRequest) -> StepResult:
     options = merge_options(config)
     digest = inputs_digest(
         "merge",
-        ("torch",),
+        merging(config, run.plan),
         task_adapter=task.digest,
         safety_adapter=safety.digest,
-        models=run.plan.model_digests,
-        settings=digested_settings(config),
     )
     if done := already_done(context, run, "merge", digest, "merge"):
         return done

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -114,16 +113,14 @@ def _check_task(task: UtilityConfig) -> None:
 
 def _size(suite: SuiteConfig) -> SuiteSize:
     """How many prompts a suite has, read where it lies here, else as its description says."""
-    from safemerge.evaluation.suites import read_suite
+    from safemerge.evaluation.suites import asked_places, read_suite, size
 
     spec = _spec(suite)
     if spec is None or spec.dataset is None or Path(spec.dataset).is_absolute():
-        prompts = read_suite(suite)
-        categories = Counter(prompt.category for prompt in prompts.prompts if prompt.category is not None)
-        return SuiteSize(prompts.name, prompts.kind, len(prompts.prompts), categories)
+        return size(read_suite(suite))
     if not (suite.revision or spec.revision):
         raise DataError(f"suite {spec.name}: expected a revision of the data set {spec.dataset}, got none")
-    return SuiteSize(suite.name, suite.kind, min(spec.size, suite.limit or spec.size), {})
+    return SuiteSize(suite.name, suite.kind, len(asked_places(spec.size, suite)), {})
 
 
 def _spec(suite: SuiteConfig) -> SuiteSpec | None:

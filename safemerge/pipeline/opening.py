@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,29 +14,17 @@ from safemerge.core.options import with_partners_cleared
 from safemerge.errors import ConfigError, MismatchError
 from safemerge.gate import check_decidable, check_suites
 from safemerge.pipeline.context import StepContext, without_run
+from safemerge.pipeline.dependencies import TUNING_TASK, plan_digest
 from safemerge.pipeline.request import StepRequest
 from safemerge.pipeline.rolling_back import describe_rollback
-from safemerge.records import MERGE_REPORT_FILE, ArtifactRef, MergeReport, StepResult, json_digest
+from safemerge.records import MERGE_REPORT_FILE, ArtifactRef, MergeReport, StepResult
 from safemerge.tracking.ledger import PipelinePlan
 
 if TYPE_CHECKING:
+    from safemerge.evaluation.suites import Suite
     from safemerge.tracking.ledger import Ledger
 
 logger = logging.getLogger(__name__)
-
-TUNING_TASK = "tuning task of round"
-"""Key of the development split's utility task among the data's digests."""
-
-DIGESTED_BY_CONTENT: dict[str, Any] = {
-    "aligned_model": True,
-    "unaligned_model": True,
-    "task_training": {"data": True},
-    "safety_training": {"data": True},
-    "merge": {"coefficients": True},
-    "evaluation": {"suites": {"__all__": {"path", "suite", "revision"}}, "utility": {"include_path": True}},
-    "tuning": {"suites": {"__all__": {"path", "suite", "revision"}}, "utility": {"include_path": True}},
-}
-"""Config keys that say where something lies; what lies there is digested instead."""
 
 
 def open_run(context: StepContext, request: StepRequest) -> StepResult:
@@ -45,7 +33,8 @@ def open_run(context: StepContext, request: StepRequest) -> StepResult:
     Options:
         config: path of the pipeline's YAML file.
         run_key: what the scheduler calls this run.
-        overrides: dotted config key to value, such as ``{"merge.quantile": 0.5}``.
+        overrides: dotted config key to value, such as ``{"merge.quantile": 0.5}``. Any of ``merge`` switches
+            ``tuning`` off: the run makes that merge, learns nothing and chooses nothing.
         adapter: URI of an adapter to evaluate and gate again instead of training one.
         fine_tuned_adapter: URI of the unrepaired adapter it came from, where it is not on record.
         promote: False lets the run judge without making what passes the champion.
@@ -54,6 +43,8 @@ def open_run(context: StepContext, request: StepRequest) -> StepResult:
     Raises:
         SafemergeError: whatever is wrong with the config, the models, the data or the adapter.
     """
+    from safemerge.evaluation.suites import read_suite
+
     options = request.options
     if not options.get("config"):
         raise ConfigError("option config: expected the path of a pipeline's YAML file, got nothing")
@@ -61,12 +52,14 @@ def open_run(context: StepContext, request: StepRequest) -> StepResult:
     config = load_pipeline(Path(options["config"]), overrides=overrides)
     if any(name.startswith("merge.") for name in overrides):
         config = config.model_copy(update={"tuning": None})  # who names the merge wants no other
-    coefficients = check_merge(config)
+    check_merge(config)
     model_digests = check_models(context, config)
-    data = check_data(config)
+    suites = [read_suite(suite) for suite in config.evaluation.suites]
+    data = check_data(config, suites)
     check_judges(config)
     task = check_task(config.evaluation, config.aligned_model)
-    data |= check_tuning(config)
+    split = check_tuning(config)
+    data |= tuning_digests(config, split)
     adapter, fine_tuned = _given_adapters(
         context, config, options.get("adapter"), options.get("fine_tuned_adapter")
     )
@@ -74,21 +67,9 @@ def open_run(context: StepContext, request: StepRequest) -> StepResult:
     if "'" in run_key or '"' in run_key:
         raise ConfigError(f"option run_key: expected a text without quotes, got {run_key}")
     promote = options.get("promote", True) is not False
-    settings = config.model_dump(mode="json", exclude=DIGESTED_BY_CONTENT | {"retention": True})
     plan = PipelinePlan(
         pipeline=config.name,
-        inputs_digest=json_digest(
-            {
-                "config": settings,
-                "models": model_digests,
-                "data": data,
-                "task": task,
-                "adapter": adapter and adapter.digest,
-                "fine_tuned_adapter": fine_tuned and fine_tuned.digest,
-                "promote": promote,
-            }
-            | ({} if coefficients is None else {"coefficients": coefficients})
-        ),
+        inputs_digest="",
         model_digests=model_digests,
         data_digests=data,
         task_digest=task,
@@ -96,6 +77,7 @@ def open_run(context: StepContext, request: StepRequest) -> StepResult:
         adapter=adapter,
         fine_tuned_adapter=fine_tuned,
     )
+    plan = plan.model_copy(update={"inputs_digest": plan_digest(config, plan, suites, split)})
     if options.get("force", True) is False and promote and adapter is None:
         unchanged = nothing_new(context, config, plan)
         if unchanged is not None:
@@ -144,16 +126,11 @@ def nothing_new(context: StepContext, config: PipelineConfig, plan: PipelinePlan
     return StepResult(step="open", run_id=run_id, inputs_digest=plan.inputs_digest, figures={"note": note})
 
 
-def check_merge(config: PipelineConfig) -> str | None:
-    """Let a merge that could not be made fail here, not once both adapters are trained.
-
-    Returns:
-        The digest of its coefficients; None where it has none.
-    """
+def check_merge(config: PipelineConfig) -> None:
+    """Let a merge that could not be made fail here, not once both adapters are trained."""
     from safemerge.engine.merging import merge_options
 
-    coefficients = merge_options(config.merge).coefficients
-    return None if coefficients is None else coefficients.digest
+    merge_options(config.merge)
 
 
 def check_models_differ(config: PipelineConfig) -> None:
@@ -194,24 +171,25 @@ def check_models(context: StepContext, config: PipelineConfig) -> dict[str, str]
     return {role: model_digest(model, context.workspace.home) for role, model in models.items()}
 
 
-def check_data(config: PipelineConfig) -> dict[str, str]:
+def check_data(config: PipelineConfig, suites: Sequence[Suite]) -> dict[str, str]:
     """The digest of every data set and suite, once all rows are known to be well formed.
+
+    Args:
+        config: the pipeline's.
+        suites: those of ``evaluation``, as read.
 
     Raises:
         SafemergeError: rows are not; or the gate's policy can never be decided on so few prompts.
     """
-    from safemerge.evaluation.suites import read_suite, size
+    from safemerge.evaluation.suites import size
     from safemerge.training.data import data_digest, load_examples
 
     digests = {
         "task_training": data_digest(load_examples(config.task_training.data)),
         "safety_training": data_digest(load_examples(config.safety_training.data)),
     }
-    sizes = []
-    for suite in config.evaluation.suites:
-        prompts = read_suite(suite)
-        digests[f"suite {suite.name}"] = prompts.digest()
-        sizes.append(size(prompts))
+    digests |= {f"suite {suite.name}": suite.digest() for suite in suites}
+    sizes = [size(suite) for suite in suites]
     check_suites(config.gate, sizes)
     check_decidable(config.gate, sizes)
     return digests
@@ -224,15 +202,15 @@ def check_judges(config: PipelineConfig) -> None:
     make_judges(config.evaluation)
 
 
-def check_tuning(config: PipelineConfig) -> dict[str, str]:
-    """The digest of what the choice of a merge sees, once it is known that nothing else sees it.
+def check_tuning(config: PipelineConfig) -> list[Suite]:
+    """The suites that the choice of a merge sees, once it is known that nothing else sees them.
 
     Raises:
         SafemergeError: candidates cannot be made, or the development split cannot be used.
     """
     if config.tuning is None:
-        return {}
-    from safemerge.engine.race import check_unseen, scorings
+        return []
+    from safemerge.engine.race import check_unseen
     from safemerge.engine.sweeping import candidates
 
     candidates(config.tuning.known_grid)
@@ -240,7 +218,16 @@ def check_tuning(config: PipelineConfig) -> dict[str, str]:
         from safemerge.engine.learning import check_learning
 
         check_learning(config)
-    digests = {f"tuning suite {suite.name}": suite.digest() for suite in check_unseen(config)}
+    return check_unseen(config)
+
+
+def tuning_digests(config: PipelineConfig, split: Sequence[Suite]) -> dict[str, str]:
+    """The digest of every suite and utility task that the choice of a merge sees."""
+    if config.tuning is None:
+        return {}
+    from safemerge.engine.race import scorings
+
+    digests = {f"tuning suite {suite.name}": suite.digest() for suite in split}
     for number, limit in scorings(config.tuning).items():
         utility = config.tuning.utility.model_copy(update={"limit": limit})
         evaluation = config.evaluation.model_copy(update={"utility": utility})

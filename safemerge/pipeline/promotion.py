@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 
 from safemerge.errors import MismatchError
-from safemerge.pipeline.context import StepContext, inputs_digest, local_adapter, local_file, without_run
+from safemerge.pipeline.context import StepContext, local_adapter, local_file, without_run
+from safemerge.pipeline.dependencies import inputs_digest, promoting
 from safemerge.pipeline.reporting import model_card
 from safemerge.pipeline.request import StepRequest
 from safemerge.pipeline.signing import overtaken, record_answer, why_not
@@ -79,7 +80,7 @@ def _promoted(
     name = run.config.tracking.registered_model
     said = answer.model_dump() if answer else None
     digest = inputs_digest(
-        "promote", name=name, adapter=adapter.digest, decision=decision_ref.digest, answer=said
+        "promote", promoting(run.config), adapter=adapter.digest, decision=decision_ref.digest, answer=said
     )
     done = context.ledger.results(run.run_id).get("promote")
     if done is not None and done.inputs_digest == digest:  # by this run: a later one moves the alias anew

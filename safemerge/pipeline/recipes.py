@@ -9,7 +9,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
-from safemerge.config.load import load_recipe, recipes_in
+from safemerge.config.load import load_recipe, recipe_places, recipes_in, text_with
+from safemerge.config.places import Key, Place
 from safemerge.config.recipes import RecipeConfig
 from safemerge.errors import ConfigError
 from safemerge.pipeline.offline import offline_problems
@@ -17,8 +18,6 @@ from safemerge.storage.atomic import atomic_file, check_absent
 
 PACKAGE = Path(__file__).resolve().parents[1]
 _NAME = re.compile(r"[A-Za-z0-9_.-]+")
-_RELATIVE = re.compile(r"\b((?:include_)?path: )(?![/~\"'])([^\s,}]+)")
-"""A path in a shipped recipe that counts from its folder."""
 
 
 class ReadRecipe(NamedTuple):
@@ -101,18 +100,22 @@ def new_recipe(name: str, source: str, folder: Path) -> Path:
     given = _source(source)
     output = folder / f"{name}.yaml"
     check_absent(output)
-    text = re.sub(r"(?m)^name: .*$", f"name: {name}", given.read_text(encoding="utf-8"), count=1)
-    text = re.sub(r"(?m)^( +(?:experiment|registered_model): ).*$", rf"\g<1>{name}", text)
+    places = recipe_places(given)
+    values: dict[Key, str] = {("name",): name}
+    values |= {("tracking", key): name for key in ("experiment", "registered_model")}
     if folder.resolve() != given.resolve().parent:
-        text = _RELATIVE.sub(lambda found: f"{found[1]}{_here(given.parent, found[2])}", text)
+        values |= {key: _seen_from(given, *found) for key, found in places.items()}
+    text = text_with(given, values)
     with atomic_file(output) as partial:
         partial.write_text(text, encoding="utf-8")
     return output
 
 
-def _here(folder: Path, path: str) -> str:
-    """A path that leads to what lies beside the source; where nothing does, it is still to be filled in."""
-    return str((folder / path).resolve()) if (folder / path).exists() else path
+def _seen_from(source: Path, value: str, place: Place) -> str:
+    """The same place, from everywhere; what a shipped recipe does not bring is still to be filled in."""
+    folder = source.resolve().parent
+    is_to_do = folder.is_relative_to(PACKAGE) and not (folder / value).exists()
+    return value if is_to_do else place.seen_from(value, folder)
 
 
 def _source(source: str) -> Path:

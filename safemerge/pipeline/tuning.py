@@ -20,16 +20,15 @@ from safemerge.pipeline.context import (
     StepContext,
     already_done,
     check_unchanged,
-    inputs_digest,
     local_adapter,
     local_file,
     tidy,
     without_run,
 )
+from safemerge.pipeline.dependencies import TUNING_TASK, choosing, inputs_digest, proposing
 from safemerge.pipeline.evaluating import Measurement, measure
 from safemerge.pipeline.learning import learned_folder
 from safemerge.pipeline.models import local_model
-from safemerge.pipeline.opening import TUNING_TASK
 from safemerge.pipeline.request import StepRequest
 from safemerge.records import ArtifactRef, EvaluationReport, Record, StepResult
 from safemerge.tracking.ledger import PipelineRun
@@ -72,24 +71,20 @@ def propose(context: StepContext, request: StepRequest) -> StepResult:
     """
     run = context.ledger.pipeline_run(request.run_id or "")
     if run.config.tuning is None or run.plan.adapter is not None:
-        why = "an adapter was given" if run.plan.adapter else "the merge is as configured"
+        why = "an adapter was given" if run.plan.adapter else "the run has no tuning"
         return without_run("propose", run, note=f"{why}: nothing is to be chosen")
-    from safemerge.engine.coefficient_files import read_coefficients, with_learned
+    from safemerge.engine.coefficient_files import with_learned
     from safemerge.engine.sweeping import candidates, weighed
 
     task, safety = request.input("task_adapter"), request.input("safety_adapter")
     learns = run.config.tuning.learning is not None
     learned = learned_folder(context, request.input("coefficients")) if learns else None
     grid = with_learned(run.config.tuning.grid, learned)
-    files = weighed(grid)
     digest = inputs_digest(
         "propose",
-        ("torch",),
+        proposing(grid, run.plan),
         task_adapter=task.digest,
         safety_adapter=safety.digest,
-        models=run.plan.model_digests,
-        grid=grid.model_dump(mode="json", exclude={"coefficients"}),
-        coefficients={name: [file.name, read_coefficients(file).digest] for name, file in files.items()},
     )
     if done := already_done(context, run, "propose", digest, "propose"):
         return done
@@ -100,7 +95,7 @@ def propose(context: StepContext, request: StepRequest) -> StepResult:
 
     output = context.workspace.work("propose", digest) / "candidates"
     shutil.rmtree(output, ignore_errors=True)  # a killed attempt may have written it, but not stored it
-    merges, sections = candidates(grid), merge_sections(grid)
+    merges, files, sections = candidates(grid), weighed(grid), merge_sections(grid)
     with context.ledger.step_run(run, "propose", digest) as step_run:
         step_run.log_params(grid.model_dump(mode="json", exclude={"coefficients"}))
         scored = score_adapters(
@@ -211,14 +206,14 @@ def choose(context: StepContext, request: StepRequest) -> StepResult:
     Figures:
         chosen: the candidate; None where none keeps the limits, and ``summary`` says which each misses.
     """
+    from safemerge.engine.race import tuning_of
     from safemerge.engine.race_report import choice_report
     from safemerge.plots.tune import COLUMNS, candidate_row
 
     run = context.ledger.pipeline_run(request.run_id or "")
     digest = inputs_digest(
         "choose",
-        ("numpy",),
-        tuning=run.config.tuning and run.config.tuning.model_dump(mode="json"),
+        choosing(tuning_of(run.config)),
         inputs={name: ref.digest for name, ref in request.inputs.items()},
     )
     if done := already_done(context, run, "choose", digest, "choose"):

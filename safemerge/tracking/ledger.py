@@ -42,7 +42,7 @@ class PipelinePlan(Record):
 
     pipeline: str
     inputs_digest: str
-    """sha256 of the config, both models, all data, and the adapter given."""
+    """sha256 of everything that the run's outcome depends on, but for the champion of the day."""
     model_digests: dict[str, str]
     """aligned_model and unaligned_model to the sha256 of their files."""
     data_digests: dict[str, str]

@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 from safemerge.cli.main import app
 from safemerge.errors import ConfigError, MismatchError, SafemergeError
 from safemerge.pipeline.context import StepContext
+from safemerge.pipeline.dependencies import REVISIONS
 from safemerge.pipeline.request import StepRequest
 from safemerge.pipeline.steps import STEPS
 from safemerge.pipeline.workspace import Workspace
@@ -166,13 +167,22 @@ def test_a_run_is_recorded_promoted_and_reused(
     results = ledger.results(pipeline.run_id)
     assert results["evaluate_fine_tuned"].run_id == done["fine_tuned"].run_id
 
+    skipped = pipeline.step("open", config=str(tiny_pipeline.config), run_key="dag/night", force=False)
+    assert str(skipped.figures["note"]).startswith("nothing new: models:/tiny-lora/1, the champion, came of")
+    with monkeypatch.context() as upgrade:
+        upgrade.setitem(REVISIONS, "gate", 100)
+        upgraded = pipeline.run(tiny_pipeline.config, run_key="dag/night", force=False)
+    repeated = {label for label, result in upgraded.items() if not result.reused}
+    assert repeated == {"open", "gate", "promote"}
+
+    runs = pipeline.runs()
     judged = pipeline.run(tiny_pipeline.config, run_key="dag/three", adapter="models:/tiny-lora@champion")
     assert judged["train_safety"].outputs == {}
     assert judged["fine_tuned"].run_id == done["fine_tuned"].run_id  # its origin, found by digest
     assert judged["safemerge"].run_id == done["safemerge"].run_id
     assert judged["scale"].outputs == {}
     assert judged["gate"].figures["passed"] is True
-    assert len(pipeline.runs()) == len(runs) + 5  # another parent, its gate and its promotion
+    assert len(pipeline.runs()) == len(runs) + 3  # another parent, its gate and its promotion
 
 
 def test_a_block_is_recorded_and_nothing_is_promoted(

@@ -110,7 +110,7 @@ def test_nothing_is_chosen_where_the_config_or_the_run_asks_for_none(
     plain, _ = tune(pipeline, tiny_pipeline.config)
     named, _ = tune(pipeline, config, overrides={"merge.quantile": 0.25})
     for result in (plain, named):
-        assert result.figures == {"note": "the merge is as configured: nothing is to be chosen"}
+        assert result.figures == {"note": "the run has no tuning: nothing is to be chosen"}
 
 
 def learning_config(config: Path, **changes: Any) -> Path:

@@ -13,7 +13,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from safemerge.config.load import load_suite_spec, with_paths_from
+from safemerge.config.load import load_suite_spec
+from safemerge.config.places import with_places_from
 from safemerge.config.suites import shipped_suite
 from safemerge.evaluation.suites import PLAIN_CHAT, Prompt, load_described
 from safemerge.records import SuiteKind
@@ -64,5 +65,5 @@ def _judge(settings: str) -> Any:
     from safemerge.config.judges import JudgeConfig
     from safemerge.evaluation.judges import make_judge
 
-    config: JudgeConfig = TypeAdapter(JudgeConfig).validate_json(settings)
-    return make_judge(with_paths_from(config, Path.cwd()))
+    found = with_places_from(JudgeConfig, json.loads(settings), Path.cwd())
+    return make_judge(TypeAdapter(JudgeConfig).validate_python(found))

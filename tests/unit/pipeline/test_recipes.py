@@ -39,6 +39,79 @@ def test_a_copy_beside_its_source_keeps_its_paths(tmp_path: Path) -> None:
     assert yaml.safe_load(copy.read_text())["task_training"]["data"] == [{"path": "data.jsonl"}]
 
 
+def test_a_copy_elsewhere_leads_to_the_same_places_and_keeps_comments(tmp_path: Path) -> None:
+    source, folder = tmp_path / "from" / "night.yaml", tmp_path / "to"
+    source.parent.mkdir()
+    folder.mkdir()
+    source.write_text(
+        """\
+name: night # of all
+aligned_model: ../models/aligned # made by make
+unaligned_model: "org/base@v1"
+task_training: &training
+  data: [{path: &rows "rows/task: 1.jsonl", limit: 3}, {path: *rows, split: test}, {path: org/hub}]   # twice
+  steps: 2
+safety_training: {<<: *training}
+merge: {coefficients: learned.json}  # of last week
+evaluation:
+  utility: {task: t, metric: m, include_path: ./tasks}
+  suites:
+    - {name: harm, kind: harmful, path: ~/harm.jsonl}
+    - {suite: safemerge_ordinary}
+  judge:
+    kind: ensemble
+    rule: any
+    members:
+      - {kind: wild_guard, model: guards/wild/1} # here
+      - {kind: llama_guard, model: org/guard@v1}
+      - {kind: endpoint, model: ./no-place, url: "http://there"}
+gate: {max_harmful_rate: 0.2, max_over_refusal_rate: 0.2}
+tracking:
+  experiment: all  # nights
+  registered_model: night-lora
+tuning:
+  suites:
+    - {name: dev, kind: harmful, path: dev.jsonl}
+    - {name: plain, kind: over_refusal, path: plain.jsonl}
+  utility: {task: d, metric: m, include_path: tasks}
+  grid: {coefficients: [a.json, /b.json]}
+  min_gain_kept: 0.9
+  max_over_refusal_rate: 0.5
+schedule:
+  data:
+    - asset: tickets
+      sets: {task_training.data.0.path: "tickets/{version}.jsonl", task_training.data.1.split: "{version}"}
+""",
+        encoding="utf-8",
+    )
+    copy = new_recipe("day", str(source), folder)
+    text, comments = copy.read_text(encoding="utf-8"), source.read_text(encoding="utf-8").split("#")[1:]
+    assert [comment.partition("\n")[0] for comment in comments] == [
+        comment.partition("\n")[0] for comment in text.split("#")[1:]
+    ]
+    old, new = (load_recipe(path, any_name=True) for path in (source, copy))
+    apart = {"name": True, "tracking": True, "schedule": True}
+    assert new.model_dump(exclude=apart) == old.model_dump(exclude=apart)
+    assert new.aligned_model == str(tmp_path / "models" / "aligned")
+    assert (new.name, new.tracking.experiment, new.tracking.registered_model) == ("day",) * 3
+    assert new.schedule.data[0].sets == {
+        "task_training.data.0.path": f"{source.parent}/tickets/{{version}}.jsonl",
+        "task_training.data.1.split": "{version}",
+    }
+
+
+def test_a_recipe_is_not_begun_with_what_is_none(tmp_path: Path) -> None:
+    bad = write(tmp_path, "bad", steps=3)
+    with pytest.raises(ConfigError, match=r"bad\.yaml: line .*, steps: unknown key"):
+        new_recipe("day", str(bad), tmp_path)
+    assert not (tmp_path / "day.yaml").exists()
+
+
+@pytest.mark.parametrize("name", ["12", "1e3", "-", "null", "a.b"])
+def test_a_name_is_a_text_whatever_it_looks_like(tmp_path: Path, name: str) -> None:
+    assert load_recipe(new_recipe(name, "demo", tmp_path)).name == name
+
+
 def test_a_recipe_is_not_overwritten_and_its_source_is_there(tmp_path: Path) -> None:
     write(tmp_path, "night")
     with pytest.raises(OutputExistsError, match=r"night\.yaml"):
@@ -169,6 +242,12 @@ def test_suites_of_the_hub_are_known_by_their_description(tiny_pipeline: TinyPip
     evaluation["suites"][0]["revision"] = "main"
     (problem,) = _changed(tiny_pipeline, evaluation=evaluation, gate=gate)
     assert "can never be shown by the 10 prompts of suite directharm4" in problem
+    evaluation["suites"][0] |= {"skip": 395}  # of its 400
+    (problem,) = _changed(tiny_pipeline, evaluation=evaluation, gate=gate)
+    assert "can never be shown by the 5 prompts of suite directharm4" in problem
+    evaluation["suites"][0]["skip"] = 400
+    (problem,) = _changed(tiny_pipeline, evaluation=evaluation, gate=gate)
+    assert problem.endswith("suite directharm4: expected more than the 400 prompts to skip, got 400")
 
 
 def test_a_choice_that_sees_the_final_split_is_found_without_a_run(tmp_path: Path) -> None:
