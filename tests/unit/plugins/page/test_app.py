@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 from urllib.parse import parse_qs, urljoin, urlsplit
@@ -200,6 +201,32 @@ def test_what_came_later_ends_the_news_of_a_failed_start(visit: Any, mlflow: Mlf
     assert told(unopened("dag/2", started_ms + 1)) == {}  # cleared again: MLflow has it
     # Another DAG has made the same pipeline meanwhile.
     assert told(unopened("alpha/1", started_ms - 1)) == {}
+
+
+def test_a_run_that_took_over_older_work_is_as_new_as_its_own_start(visit: Any, mlflow: Mlflow) -> None:
+    monday = open_run(mlflow.ledger, config("alpha"), "dag/monday")
+    other = judged_run(mlflow.ledger, config("alpha"), "dag/other", REPORTS, Verdict.BLOCK)
+    tuesday = unopened("dag/tuesday", mlflow.history().run(other).started_ms + 1)
+    assert failed_starts(visit(mlflow.history(), unopened=[tuesday])) == {"alpha": "dag/tuesday"}
+    time.sleep(0.005)
+    wednesday = mlflow.ledger.open_pipeline_run(monday.config, monday.plan, "dag/wednesday")
+    mlflow.ledger.close_pipeline_run(wednesday, Verdict.PASS, "PASS", gate_run_id="0")
+    assert wednesday.run_id == monday.run_id
+    visitor = visit(mlflow.history(), unopened=[tuesday])
+    assert failed_starts(visitor) == {}
+    (alpha,) = visitor.get("/pipelines.json").json()
+    assert (alpha["verdict"], alpha["outcomes"]) == ("pass", ["block", "pass"])
+    text = visitor.get("/pipelines/alpha").text
+    places = [text.index(what) for what in (">dag/wednesday<", ">dag/tuesday<", ">dag/other<")]
+    assert places == sorted(places)
+
+
+@pytest.mark.parametrize("tag", ["", "soon", "9" * 30, "-1"])
+def test_a_start_that_no_one_can_read_is_that_of_the_record(mlflow: Mlflow, tag: str) -> None:
+    run = open_run(mlflow.ledger, config("alpha"), "dag/1")
+    mlflow.ledger.client.set_tag(run.run_id, tags.OPENED, tag)
+    made_ms = mlflow.ledger.client.get_run(run.run_id).info.start_time
+    assert [one.started_ms for one in mlflow.history().recent_runs()] == [made_ms]
 
 
 def test_a_dag_of_several_pipelines_stands_for_itself(visit: Any, mlflow: Mlflow) -> None:
