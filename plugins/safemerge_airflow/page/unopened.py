@@ -53,6 +53,7 @@ def unopened_runs(readable: ReadableDags, session: SessionDep) -> list[UnopenedR
             task.dag_id.in_(readable.dag_ids),
             task.task_id == OPEN_RUN_TASK,
             task.state.in_(states),
+            ended_at.is_not(None),
         )
         .subquery()
     )

@@ -56,6 +56,15 @@ def test_a_task_that_the_scheduler_failed_without_an_end_is_found(session: Sessi
     assert (run.ended_ms, run.failed) == (NIGHT_MS, True)
 
 
+def test_a_task_that_ended_nobody_knows_when_breaks_nothing(session: Session) -> None:
+    add_dag(session, "alpha")
+    for number in (1, 2):
+        add_dag_run(session, f"alpha/{number}", "failed", NIGHT)
+    of_first = TaskInstance.run_id == "1"
+    session.execute(update(TaskInstance).where(of_first).values(end_date=None, updated_at=None))
+    assert found(session, "alpha") == ["alpha/2"]
+
+
 @pytest.mark.parametrize("state", ["success", "running", "up_for_retry", "queued", "upstream_failed", None])
 def test_other_ends_are_none(session: Session, state: str | None) -> None:
     add_dag(session, "alpha")
