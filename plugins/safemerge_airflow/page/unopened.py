@@ -7,11 +7,13 @@ from typing import Annotated, NamedTuple
 from airflow.api_fastapi.common.db.common import SessionDep
 from airflow.models.dag import DagModel, DagTag
 from airflow.models.taskinstance import TaskInstance
+from airflow.models.xcom import XComModel
 from airflow.utils.state import TaskInstanceState
 from fastapi import Depends
-from sqlalchemy import func, select
+from sqlalchemy import and_, func, select
 
 from safemerge_airflow import OPEN_RUN_TASK, TAG
+from safemerge_airflow.mlflow_link import MlflowRunLink
 from safemerge_airflow.page.access import ReadableDags
 
 MOST = 20
@@ -26,7 +28,7 @@ class UnopenedRun(NamedTuple):
     ended_ms: int
     """When that task ended."""
     failed: bool
-    """False where it was skipped: there was nothing new to do."""
+    """False where it found nothing new to do, and was skipped."""
 
     @property
     def run_key(self) -> str:
@@ -38,6 +40,10 @@ def unopened_runs(readable: ReadableDags, session: SessionDep) -> list[UnopenedR
     """Dependency: those of DAGs that are there and that the user may see, the newest first.
 
     A task that is started again has its new state: a run that opened its record after all is none of them.
+
+    Airflow also skips tasks that still wait, perhaps for a retry, where a run is marked failed or takes too
+    long; and as ``close_run`` comes after them, a run marked failed so may end as a success. Only a task that
+    found nothing new leads to the MLflow run that has what it would have made.
     """
     task, states = TaskInstance, (TaskInstanceState.FAILED, TaskInstanceState.SKIPPED)
     # The scheduler fails tasks of a DAG that it does not find without noting an end.
@@ -57,13 +63,24 @@ def unopened_runs(readable: ReadableDags, session: SessionDep) -> list[UnopenedR
         )
         .subquery()
     )
-    newest = select(ended).where(ended.c.place <= MOST).order_by(ended.c.ended_at.desc())
+    link = and_(
+        XComModel.dag_id == ended.c.dag_id,
+        XComModel.run_id == ended.c.run_id,
+        XComModel.task_id == OPEN_RUN_TASK,
+        XComModel.key == MlflowRunLink().xcom_key,
+    )
+    newest = (
+        select(ended, XComModel.value.label("link"))
+        .outerjoin(XComModel, link)
+        .where(ended.c.place <= MOST)
+        .order_by(ended.c.ended_at.desc())
+    )
     return [
         UnopenedRun(
             one.dag_id,
             one.run_id,
             int(one.ended_at.timestamp() * 1000),
-            failed=one.state == TaskInstanceState.FAILED,
+            failed=one.state == TaskInstanceState.FAILED or not one.link,
         )
         for one in session.execute(newest)
     ]
