@@ -229,6 +229,42 @@ def test_a_start_that_no_one_can_read_is_that_of_the_record(mlflow: Mlflow, tag:
     assert [one.started_ms for one in mlflow.history().recent_runs()] == [made_ms]
 
 
+@pytest.mark.parametrize("status", ["RUNNING", "FAILED"])
+def test_a_first_task_that_failed_leaves_nothing_running(visit: Any, mlflow: Mlflow, status: str) -> None:
+    for name in ("alpha", "beta"):
+        judged_run(mlflow.ledger, config(name), f"dag/{name}", REPORTS)
+    half = open_run(mlflow.ledger, config("alpha"), "dag/3")  # its record was made, but could not be filled
+    mlflow.ledger.client.update_run(half.run_id, status=status)
+    failed = unopened("dag/3", half.opened_at_ms + 5)
+    visitor = visit(mlflow.history(), unopened=[failed])
+    alpha, beta = visitor.get("/pipelines.json").json()
+    assert alpha["failed_start"]["run_key"] == "dag/3"
+    assert (alpha["underway"], alpha["outcomes"]) == (None, ["pass"])
+    assert (beta["failed_start"], beta["outcomes"]) == (None, ["pass"])
+    text = visitor.get("/pipelines/alpha").text
+    assert text.count("</span> failed to start</span>") == text.count(">dag/3<") == 1
+    assert "</span> running</span>" not in text
+    assert "failed to start" not in visitor.get("/pipelines/beta").text
+    # Started again, it found nothing new: that takes no record away.
+    visitor = visit(mlflow.history(), unopened=[failed._replace(failed=False)])
+    assert failed_starts(visitor) == {}
+    assert f"/runs/{half.run_id}" in visitor.get("/pipelines/alpha").text
+
+
+def test_a_run_that_was_judged_stays_where_it_fails_to_start_with_other_inputs(
+    visit: Any, mlflow: Mlflow
+) -> None:
+    judged_run(mlflow.ledger, config("alpha"), "dag/1", REPORTS)
+    plan = open_run(mlflow.ledger, config("alpha"), "dag/2").plan.model_copy(update={"inputs_digest": "0"})
+    half = mlflow.ledger.open_pipeline_run(config("alpha"), plan, "dag/1")
+    visitor = visit(mlflow.history(), unopened=[unopened("dag/1", half.opened_at_ms + 5)])
+    (alpha,) = visitor.get("/pipelines.json").json()
+    assert (alpha["failed_start"]["run_key"], alpha["verdict"]) == ("dag/1", "pass")
+    assert alpha["outcomes"] == ["pass", "running"]  # the second is that of dag/2
+    text = visitor.get("/pipelines/alpha").text
+    assert (text.count(">dag/1<"), half.run_id in text) == (2, False)
+
+
 def test_a_dag_of_several_pipelines_stands_for_itself(visit: Any, mlflow: Mlflow) -> None:
     for name in ("alpha", "beta"):
         judged_run(mlflow.ledger, config(name), f"any/{name}", REPORTS)
