@@ -6,12 +6,14 @@ from typing import Annotated, NamedTuple
 
 from airflow.api_fastapi.common.db.common import SessionDep
 from airflow.models.dag import DagModel, DagTag
+from airflow.models.dagrun import DagRun
 from airflow.models.taskinstance import TaskInstance
 from airflow.models.xcom import XComModel
 from airflow.utils.state import TaskInstanceState
 from fastapi import Depends
 from sqlalchemy import and_, func, select
 
+from safemerge.records import printable
 from safemerge_airflow import OPEN_RUN_TASK, TAG
 from safemerge_airflow.mlflow_link import MlflowRunLink
 from safemerge_airflow.page.access import ReadableDags
@@ -29,11 +31,13 @@ class UnopenedRun(NamedTuple):
     """When that task ended."""
     failed: bool
     """False where it found nothing new to do, and was skipped."""
+    given_key: str | None = None
+    """The name that the run was told to have in MLflow; text of a user's."""
 
     @property
     def run_key(self) -> str:
         """What the run would be called in MLflow."""
-        return f"{self.dag_id}/{self.run_id}"
+        return self.given_key or f"{self.dag_id}/{self.run_id}"
 
 
 def unopened_runs(readable: ReadableDags, session: SessionDep) -> list[UnopenedRun]:
@@ -70,7 +74,8 @@ def unopened_runs(readable: ReadableDags, session: SessionDep) -> list[UnopenedR
         XComModel.key == MlflowRunLink().xcom_key,
     )
     newest = (
-        select(ended, XComModel.value.label("link"))
+        select(ended, DagRun.conf, XComModel.value.label("link"))
+        .join(DagRun, and_(DagRun.dag_id == ended.c.dag_id, DagRun.run_id == ended.c.run_id))
         .outerjoin(XComModel, link)
         .where(ended.c.place <= MOST)
         .order_by(ended.c.ended_at.desc())
@@ -81,9 +86,16 @@ def unopened_runs(readable: ReadableDags, session: SessionDep) -> list[UnopenedR
             one.run_id,
             int(one.ended_at.timestamp() * 1000),
             failed=one.state == TaskInstanceState.FAILED or not one.link,
+            given_key=_given_key(one.conf),
         )
         for one in session.execute(newest)
     ]
+
+
+def _given_key(conf: object) -> str | None:
+    """The parameter ``run_key``, as the page has it from MLflow; None where a run was not given one."""
+    key = conf.get("run_key") if isinstance(conf, dict) else None
+    return printable(key) if isinstance(key, str) else None
 
 
 UnopenedRuns = Annotated[list[UnopenedRun], Depends(unopened_runs)]

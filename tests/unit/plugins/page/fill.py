@@ -144,11 +144,15 @@ def add_dag_run(
     ended: datetime | None,
     task_id: str = "open_run",
     link: str | None = None,
+    conf: object = None,
 ) -> None:
-    """A run of it with one task, which is in ``state``, and what its button to MLflow leads to."""
+    """A run of it with one task, which is in ``state``, and what its button to MLflow leads to.
+
+    ``conf`` are the parameters that the run was given.
+    """
     dag_id, _, run_id = run_key.partition("/")
     run = {"dag_id": dag_id, "run_id": run_id, "run_type": "manual", "state": "failed", "run_after": ended}
-    made = session.execute(insert(DagRun).values(**run)).inserted_primary_key
+    made = session.execute(insert(DagRun).values(**run, conf=conf)).inserted_primary_key
     task = {"task_id": task_id, "pool": "default_pool", "state": state, "end_date": ended}
     session.execute(insert(TaskInstance).values(dag_id=dag_id, run_id=run_id, **task))
     if link is not None:

@@ -149,9 +149,9 @@ def test_pipeline_has_charts_champions_and_runs(visit: Any, mlflow: Mlflow) -> N
     assert "made version 2 the champion" in text
 
 
-def unopened(run_key: str, ended_ms: int, failed: bool = True) -> UnopenedRun:
-    dag_id, _, run_id = run_key.partition("/")
-    return UnopenedRun(dag_id, run_id, ended_ms, failed)
+def unopened(dag_run: str, ended_ms: int, failed: bool = True, given_key: str | None = None) -> UnopenedRun:
+    dag_id, _, run_id = dag_run.partition("/")
+    return UnopenedRun(dag_id, run_id, ended_ms, failed, given_key)
 
 
 def failed_starts(visitor: TestClient) -> dict[str, str]:
@@ -227,6 +227,18 @@ def test_a_start_that_no_one_can_read_is_that_of_the_record(mlflow: Mlflow, tag:
     mlflow.ledger.client.set_tag(run.run_id, tags.OPENED, tag)
     made_ms = mlflow.ledger.client.get_run(run.run_id).info.start_time
     assert [one.started_ms for one in mlflow.history().recent_runs()] == [made_ms]
+
+
+def test_a_run_with_a_name_of_its_own_is_found_under_it(visit: Any, mlflow: Mlflow) -> None:
+    judged_run(mlflow.ledger, config("alpha"), "nightly", REPORTS)
+    later_ms = mlflow.history().recent_runs()[0].started_ms + 60_000
+    cleared = unopened("dag/1", later_ms, given_key="nightly")
+    assert failed_starts(visit(mlflow.history(), unopened=[cleared])) == {}  # MLflow has it
+    open_run(mlflow.ledger, config("alpha"), "weekly")
+    new = unopened("dag/2", later_ms, given_key="weekly")
+    visitor = visit(mlflow.history(), unopened=[new])
+    assert failed_starts(visitor) == {"alpha": "weekly"}
+    assert '<a href="/dags/dag/runs/2/tasks/open_run"' in visitor.get("/pipelines/alpha").text
 
 
 @pytest.mark.parametrize("status", ["RUNNING", "FAILED"])

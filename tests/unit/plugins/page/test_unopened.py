@@ -61,6 +61,25 @@ def test_a_task_that_the_scheduler_failed_without_an_end_is_found(session: Sessi
     assert (run.ended_ms, run.failed) == (NIGHT_MS, True)
 
 
+@pytest.mark.parametrize(
+    ("conf", "run_key"),
+    [
+        ({"run_key": "nightly\u202e"}, "nightly\ufffd"),
+        ({"run_key": None}, "alpha/1"),
+        ({"run_key": ""}, "alpha/1"),
+        ({"run_key": ["nightly"]}, "alpha/1"),
+        ({}, "alpha/1"),
+        (None, "alpha/1"),
+        (["run_key"], "alpha/1"),
+    ],
+)
+def test_a_run_is_called_as_it_was_told(session: Session, conf: object, run_key: str) -> None:
+    add_dag(session, "alpha")
+    add_dag_run(session, "alpha/1", "failed", NIGHT, conf=conf)
+    (run,) = unopened_runs(Readable(frozenset({"alpha"}), all_dags=True), session)
+    assert (run.run_key, run.dag_id, run.run_id) == (run_key, "alpha", "1")
+
+
 @pytest.mark.parametrize(("state", "link"), [("up_for_retry", ""), ("queued", None), (None, None)])
 def test_a_run_that_a_person_marked_failed_is_no_run_without_news(
     session: Session, state: str | None, link: str | None
