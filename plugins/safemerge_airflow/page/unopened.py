@@ -1,4 +1,4 @@
-"""DAG runs that MLflow knows nothing of, as their first task opened no record: from Airflow's database."""
+"""DAG runs whose first task opened no record in MLflow, or failed as it did: from Airflow's database."""
 
 from __future__ import annotations
 
