@@ -127,11 +127,16 @@ class Ledger:
         else:
             logger.info("going on with MLflow run %s for %s", found.info.run_id, run_key)
         run_id = found.info.run_id
-        self.client.set_tag(run_id, tags.RUN_KEY, run_key)
-        self.client.set_tag(run_id, tags.OPENED, str(opened_at_ms))
-        self.client.log_text(run_id, config.model_dump_json(indent=2), CONFIG_FILE)
-        self.client.log_text(run_id, plan.to_json(), PLAN_FILE)
-        self.client.update_run(run_id, status="RUNNING")
+        try:
+            self.client.set_tag(run_id, tags.RUN_KEY, run_key)
+            self.client.set_tag(run_id, tags.OPENED, str(opened_at_ms))
+            self.client.log_text(run_id, config.model_dump_json(indent=2), CONFIG_FILE)
+            self.client.log_text(run_id, plan.to_json(), PLAN_FILE)
+            self.client.update_run(run_id, status="RUNNING")
+        except BaseException:
+            if tags.VERDICT not in found.data.tags:  # nobody else would end it: no task knows its id
+                self.client.set_terminated(run_id, "FAILED")
+            raise
         return PipelineRun(
             run_id=run_id, experiment_id=experiment_id, config=config, plan=plan, opened_at_ms=opened_at_ms
         )

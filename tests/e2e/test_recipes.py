@@ -13,9 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy import create_engine
+from sqlalchemy.orm import Session
 
 from safemerge.demo.services import DemoHome, airflow_service, free_port, prepare_airflow
 from safemerge.pipeline.announcing import ChampionAsset
+from safemerge_airflow.page.access import Readable
+from safemerge_airflow.page.unopened import unopened_runs
 from tests.e2e.test_device_lane import Api
 from tests.unit.config.test_recipes import write
 
@@ -112,6 +116,11 @@ def test_new_data_start_a_run_whose_champion_is_an_event(
         # The version announced last is what a run by hand takes, too; one given by hand wins.
         assert _started(api, "night", {}) == RELEASED
         assert _started(api, "night", {"version of night-data": "v6"}) == {"skipped"}
+        engine = create_engine(f"sqlite:///{home.airflow_database}")
+        with Session(engine) as session:
+            (nothing_new,) = unopened_runs(Readable(frozenset({"night"}), all_dags=False), session)
+        engine.dispose()
+        assert (nothing_new.dag_id, nothing_new.failed) == ("night", False)
     finally:
         airflow.stop()
 

@@ -66,7 +66,7 @@ class History:
         elif time.monotonic() - self._older_since_s > OLDER_FRESH_S:
             self._start_reading_older(page_token)
         known = {run.run_id: run for run in (*(self._older or ()), *newest)}
-        return sorted(known.values(), key=lambda run: run.started_ms, reverse=True)
+        return sorted(known.values(), key=_started_ms, reverse=True)
 
     @property
     def is_complete(self) -> bool:
@@ -133,6 +133,7 @@ class History:
             return FoundRuns([], None)
         answer = self._api.search_runs(experiments, filter_string, count, page_token)
         runs = [run for found in answer.get("runs", []) if (run := pipeline_run(found))]
+        runs.sort(key=_started_ms, reverse=True)  # MLflow orders by when their records were made
         return FoundRuns(runs, answer.get("next_page_token") or None)
 
     def _experiments(self) -> list[str]:
@@ -213,6 +214,10 @@ class Cache:
                 if time.monotonic() > kept.until_s:
                     self._answers.pop(key, None)
                     self._locks.pop(key, None)
+
+
+def _started_ms(run: PipelineRun) -> int:
+    return run.started_ms
 
 
 def _filter(pipeline: str | None = None) -> str:

@@ -26,6 +26,7 @@ class PipelineRun(NamedTuple):
     status: str
     """MLflow's word: RUNNING, FINISHED, FAILED, KILLED, SCHEDULED."""
     started_ms: int
+    """When the scheduler's run of it began, which may go on with an older record of MLflow's."""
     ended_ms: int | None
     verdict: Verdict | None
     summary: str
@@ -70,7 +71,7 @@ def pipeline_run(run: Json) -> PipelineRun | None:
         pipeline=tagged.get(tags.PIPELINE, ""),
         run_key=tagged.get(tags.RUN_KEY, ""),
         status=info["status"],
-        started_ms=int(info["start_time"]),
+        started_ms=_opened_ms(tagged) or int(info["start_time"]),
         ended_ms=int(info["end_time"]) if info.get("end_time") else None,
         verdict=_verdict(tagged),
         summary=tagged.get(tags.VERDICT_SUMMARY, ""),
@@ -121,6 +122,12 @@ def _report(uri: str) -> tuple[str, str] | None:
     """Only a run's artifact: a tag may hold anything."""
     found = re.fullmatch(r"runs:/([0-9a-f]{32})/([\w./-]+\.html)", uri)
     return found and (found[1], found[2])
+
+
+def _opened_ms(tagged: Mapping[str, str]) -> int | None:
+    """Only a time that can be written as a date: a tag may hold anything."""
+    found = re.fullmatch(r"[0-9]{1,13}", tagged.get(tags.OPENED, ""))
+    return found and int(found[0])
 
 
 def _verdict(tagged: Mapping[str, str]) -> Verdict | None:

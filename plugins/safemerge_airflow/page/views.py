@@ -56,7 +56,7 @@ class Pipeline(NamedTuple):
     latest: PipelineRun | None
     """Its newest run with a verdict, or its newest where none has one; None where MLflow holds no run."""
     failed_start: UnopenedRun | None
-    """The newest run, where that failed before MLflow had a record of it."""
+    """The newest run, where that failed at its first task."""
     underway: Outcome | None
     """Where its newest run stands, if that has not ended."""
     outcomes: Sequence[Outcome]
@@ -104,13 +104,15 @@ def pipelines(
     runs: Sequence[PipelineRun], champions: Mapping[str, str], unopened: Sequence[UnopenedRun]
 ) -> list[Pipeline]:
     """The pipelines that runs belong to, by name; runs of both kinds are given the newest first."""
+    found = by_pipeline(unopened, runs)
+    begun = _begun(runs, (one for ones in found.values() for one in ones if one.failed))
     by_name: dict[str, list[PipelineRun]] = {}
-    for run in runs:
+    for run in begun:
         by_name.setdefault(run.pipeline, []).append(run)
     failed = {
         name: newest
-        for name, (newest, *_) in by_pipeline(unopened, runs).items()
-        if newest.failed and newest.ended_ms > _last_start_ms(name, newest.dag_id, runs)
+        for name, (newest, *_) in found.items()
+        if newest.failed and newest.ended_ms > _last_start_ms(name, newest.dag_id, begun)
     }
     return [
         _pipeline(name, by_name.get(name, ()), champions, failed.get(name))
@@ -119,27 +121,30 @@ def pipelines(
 
 
 def by_pipeline(unopened: Iterable[UnopenedRun], runs: Sequence[PipelineRun]) -> dict[str, list[UnopenedRun]]:
-    """Runs that MLflow has no record of, by the pipeline that they would have been of.
+    """Runs that MLflow has no verdict of, by the pipeline that they would have been of.
 
-    That is the one that all of the DAG's records in ``runs`` are of. Where there are none, or several
-    pipelines, it is called as the DAG: a recipe's DAG has its pipeline's name.
+    MLflow may have a record that the first task made before it failed. Else the pipeline is the one that all
+    of the DAG's records in ``runs`` are of. Where there are none, or several pipelines, it is called as the
+    DAG: a recipe's DAG has its pipeline's name.
     """
     made: dict[str, set[str]] = {}
     for run in runs:
         made.setdefault(run.dag_id, set()).add(run.pipeline)
-    recorded = {run.run_key for run in runs}
+    records = {run.run_key: run for run in reversed(runs)}  # the newest one, where inputs changed
     found: dict[str, list[UnopenedRun]] = {}
     for one in unopened:
-        if one.run_key not in recorded:
-            names = made.get(one.dag_id, set())
+        record = records.get(one.run_key)
+        if record is None or record.verdict is None:
+            names = {record.pipeline} if record else made.get(one.dag_id, set())
             found.setdefault(min(names) if len(names) == 1 else one.dag_id, []).append(one)
     return found
 
 
 def rows(runs: Iterable[PipelineRun], failed: Iterable[UnopenedRun]) -> list[Row | UnopenedRun]:
-    """One pipeline's runs, and those that failed before they were recorded, the newest first."""
+    """One pipeline's runs, and those of it that failed to start, the newest first."""
+    failed = list(failed)
     return sorted(
-        [*map(row, runs), *failed],
+        [*map(row, _begun(runs, failed)), *failed],
         key=lambda one: one.ended_ms if isinstance(one, UnopenedRun) else one.run.started_ms,
         reverse=True,
     )
@@ -159,6 +164,12 @@ def row(run: PipelineRun) -> Row:
         harm=highest_harm(candidate) if candidate else None,
         utility=_utility(candidate.utility) if candidate and candidate.utility else None,
     )
+
+
+def _begun(runs: Iterable[PipelineRun], failed: Iterable[UnopenedRun]) -> list[PipelineRun]:
+    """The runs without those that failed to start; MLflow may say of such a one that it is running."""
+    keys = {one.run_key for one in failed}
+    return [run for run in runs if run.verdict or run.run_key not in keys]
 
 
 def _pipeline(

@@ -151,6 +151,8 @@ def test_step_with_nothing_to_do_is_skipped_and_says_why(answer_with: Any) -> No
     operator = TrainAdapterOperator(task_id="t", run_id="parent", role="safety")
     with pytest.raises(AirflowSkipException, match="an adapter was given"):
         answer_with(operator, figures={"note": "an adapter was given: nothing is trained"})
+    # By this the page tells it from a task that was skipped before it had run.
+    assert MlflowRunLink().get_link(operator, ti_key=None) == link("run-1")
 
 
 def test_reused_step_succeeds_and_says_so(answer_with: Any, capfd: pytest.CaptureFixture[str]) -> None:

@@ -41,6 +41,26 @@ def test_unfinished_run_of_the_same_inputs_is_adopted_under_a_new_key(
     assert ledger.find_pipeline_run("e", "dag/second") == run.run_id
 
 
+@pytest.mark.parametrize("verdict", [None, Verdict.PASS])
+def test_a_record_that_cannot_be_filled_is_not_left_running(
+    ledger: Ledger, config: PipelineConfig, tmp_path: Path, verdict: Verdict | None
+) -> None:
+    if verdict:
+        judged = ledger.open_pipeline_run(config, plan("a" * 64), "dag/first")
+        ledger.close_pipeline_run(judged, verdict=verdict, summary="yes", gate_run_id="g")
+        (tmp_path / "artifacts").rename(tmp_path / "moved")
+    (tmp_path / "artifacts").touch()  # no folder: the artifact store is away
+    with pytest.raises(OSError, match="artifacts"):
+        ledger.open_pipeline_run(config, plan("a" * 64), "dag/first")
+    run_id = ledger.find_pipeline_run("e", "dag/first")
+    assert run_id is not None
+    assert ledger.client.get_run(run_id).info.status == ("FINISHED" if verdict else "FAILED")
+    (tmp_path / "artifacts").unlink()
+    again = ledger.open_pipeline_run(config, plan("a" * 64), "dag/first")
+    assert again.run_id == run_id
+    assert ledger.client.get_run(run_id).info.status == "RUNNING"
+
+
 def test_a_run_with_a_verdict_is_not_adopted(
     ledger: Ledger, config: PipelineConfig, run: PipelineRun
 ) -> None:

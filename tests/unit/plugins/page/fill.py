@@ -10,6 +10,7 @@ from airflow.models.dag import DagModel, DagTag
 from airflow.models.dagbundle import DagBundleModel
 from airflow.models.dagrun import DagRun
 from airflow.models.taskinstance import TaskInstance
+from airflow.models.xcom import XComModel
 from sqlalchemy import insert
 from sqlalchemy.orm import Session
 
@@ -27,6 +28,7 @@ from safemerge.stats import final_counts, whole_interval, wilson_interval
 from safemerge.tracking import tags
 from safemerge.tracking.figures import run_figures
 from safemerge.tracking.ledger import Ledger, PipelinePlan, PipelineRun
+from safemerge_airflow.mlflow_link import MlflowRunLink
 from tests.unit.pipelines import PIPELINE, pipeline_config
 
 HOSTILE = "<img src=x onerror=alert(1)>\"'&{{7*7}}\u202e"
@@ -155,11 +157,23 @@ def add_dag(session: Session, dag_id: str, tag: str = "safemerge", is_stale: boo
 
 
 def add_dag_run(
-    session: Session, run_key: str, state: str | None, ended: datetime | None, task_id: str = "open_run"
+    session: Session,
+    run_key: str,
+    state: str | None,
+    ended: datetime | None,
+    task_id: str = "open_run",
+    link: str | None = None,
+    conf: object = None,
 ) -> None:
-    """A run of it with one task, which is in ``state``."""
+    """A run of it with one task, which is in ``state``, and what its button to MLflow leads to.
+
+    ``conf`` are the parameters that the run was given.
+    """
     dag_id, _, run_id = run_key.partition("/")
     run = {"dag_id": dag_id, "run_id": run_id, "run_type": "manual", "state": "failed", "run_after": ended}
-    session.execute(insert(DagRun).values(**run))
+    made = session.execute(insert(DagRun).values(**run, conf=conf)).inserted_primary_key
     task = {"task_id": task_id, "pool": "default_pool", "state": state, "end_date": ended}
     session.execute(insert(TaskInstance).values(dag_id=dag_id, run_id=run_id, **task))
+    if link is not None:
+        key = {"dag_id": dag_id, "run_id": run_id, "task_id": task_id, "key": MlflowRunLink().xcom_key}
+        session.execute(insert(XComModel).values(dag_run_id=made[0], value=link, **key))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 from urllib.parse import parse_qs, urljoin, urlsplit
@@ -149,9 +150,9 @@ def test_pipeline_has_charts_champions_and_runs(visit: Any, mlflow: Mlflow) -> N
     assert "made version 2 the champion" in text
 
 
-def unopened(run_key: str, ended_ms: int, failed: bool = True) -> UnopenedRun:
-    dag_id, _, run_id = run_key.partition("/")
-    return UnopenedRun(dag_id, run_id, ended_ms, failed)
+def unopened(dag_run: str, ended_ms: int, failed: bool = True, given_key: str | None = None) -> UnopenedRun:
+    dag_id, _, run_id = dag_run.partition("/")
+    return UnopenedRun(dag_id, run_id, ended_ms, failed, given_key)
 
 
 def failed_starts(visitor: TestClient) -> dict[str, str]:
@@ -201,6 +202,80 @@ def test_what_came_later_ends_the_news_of_a_failed_start(visit: Any, mlflow: Mlf
     assert told(unopened("dag/2", started_ms + 1)) == {}  # cleared again: MLflow has it
     # Another DAG has made the same pipeline meanwhile.
     assert told(unopened("alpha/1", started_ms - 1)) == {}
+
+
+def test_a_run_that_took_over_older_work_is_as_new_as_its_own_start(visit: Any, mlflow: Mlflow) -> None:
+    monday = open_run(mlflow.ledger, config("alpha"), "dag/monday")
+    other = judged_run(mlflow.ledger, config("alpha"), "dag/other", REPORTS, Verdict.BLOCK)
+    tuesday = unopened("dag/tuesday", mlflow.history().run(other).started_ms + 1)
+    assert failed_starts(visit(mlflow.history(), unopened=[tuesday])) == {"alpha": "dag/tuesday"}
+    time.sleep(0.005)
+    wednesday = mlflow.ledger.open_pipeline_run(monday.config, monday.plan, "dag/wednesday")
+    mlflow.ledger.close_pipeline_run(wednesday, Verdict.PASS, "PASS", gate_run_id="0")
+    assert wednesday.run_id == monday.run_id
+    visitor = visit(mlflow.history(), unopened=[tuesday])
+    assert failed_starts(visitor) == {}
+    (alpha,) = visitor.get("/pipelines.json").json()
+    assert (alpha["verdict"], alpha["outcomes"]) == ("pass", ["block", "pass"])
+    text = visitor.get("/pipelines/alpha").text
+    places = [text.index(what) for what in (">dag/wednesday<", ">dag/tuesday<", ">dag/other<")]
+    assert places == sorted(places)
+
+
+@pytest.mark.parametrize("tag", ["", "soon", "9" * 30, "-1"])
+def test_a_start_that_no_one_can_read_is_that_of_the_record(mlflow: Mlflow, tag: str) -> None:
+    run = open_run(mlflow.ledger, config("alpha"), "dag/1")
+    mlflow.ledger.client.set_tag(run.run_id, tags.OPENED, tag)
+    made_ms = mlflow.ledger.client.get_run(run.run_id).info.start_time
+    assert [one.started_ms for one in mlflow.history().recent_runs()] == [made_ms]
+
+
+def test_a_run_with_a_name_of_its_own_is_found_under_it(visit: Any, mlflow: Mlflow) -> None:
+    judged_run(mlflow.ledger, config("alpha"), "nightly", REPORTS)
+    later_ms = mlflow.history().recent_runs()[0].started_ms + 60_000
+    cleared = unopened("dag/1", later_ms, given_key="nightly")
+    assert failed_starts(visit(mlflow.history(), unopened=[cleared])) == {}  # MLflow has it
+    open_run(mlflow.ledger, config("alpha"), "weekly")
+    new = unopened("dag/2", later_ms, given_key="weekly")
+    visitor = visit(mlflow.history(), unopened=[new])
+    assert failed_starts(visitor) == {"alpha": "weekly"}
+    assert '<a href="/dags/dag/runs/2/tasks/open_run"' in visitor.get("/pipelines/alpha").text
+
+
+@pytest.mark.parametrize("status", ["RUNNING", "FAILED"])
+def test_a_first_task_that_failed_leaves_nothing_running(visit: Any, mlflow: Mlflow, status: str) -> None:
+    for name in ("alpha", "beta"):
+        judged_run(mlflow.ledger, config(name), f"dag/{name}", REPORTS)
+    half = open_run(mlflow.ledger, config("alpha"), "dag/3")  # its record was made, but could not be filled
+    mlflow.ledger.client.update_run(half.run_id, status=status)
+    failed = unopened("dag/3", half.opened_at_ms + 5)
+    visitor = visit(mlflow.history(), unopened=[failed])
+    alpha, beta = visitor.get("/pipelines.json").json()
+    assert alpha["failed_start"]["run_key"] == "dag/3"
+    assert (alpha["underway"], alpha["outcomes"]) == (None, ["pass"])
+    assert (beta["failed_start"], beta["outcomes"]) == (None, ["pass"])
+    text = visitor.get("/pipelines/alpha").text
+    assert text.count("</span> failed to start</span>") == text.count(">dag/3<") == 1
+    assert "</span> running</span>" not in text
+    assert "failed to start" not in visitor.get("/pipelines/beta").text
+    # Started again, it found nothing new: that takes no record away.
+    visitor = visit(mlflow.history(), unopened=[failed._replace(failed=False)])
+    assert failed_starts(visitor) == {}
+    assert f"/runs/{half.run_id}" in visitor.get("/pipelines/alpha").text
+
+
+def test_a_run_that_was_judged_stays_where_it_fails_to_start_with_other_inputs(
+    visit: Any, mlflow: Mlflow
+) -> None:
+    judged_run(mlflow.ledger, config("alpha"), "dag/1", REPORTS)
+    plan = open_run(mlflow.ledger, config("alpha"), "dag/2").plan.model_copy(update={"inputs_digest": "0"})
+    half = mlflow.ledger.open_pipeline_run(config("alpha"), plan, "dag/1")
+    visitor = visit(mlflow.history(), unopened=[unopened("dag/1", half.opened_at_ms + 5)])
+    (alpha,) = visitor.get("/pipelines.json").json()
+    assert (alpha["failed_start"]["run_key"], alpha["verdict"]) == ("dag/1", "pass")
+    assert alpha["outcomes"] == ["pass", "running"]  # the second is that of dag/2
+    text = visitor.get("/pipelines/alpha").text
+    assert (text.count(">dag/1<"), half.run_id in text) == (2, False)
 
 
 def test_a_dag_of_several_pipelines_stands_for_itself(visit: Any, mlflow: Mlflow) -> None:
