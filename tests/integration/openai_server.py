@@ -24,7 +24,23 @@ class Server(ThreadingHTTPServer):
         """Path, headers and body of every request."""
         self.echoes, self.speaks = True, True
         """Whether prompts are scored where they should be, and answers hold a text."""
-        self.url = f"http://127.0.0.1:{self.server_port}/v1"
+        self._turn = 0
+
+    @property
+    def url(self) -> str:
+        """Its address, another one after each :meth:`renew`."""
+        return f"http://127.0.0.1:{self.server_port}/{self._turn}/v1"
+
+    def renew(self) -> None:
+        """Forget what was asked. What a test left behind comes too late: it asks at the old address."""
+        with self.lock:
+            self._turn += 1
+            self.seen, self.echoes, self.speaks = [], True, True
+
+    def place(self, path: str) -> str | None:
+        """A path without what is new with each turn; None of an earlier one."""
+        turn, _, rest = path.removeprefix("/").partition("/")
+        return f"/{rest}" if turn == str(self._turn) else None
 
     def asked(self, path: str) -> list[dict[str, Any]]:
         """Bodies of requests to a path."""
@@ -63,11 +79,13 @@ class _Handler(BaseHTTPRequestHandler):
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         server = self.server
         with server.lock:
-            server.seen.append((self.path, dict(self.headers), body))
+            if (path := server.place(self.path)) is None:
+                return self._send(410, {"error": "too late"})
+            server.seen.append((path, dict(self.headers), body))
             if body["model"] not in server.models:
                 return self._send(404, {"error": f"no model {body['model']}"})
             model, tokenizer = server.models[body["model"]]
-            if self.path == "/v1/chat/completions":
+            if path == "/v1/chat/completions":
                 return self._send(200, _chat(model, tokenizer, body, server.speaks))
             return self._send(200, _completions(model, tokenizer, body, server.echoes))
 

@@ -38,7 +38,7 @@ def shared(tiny_checkpoint, adapter):
 def server(shared, monkeypatch):
     monkeypatch.setattr(endpoint_client, "FIRST_WAIT_S", 0.001)
     monkeypatch.setenv("OPENAI_API_KEY", "sk-of-somebody-else")
-    shared.seen, shared.echoes, shared.speaks = [], True, True
+    shared.renew()
     return shared
 
 
