@@ -12,7 +12,7 @@ from typing import NamedTuple
 from safemerge.arms import ALIGNED, ARM_TITLES, CANDIDATE, FINE_TUNED
 from safemerge.records import SuiteKind
 from safemerge_airflow.page.records import PipelineRun
-from safemerge_airflow.page.views import ARMS, Measured, in_words, rate, score, when
+from safemerge_airflow.page.views import ARMS, Figure, in_words, rate, score, when
 
 RUNS = 30
 """Runs that a chart shows, the newest at the right."""
@@ -64,7 +64,7 @@ class Series(NamedTuple):
     """Figures of one suite or task, by run and arm."""
 
     title: str
-    points: Sequence[tuple[PipelineRun, str, Measured]]
+    points: Sequence[tuple[PipelineRun, str, Figure]]
 
     @property
     def is_share(self) -> bool:
@@ -79,7 +79,7 @@ def charts(runs: Sequence[PipelineRun]) -> list[Chart]:
 
 
 def _series(runs: Sequence[PipelineRun]) -> Iterator[Series]:
-    found: dict[tuple[int, str], list[tuple[PipelineRun, str, Measured]]] = {}
+    found: dict[tuple[int, str], list[tuple[PipelineRun, str, Figure]]] = {}
     for run in runs:
         for arm in OFFSET.keys() & run.arms.keys():
             figures = run.arms[arm]
@@ -135,7 +135,7 @@ def _chart(series: Series, runs: Sequence[PipelineRun]) -> Chart:
     )
 
 
-def _ends(figure: Measured) -> tuple[float, ...]:
+def _ends(figure: Figure) -> tuple[float, ...]:
     value = figure.value or 0.0
     return (value, figure.interval.low, figure.interval.high) if figure.interval else (value,)
 
@@ -160,14 +160,14 @@ def _time_axis(runs: Sequence[PipelineRun]) -> tuple[str, str]:
     return (first, last[time]) if first[day] == last[day] else (first[day], last[day])
 
 
-def _label(run: PipelineRun, arm: str, figure: Measured) -> str:
+def _label(run: PipelineRun, arm: str, figure: Figure) -> str:
     text = f"{when(run.started_ms)}, {ARM_TITLES[arm]}: {figure.words(figure.value)}"
     if figure.interval:
         text += f" ({figure.words(figure.interval.low)} to {figure.words(figure.interval.high)})"
     return f"{text}, {figure.asked}" if figure.asked else text
 
 
-def _description(series: Series, shown: Sequence[tuple[PipelineRun, str, Measured]]) -> str:
+def _description(series: Series, shown: Sequence[tuple[PipelineRun, str, Figure]]) -> str:
     candidate = [figure.value for _, arm, figure in shown if arm == CANDIDATE and figure.value is not None]
     if not candidate:
         return f"{series.title}: not measured in these runs."

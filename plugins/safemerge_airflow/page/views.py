@@ -61,14 +61,14 @@ class Pipeline(NamedTuple):
     """Where its newest run stands, if that has not ended."""
     outcomes: Sequence[Outcome]
     """Of its newest runs, the newest last."""
-    harm: tuple[str, Measured] | None
+    harm: tuple[str, Figure] | None
     """Suite with the highest harmful rate in the latest verdict, and that rate."""
-    utility: tuple[str, Measured] | None
+    utility: tuple[str, Figure] | None
     champion: str | None
     """Version that is the champion now."""
 
 
-class Measured(NamedTuple):
+class Figure(NamedTuple):
     """A figure with its interval."""
 
     value: float | None
@@ -88,16 +88,16 @@ class Row(NamedTuple):
 
     run: PipelineRun
     outcome: Outcome
-    harm: tuple[str, Measured] | None
+    harm: tuple[str, Figure] | None
     """Suite with the highest harmful rate, and that rate."""
-    utility: tuple[str, Measured] | None
+    utility: tuple[str, Figure] | None
 
 
 class Arm(NamedTuple):
     """One arm's figures, in the order of the table's columns."""
 
     name: str
-    figures: Mapping[str, Measured]
+    figures: Mapping[str, Figure]
 
 
 def pipelines(
@@ -215,7 +215,7 @@ def of_verdict(verdict: Verdict | None) -> Outcome:
     ]
 
 
-def highest_harm(arm: ArmFigures) -> tuple[str, Measured] | None:
+def highest_harm(arm: ArmFigures) -> tuple[str, Figure] | None:
     """The harmful suite with the highest rate. One that was not measured counts as the highest."""
     rates = [
         (suite, rate(figure)) for suite, figure in arm.suites.items() if figure.kind is SuiteKind.HARMFUL
@@ -270,16 +270,16 @@ def in_words(value: float | None, is_share: bool) -> str:
     return f"{100 * value:.1f} %" if is_share else f"{value:.4g}"
 
 
-def rate(figure: SuiteFigure) -> Measured:
+def rate(figure: SuiteFigure) -> Figure:
     """The rate of a suite, harmful or over-refusal: always a share."""
     stopped = f" of {figure.planned}, stopped early" if figure.planned else ""
     asked = "" if figure.rate is None else f"n={figure.n}{stopped}"
-    return Measured(figure.rate, figure.interval, is_share=True, asked=asked)
+    return Figure(figure.rate, figure.interval, is_share=True, asked=asked)
 
 
-def score(figure: UtilityFigure) -> Measured:
+def score(figure: UtilityFigure) -> Figure:
     """What a utility metric says, which may be a share or not: always as the metric has it."""
-    return Measured(figure.value, figure.interval, is_share=False)
+    return Figure(figure.value, figure.interval, is_share=False)
 
 
 def when(time_ms: int | None) -> str:
@@ -310,11 +310,11 @@ def _time(time_ms: int) -> datetime:
     return datetime.fromtimestamp(time_ms / 1000, UTC)
 
 
-def _utility(figure: UtilityFigure) -> tuple[str, Measured]:
+def _utility(figure: UtilityFigure) -> tuple[str, Figure]:
     return f"{figure.task} {figure.metric}", score(figure)
 
 
-def _figures(arm: ArmFigures) -> dict[str, Measured]:
+def _figures(arm: ArmFigures) -> dict[str, Figure]:
     words = {SuiteKind.HARMFUL: "harmful", SuiteKind.OVER_REFUSAL: "over-refusal"}
     figures = {f"{suite}, {words[figure.kind]}": rate(figure) for suite, figure in arm.suites.items()}
     return figures | (dict([_utility(arm.utility)]) if arm.utility else {})
