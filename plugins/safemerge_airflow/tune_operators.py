@@ -152,9 +152,15 @@ class _RaceOperator(SafemergeStepOperator):
         self.reports = reports
 
     def inputs(self) -> dict[str, Any]:
-        """The candidates, and every report by round and candidate."""
-        found = [measured for rounds in self.reports for measured in rounds or () if measured]
-        return {PROPOSAL: self.proposal} | {f"{m['round']}/{m['candidate']}": m["report"] for m in found}
+        """The candidates, and every report by round and candidate.
+
+        After a run was cleared, what mapped tasks pushed that it no longer has comes behind what the others
+        have pushed: the first of a name is the one that counts.
+        """
+        found: dict[str, Any] = {PROPOSAL: self.proposal}
+        for measured in (measured for rounds in self.reports for measured in rounds or () if measured):
+            found.setdefault(f"{measured['round']}/{measured['candidate']}", measured["report"])
+        return found
 
 
 class AdvanceOperator(_RaceOperator):

@@ -32,7 +32,7 @@ Parts = dict[str, Any]
 
 REVISIONS = {
     "train": 1,
-    "learn": 1,
+    "learn": 2,
     "propose": 1,
     "tune_evaluate": 1,
     "choose": 1,

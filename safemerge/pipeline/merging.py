@@ -52,7 +52,7 @@ def merge(context: StepContext, request: StepRequest) -> StepResult:
 
     Inputs:
         task_adapter, safety_adapter: the two adapters.
-        choice: what ``choose`` chose; its settings replace those of the config.
+        choice: what ``choose`` chose, where the config has a ``tuning``; its settings replace the config's.
         coefficients: the file of those that were chosen, where the choice is one of coefficients.
 
     Outputs:
@@ -67,7 +67,7 @@ def merge(context: StepContext, request: StepRequest) -> StepResult:
 
     task, safety = request.input("task_adapter"), request.input("safety_adapter")
     config = run.config.merge
-    if "choice" in request.inputs:
+    if run.config.tuning is not None:
         config = chosen_merge(context, request)
     options = merge_options(config)
     digest = inputs_digest(

@@ -83,7 +83,8 @@ def test_the_choice_is_what_is_merged_and_is_made_once(tmp_path: Path, config: P
     assert [candidate.utility_change.n for candidate in report.candidates] == [4, 2]
     merged = pipeline.step("merge", adapters | {"choice": chosen.outputs["choice"]})
     assert merged.outputs["safemerge"].digest == report.candidates[0].adapter_digest
-    assert pipeline.step("merge", adapters).outputs["safemerge"].digest != merged.outputs["safemerge"].digest
+    with pytest.raises(ConfigError, match="step input 'choice': expected an artifact"):
+        pipeline.step("merge", adapters)
     before = len(pipeline.runs())
     again, _ = tune(pipeline, config)
     assert again.reused
@@ -96,6 +97,11 @@ def test_the_choice_is_what_is_merged_and_is_made_once(tmp_path: Path, config: P
     }
     with pytest.raises(ConfigError, match="expected a race that is over, got one that has yet to measure"):
         pipeline.step("choose", {"proposal": labels["propose"].outputs["proposal"]} | utilities)
+    # Reports of another adapter, as a cleared run may hand them in, are none of these candidates.
+    first, second = sorted(name for name in utilities if name.startswith("0/exact"))
+    swapped = utilities | {first: utilities[second], second: utilities[first]}
+    with pytest.raises(ConfigError, match="yet to measure round 0 of exact_q0.5_w0.7_0.3"):
+        pipeline.step("choose", {"proposal": labels["propose"].outputs["proposal"]} | swapped)
     with pytest.raises(ConfigError, match="step input '0/aligned': expected a report, got none"):
         pipeline.step("advance", {"proposal": labels["propose"].outputs["proposal"]}, round=1)
     (config.parent / "dev.jsonl").write_text('{"id": "d0", "prompt": "Another?"}\n')
