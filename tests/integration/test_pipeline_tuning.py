@@ -100,7 +100,7 @@ def test_the_choice_is_what_is_merged_and_is_made_once(tmp_path: Path, config: P
     # Reports of another adapter, as a cleared run may hand them in, are none of these candidates.
     first, second = sorted(name for name in utilities if name.startswith("0/exact"))
     swapped = utilities | {first: utilities[second], second: utilities[first]}
-    with pytest.raises(ConfigError, match="yet to measure round 0 of exact_q0.5_w0.7_0.3"):
+    with pytest.raises(ConfigError, match=r"yet to measure round 0 of exact_q0.5_w0.7_0.3"):
         pipeline.step("choose", {"proposal": labels["propose"].outputs["proposal"]} | swapped)
     with pytest.raises(ConfigError, match="step input '0/aligned': expected a report, got none"):
         pipeline.step("advance", {"proposal": labels["propose"].outputs["proposal"]}, round=1)
