@@ -105,7 +105,8 @@ class Ledger:
         experiment_id = self._experiment(config.tracking.experiment)
         kind = f"tags.`{tags.KIND}` = 'pipeline' and tags.`{tags.INPUTS_DIGEST}` = '{plan.inputs_digest}'"
         found = self._newest(experiment_id, f"{kind} and tags.`{tags.RUN_KEY}` = '{run_key}'")
-        opened_at_ms = _opened_at_ms(found) if found else time.time_ns() // 1_000_000
+        now_ms = time.time_ns() // 1_000_000
+        opened_at_ms = _opened_at_ms(found) if found else now_ms
         if found is None:
             unfinished = self.client.search_runs(
                 [experiment_id], kind, order_by=["attributes.start_time DESC"]
@@ -130,6 +131,7 @@ class Ledger:
         try:
             self.client.set_tag(run_id, tags.RUN_KEY, run_key)
             self.client.set_tag(run_id, tags.OPENED, str(opened_at_ms))
+            self.client.set_tag(run_id, tags.STARTED, str(now_ms))
             self.client.log_text(run_id, config.model_dump_json(indent=2), CONFIG_FILE)
             self.client.log_text(run_id, plan.to_json(), PLAN_FILE)
             self.client.update_run(run_id, status="RUNNING")

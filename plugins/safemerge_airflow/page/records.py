@@ -27,6 +27,8 @@ class PipelineRun(NamedTuple):
     """MLflow's word: RUNNING, FINISHED, FAILED, KILLED, SCHEDULED."""
     started_ms: int
     """When the scheduler's run of it began, which may go on with an older record of MLflow's."""
+    last_started_ms: int
+    """Later than that where it was started again, or another run was given its key: the record goes on."""
     ended_ms: int | None
     verdict: Verdict | None
     summary: str
@@ -43,6 +45,11 @@ class PipelineRun(NamedTuple):
     def dag_id(self) -> str:
         """The DAG that ran it; the whole key where it names none."""
         return self.run_key.partition("/")[0]
+
+    @property
+    def last_event_ms(self) -> int:
+        """When it was started or ended last."""
+        return max(self.last_started_ms, self.ended_ms or 0)
 
 
 class ModelVersion(NamedTuple):
@@ -66,12 +73,14 @@ def pipeline_run(run: Json) -> PipelineRun | None:
     info, tagged = run["info"], _by_key(run.get("data", {}).get("tags", []))
     if tagged.get(tags.KIND) != "pipeline":
         return None
+    started_ms = _time_ms(tagged.get(tags.OPENED, "")) or int(info["start_time"])
     return PipelineRun(
         run_id=info["run_id"],
         pipeline=tagged.get(tags.PIPELINE, ""),
         run_key=tagged.get(tags.RUN_KEY, ""),
         status=info["status"],
-        started_ms=_opened_ms(tagged) or int(info["start_time"]),
+        started_ms=started_ms,
+        last_started_ms=_time_ms(tagged.get(tags.STARTED, "")) or started_ms,
         ended_ms=int(info["end_time"]) if info.get("end_time") else None,
         verdict=_verdict(tagged),
         summary=tagged.get(tags.VERDICT_SUMMARY, ""),
@@ -124,9 +133,9 @@ def _report(uri: str) -> tuple[str, str] | None:
     return found and (found[1], found[2])
 
 
-def _opened_ms(tagged: Mapping[str, str]) -> int | None:
+def _time_ms(text: str) -> int | None:
     """Only a time that can be written as a date: a tag may hold anything."""
-    found = re.fullmatch(r"[0-9]{1,13}", tagged.get(tags.OPENED, ""))
+    found = re.fullmatch(r"[0-9]{1,13}", text)
     return found and int(found[0])
 
 

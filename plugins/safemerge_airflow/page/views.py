@@ -121,20 +121,21 @@ def pipelines(
 
 
 def by_pipeline(unopened: Iterable[UnopenedRun], runs: Sequence[PipelineRun]) -> dict[str, list[UnopenedRun]]:
-    """Runs that MLflow has no verdict of, by the pipeline that they would have been of.
+    """Runs without a record whose end is the newest event of their key, by the pipeline they would be of.
 
-    MLflow may have a record that the first task made before it failed. Else the pipeline is the one that all
-    of the DAG's records in ``runs`` are of. Where there are none, or several pipelines, it is called as the
-    DAG: a recipe's DAG has its pipeline's name.
+    MLflow may have a record of that key: one of an earlier run, or one that the first task made before it
+    failed. Else the pipeline is the one that all of the DAG's records in ``runs`` are of. Where there are
+    none, or several pipelines, it is called as the DAG: a recipe's DAG has its pipeline's name.
     """
     made: dict[str, set[str]] = {}
     for run in runs:
         made.setdefault(run.dag_id, set()).add(run.pipeline)
-    records = {run.run_key: run for run in reversed(runs)}  # the newest one, where inputs changed
+    # The one that something happened to last, where inputs changed.
+    records = {run.run_key: run for run in sorted(runs, key=lambda run: run.last_event_ms)}
     found: dict[str, list[UnopenedRun]] = {}
     for one in unopened:
         record = records.get(one.run_key)
-        if record is None or record.verdict is None:
+        if record is None or one.ended_ms > record.last_event_ms:
             names = {record.pipeline} if record else made.get(one.dag_id, set())
             found.setdefault(min(names) if len(names) == 1 else one.dag_id, []).append(one)
     return found
@@ -195,8 +196,9 @@ def _pipeline(
 
 
 def _last_start_ms(pipeline: str, dag_id: str, runs: Sequence[PipelineRun]) -> int:
-    """When the newest recorded run of a pipeline or a DAG began; 0 where there is none."""
-    return next((run.started_ms for run in runs if run.pipeline == pipeline or run.dag_id == dag_id), 0)
+    """When a recorded run of a pipeline or a DAG was started last; 0 where there is none."""
+    starts = (run.last_started_ms for run in runs if run.pipeline == pipeline or run.dag_id == dag_id)
+    return max(starts, default=0)
 
 
 def outcome(run: PipelineRun) -> Outcome:

@@ -144,6 +144,7 @@ def test_going_on_with_a_run_opens_it_no_later_but_taking_it_over_does(
     run = opened(ledger, config, "a", 1000, "dag/first")
     again = ledger.open_pipeline_run(config, plan("a" * 64), "dag/first")
     assert (again.run_id, again.opened_at_ms) == (run.run_id, 1000)
+    assert int(ledger.client.get_run(run.run_id).data.tags[tags.STARTED]) > 1000
     over = ledger.open_pipeline_run(config, plan("a" * 64), "dag/second")
     assert over.run_id == run.run_id
     assert over.opened_at_ms > 1000

@@ -225,21 +225,61 @@ def test_a_run_that_took_over_older_work_is_as_new_as_its_own_start(visit: Any, 
 @pytest.mark.parametrize("tag", ["", "soon", "9" * 30, "-1"])
 def test_a_start_that_no_one_can_read_is_that_of_the_record(mlflow: Mlflow, tag: str) -> None:
     run = open_run(mlflow.ledger, config("alpha"), "dag/1")
-    mlflow.ledger.client.set_tag(run.run_id, tags.OPENED, tag)
+    for name in (tags.OPENED, tags.STARTED):
+        mlflow.ledger.client.set_tag(run.run_id, name, tag)
     made_ms = mlflow.ledger.client.get_run(run.run_id).info.start_time
-    assert [one.started_ms for one in mlflow.history().recent_runs()] == [made_ms]
+    (told,) = mlflow.history().recent_runs()
+    assert (told.started_ms, told.last_started_ms) == (made_ms, made_ms)
 
 
 def test_a_run_with_a_name_of_its_own_is_found_under_it(visit: Any, mlflow: Mlflow) -> None:
     judged_run(mlflow.ledger, config("alpha"), "nightly", REPORTS)
     later_ms = mlflow.history().recent_runs()[0].started_ms + 60_000
-    cleared = unopened("dag/1", later_ms, given_key="nightly")
-    assert failed_starts(visit(mlflow.history(), unopened=[cleared])) == {}  # MLflow has it
     open_run(mlflow.ledger, config("alpha"), "weekly")
     new = unopened("dag/2", later_ms, given_key="weekly")
     visitor = visit(mlflow.history(), unopened=[new])
     assert failed_starts(visitor) == {"alpha": "weekly"}
     assert '<a href="/dags/dag/runs/2/tasks/open_run"' in visitor.get("/pipelines/alpha").text
+
+
+@pytest.mark.parametrize("given_key", ["weekly", None])
+def test_a_judged_run_that_fails_to_start_again_is_told_as_both(
+    visit: Any, mlflow: Mlflow, given_key: str | None
+) -> None:
+    key = given_key or "dag/tuesday"
+    judged_run(mlflow.ledger, config("alpha"), key, REPORTS)
+    ended_ms = mlflow.history().recent_runs()[0].ended_ms
+    assert ended_ms is not None
+    before, after = (unopened("dag/tuesday", ended_ms + ms, given_key=given_key) for ms in (-1, 1))
+    assert failed_starts(visit(mlflow.history(), unopened=[before])) == {}  # the verdict came later
+    visitor = visit(mlflow.history(), unopened=[after])
+    assert failed_starts(visitor) == {"alpha": key}
+    (alpha,) = visitor.get("/pipelines.json").json()
+    assert (alpha["verdict"], alpha["outcomes"]) == ("pass", ["pass"])
+    text = visitor.get("/pipelines/alpha").text
+    assert (text.count(f">{key}<"), text.count("</span> failed to start</span>")) == (2, 1)
+
+
+def test_a_run_that_goes_on_under_its_name_ends_what_failed_before(visit: Any, mlflow: Mlflow) -> None:
+    monday = open_run(mlflow.ledger, config("alpha"), "weekly")
+    mlflow.ledger.abandon_pipeline_run(monday)
+    other = open_run(mlflow.ledger, config("alpha"), "dag/1")
+    tuesday_ms = other.opened_at_ms + 1
+    same_key = unopened("dag/tuesday", tuesday_ms, given_key="weekly")
+    own_key = unopened("dag/tuesday", tuesday_ms)
+    assert failed_starts(visit(mlflow.history(), unopened=[same_key])) == {"alpha": "weekly"}
+    assert failed_starts(visit(mlflow.history(), unopened=[own_key])) == {"alpha": "dag/tuesday"}
+    time.sleep(0.005)
+    wednesday = open_run(mlflow.ledger, config("alpha"), "weekly")
+    assert (wednesday.run_id, wednesday.opened_at_ms) == (monday.run_id, monday.opened_at_ms)
+    visitor = visit(mlflow.history(), unopened=[same_key])
+    assert failed_starts(visitor) == {}
+    (alpha,) = visitor.get("/pipelines.json").json()
+    assert alpha["outcomes"] == ["running", "running"]
+    text = visitor.get("/pipelines/alpha").text
+    assert (f"/runs/{wednesday.run_id}" in text, "failed to start" in text) == (True, False)
+    assert f"/runs/{other.run_id}" in text
+    assert failed_starts(visit(mlflow.history(), unopened=[own_key])) == {}  # of another run, and older news
 
 
 @pytest.mark.parametrize("status", ["RUNNING", "FAILED"])

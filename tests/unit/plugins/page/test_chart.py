@@ -17,6 +17,7 @@ def run(number: int = 0, figures: RunFigures | None = None, **parts: object) -> 
         run_key=f"dag/{number}",
         status="FINISHED",
         started_ms=1_700_000_000_000 + number * 86_400_000,
+        last_started_ms=1_700_000_000_000 + number * 86_400_000,
         ended_ms=None,
         verdict=None,
         summary="",
