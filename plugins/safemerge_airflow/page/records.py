@@ -81,7 +81,8 @@ def pipeline_run(run: Json) -> PipelineRun | None:
         status=info["status"],
         started_ms=started_ms,
         last_started_ms=_time_ms(tagged.get(tags.STARTED, "")) or started_ms,
-        ended_ms=int(info["end_time"]) if info.get("end_time") else None,
+        # Of a run that goes on, MLflow keeps the end of the attempt before.
+        ended_ms=int(info["end_time"]) if info.get("end_time") and info["status"] != "RUNNING" else None,
         verdict=_verdict(tagged),
         summary=tagged.get(tags.VERDICT_SUMMARY, ""),
         report=_report(tagged.get(tags.REPORT, "")),

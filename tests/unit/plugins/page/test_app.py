@@ -272,6 +272,7 @@ def test_a_run_that_goes_on_under_its_name_ends_what_failed_before(visit: Any, m
     time.sleep(0.005)
     wednesday = open_run(mlflow.ledger, config("alpha"), "weekly")
     assert (wednesday.run_id, wednesday.opened_at_ms) == (monday.run_id, monday.opened_at_ms)
+    assert mlflow.history().run(monday.run_id).ended_ms is None  # MLflow has Monday's end still
     visitor = visit(mlflow.history(), unopened=[same_key])
     assert failed_starts(visitor) == {}
     (alpha,) = visitor.get("/pipelines.json").json()
