@@ -183,8 +183,10 @@ def text_with(path: Path, values: Mapping[Key, str]) -> str:
     root = yaml.compose(text)
     for key, _, node in _keys(root, (), set()) if root else ():
         if key in values and isinstance(node, yaml.ScalarNode) and node.value != values[key]:
-            end = node.end_mark.index
-            parts[starts[end]] = end, _scalar(values[key])
+            start = starts[node.end_mark.index]
+            # A block of lines ends behind the line break, and the blank lines, that come after it.
+            end = start + len(text[start : node.end_mark.index].rstrip())
+            parts[start] = end, _scalar(values[key])
     for start, (end, scalar) in sorted(parts.items(), reverse=True):
         text = text[:start] + scalar + text[end:]
     return text

@@ -100,6 +100,18 @@ schedule:
     }
 
 
+def test_a_value_may_be_a_block_of_lines(tmp_path: Path) -> None:
+    source, folder = write(tmp_path), tmp_path / "to"
+    text = source.read_text(encoding="utf-8")
+    text = text.replace("name: night\n", "name: >-\n  night\n\n# of the models\n", 1)
+    text = text.replace("aligned_model: org/aligned@v1\n", "aligned_model: |-\n  ./models/a\n", 1)
+    source.write_text(text, encoding="utf-8")
+    folder.mkdir()
+    copy = new_recipe("day", str(source), folder)
+    assert copy.read_text(encoding="utf-8").startswith("name: day\n\n# of the models\n")
+    assert load_recipe(copy).aligned_model == str(tmp_path / "models" / "a")
+
+
 def test_a_recipe_is_not_begun_with_what_is_none(tmp_path: Path) -> None:
     bad = write(tmp_path, "bad", steps=3)
     with pytest.raises(ConfigError, match=r"bad\.yaml: line .*, steps: unknown key"):
