@@ -227,6 +227,8 @@ def _read_yaml(path: Path) -> tuple[dict[str, Any], dict[Key, int]]:
     try:
         loader = _Loader(text)
         node = loader.get_single_node()
+        if node is not None:
+            _check_once(node, path)
         data = None if node is None else loader.construct_document(node)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
@@ -234,6 +236,12 @@ def _read_yaml(path: Path) -> tuple[dict[str, Any], dict[Key, int]]:
         raise ConfigError(f"{path}: {where}not valid YAML: {getattr(error, 'problem', error)}") from error
     if node is None or not isinstance(data, dict):
         raise ConfigError(f"{path}: expected keys and values, got {_shown(data)}")
+    # By now a merged section holds what it merges, before its own keys, which win.
+    return data, {key: named.start_mark.line + 1 for key, named, _ in _keys(node, (), set())}
+
+
+def _check_once(node: yaml.Node, path: Path) -> None:
+    """Refuse a key that is written twice; what ``<<`` merges may be written again."""
     lines: dict[Key, int] = {}
     for key, named, _ in _keys(node, (), set()):
         line = named.start_mark.line + 1
@@ -241,7 +249,6 @@ def _read_yaml(path: Path) -> tuple[dict[str, Any], dict[Key, int]]:
             again = f"expected the key once, got it again after line {lines[key]}"
             raise ConfigError(f"{path}: line {line}, {_dotted(key)}: {again}")
         lines[key] = line
-    return data, lines
 
 
 def _keys(node: yaml.Node, at: Key, seen: set[int]) -> Iterator[tuple[Key, yaml.Node, yaml.Node]]:
@@ -250,7 +257,9 @@ def _keys(node: yaml.Node, at: Key, seen: set[int]) -> Iterator[tuple[Key, yaml.
         return
     seen.add(id(node))
     if isinstance(node, yaml.MappingNode):
-        children: list[tuple[str | int, yaml.Node, yaml.Node]] = [(k.value, k, v) for k, v in node.value]
+        # A list or a mapping as a key is refused where the data are made.
+        pairs = [(k, v) for k, v in node.value if isinstance(k, yaml.ScalarNode)]
+        children: list[tuple[str | int, yaml.Node, yaml.Node]] = [(k.value, k, v) for k, v in pairs]
     elif isinstance(node, yaml.SequenceNode):
         children = [(number, item, item) for number, item in enumerate(node.value)]
     else:
