@@ -173,15 +173,18 @@ def recipe_places(path: Path) -> dict[Key, tuple[str, Place]]:
 
 
 def text_with(path: Path, values: Mapping[Key, str]) -> str:
-    """The text of a YAML file, comments and all, with other texts as values of those keys that it has."""
+    """The text of a YAML file, comments and all, with other texts as values of those keys that it has.
+
+    Raises:
+        ConfigError: an alias gives one text to keys that are to differ.
+    """
     text = path.read_text(encoding="utf-8")
     # A node begins with its anchor, a token behind it.
     starts = {
         t.end_mark.index: t.start_mark.index for t in yaml.scan(text) if isinstance(t, yaml.ScalarToken)
     }
     parts = {}
-    root = yaml.compose(text)
-    for key, _, node in _keys(root, (), set()) if root else ():
+    for key, _, node in _keys(_merged(text), (), set()):
         if key in values and isinstance(node, yaml.ScalarNode) and node.value != values[key]:
             start = starts[node.end_mark.index]
             # A block of lines ends behind the line break, and the blank lines, that come after it.
@@ -189,7 +192,25 @@ def text_with(path: Path, values: Mapping[Key, str]) -> str:
             parts[start] = end, _scalar(values[key])
     for start, (end, scalar) in sorted(parts.items(), reverse=True):
         text = text[:start] + scalar + text[end:]
+    held = {key: node.value for key, _, node in _keys(_merged(text), (), set())}
+    wrong = [
+        f"{_dotted(key)}: expected a value of its own, as the copy's is {value!r}, "
+        "got one that an alias repeats"
+        for key, value in values.items()
+        if held.get(key, value) != value
+    ]
+    if wrong:
+        raise ConfigError(f"{path}: {'; '.join(wrong)}")
     return text
+
+
+def _merged(text: str) -> yaml.Node | None:
+    """The nodes of a YAML text, with what ``<<`` merges in its place."""
+    loader = yaml.SafeLoader(text)
+    root = loader.get_single_node()
+    if root is not None:
+        loader.construct_document(root)
+    return root
 
 
 def _scalar(value: str) -> str:
@@ -227,8 +248,7 @@ def _read_yaml(path: Path) -> tuple[dict[str, Any], dict[Key, int]]:
     try:
         loader = _Loader(text)
         node = loader.get_single_node()
-        if node is not None:
-            _check_once(node, path)
+        _check_once(node, path)
         data = None if node is None else loader.construct_document(node)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
@@ -240,7 +260,7 @@ def _read_yaml(path: Path) -> tuple[dict[str, Any], dict[Key, int]]:
     return data, {key: named.start_mark.line + 1 for key, named, _ in _keys(node, (), set())}
 
 
-def _check_once(node: yaml.Node, path: Path) -> None:
+def _check_once(node: yaml.Node | None, path: Path) -> None:
     """Refuse a key that is written twice; what ``<<`` merges may be written again."""
     lines: dict[Key, int] = {}
     for key, named, _ in _keys(node, (), set()):
@@ -251,7 +271,7 @@ def _check_once(node: yaml.Node, path: Path) -> None:
         lines[key] = line
 
 
-def _keys(node: yaml.Node, at: Key, seen: set[int]) -> Iterator[tuple[Key, yaml.Node, yaml.Node]]:
+def _keys(node: yaml.Node | None, at: Key, seen: set[int]) -> Iterator[tuple[Key, yaml.Node, yaml.Node]]:
     """Every key below a YAML node, its node and its value's; what is below an alias only once."""
     if id(node) in seen:
         return

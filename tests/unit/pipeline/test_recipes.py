@@ -112,6 +112,33 @@ def test_a_value_may_be_a_block_of_lines(tmp_path: Path) -> None:
     assert load_recipe(copy).aligned_model == str(tmp_path / "models" / "a")
 
 
+def test_a_copy_leads_to_the_same_places_by_way_of_merges(tmp_path: Path) -> None:
+    source, folder = write(tmp_path), tmp_path / "to"
+    text = source.read_text(encoding="utf-8")
+    training, merges = "\n  data:\n  - path: data.jsonl\n", "\n  <<: {data: [{path: a.jsonl}], steps: 3}\n"
+    assert text.count(training) == 1
+    source.write_text(text.replace(training, merges), encoding="utf-8")
+    folder.mkdir()
+    old, new = (load_recipe(path) for path in (source, new_recipe("day", str(source), folder)))
+    assert new.task_training == old.task_training
+    assert new.task_training.data[0].path == str(tmp_path / "a.jsonl")
+
+
+def test_one_text_for_two_places_that_a_copy_must_tell_apart_is_refused(tmp_path: Path) -> None:
+    source, folder = write(tmp_path), tmp_path / "to"
+    text = source.read_text(encoding="utf-8").replace("path: data.jsonl", "path: *both")
+    source.write_text(text.replace("aligned_model: org/", "aligned_model: &both org/", 1), encoding="utf-8")
+    (tmp_path / "org").mkdir()
+    (tmp_path / "org" / "aligned@v1").touch()  # a file of rows, but no model's folder
+    folder.mkdir()
+    alone = (
+        r"night\.yaml: aligned_model: expected a value of its own, as the copy's is 'org/aligned@v1', got "
+    )
+    with pytest.raises(ConfigError, match=alone + "one that an alias repeats"):
+        new_recipe("day", str(source), folder)
+    assert not list(folder.iterdir())
+
+
 def test_a_recipe_is_not_begun_with_what_is_none(tmp_path: Path) -> None:
     bad = write(tmp_path, "bad", steps=3)
     with pytest.raises(ConfigError, match=r"bad\.yaml: line .*, steps: unknown key"):
