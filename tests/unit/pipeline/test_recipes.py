@@ -139,6 +139,42 @@ def test_one_text_for_two_places_that_a_copy_must_tell_apart_is_refused(tmp_path
     assert not list(folder.iterdir())
 
 
+def test_a_copy_keeps_links_and_homes_for_when_it_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for version in ("old/v1", "new/v2"):
+        (tmp_path / version).mkdir(parents=True)
+    (tmp_path / "now").symlink_to("old/v1")
+    absolute = str(tmp_path / "now" / "a.jsonl")
+    given = [absolute, "~/b.jsonl", "now/c.jsonl", "old/../d.jsonl", "now/../e.jsonl"]
+    training = {"data": [{"path": path} for path in given], "steps": 2}
+    source, folder = write(tmp_path, task_training=training, safety_training=training), tmp_path / "to"
+    folder.mkdir()
+    copy = new_recipe("day", str(source), folder)
+    rows = yaml.safe_load(copy.read_text(encoding="utf-8"))["task_training"]["data"]
+    relative = [f"{tmp_path}/{path}" for path in ("now/c.jsonl", "d.jsonl", "now/../e.jsonl")]
+    assert [row["path"] for row in rows] == [absolute, "~/b.jsonl", *relative]
+    (tmp_path / "now").unlink()
+    (tmp_path / "now").symlink_to("new/v2")
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    old, new = (load_recipe(path).task_training for path in (source, copy))
+    assert new == old
+    places = [Path(row.path).relative_to(tmp_path).as_posix() for row in new.data]
+    assert places == ["new/v2/a.jsonl", "home/b.jsonl", "new/v2/c.jsonl", "d.jsonl", "new/e.jsonl"]
+
+
+def test_a_copy_keeps_a_link_that_its_source_was_named_by(tmp_path: Path) -> None:
+    for name in ("v1", "to"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "now").symlink_to("v1")
+    write(tmp_path / "v1")
+    (tmp_path / "alias.yaml").symlink_to("v1/night.yaml")
+    for name, given, seen in (("day", "now/night.yaml", "now"), ("eve", "alias.yaml", "v1")):
+        copy = new_recipe(name, str(tmp_path / given), tmp_path / "to")
+        data = yaml.safe_load(copy.read_text(encoding="utf-8"))["task_training"]["data"]
+        assert data == [{"path": str(tmp_path / seen / "data.jsonl")}]
+
+
 def test_a_recipe_is_not_begun_with_what_is_none(tmp_path: Path) -> None:
     bad = write(tmp_path, "bad", steps=3)
     with pytest.raises(ConfigError, match=r"bad\.yaml: line .*, steps: unknown key"):
