@@ -22,7 +22,7 @@ from pydantic_core import ErrorDetails
 from safemerge.config.commands import Inputs, MergeFileConfig, SweepFileConfig
 from safemerge.config.pipeline import PipelineConfig
 from safemerge.config.places import Key, Place, model_for, model_source, places, with_places_from
-from safemerge.config.recipes import RecipeConfig
+from safemerge.config.recipes import VERSION, RecipeConfig
 from safemerge.config.suites import SuiteSpec
 from safemerge.errors import ConfigError
 from safemerge.gate import GatePolicy
@@ -168,8 +168,20 @@ def recipe_places(path: Path) -> dict[Key, tuple[str, Place]]:
         for dotted, value in new.sets.items():
             key = tuple(int(part) if part.isdecimal() else part for part in dotted.split("."))
             if key in found:
-                found["schedule", "data", number, "sets", dotted] = value, found[key][1]
+                found["schedule", "data", number, "sets", dotted] = value, _of_events(found[key][1])
     return found
+
+
+def _of_events(place: Place) -> Place:
+    """The mark where an event fills in the version: on the hub, unless one lies beside the file."""
+
+    def seen_from(value: str, folder: Path) -> str:
+        filled = value.replace(VERSION, "0")
+        could_be_id = place.seen_from(filled, folder) == filled and not Path(value).is_absolute()
+        is_id = could_be_id and not any(folder.glob(value.replace(VERSION, "*")))
+        return value if is_id else place.seen_from(value, folder)
+
+    return Place(seen_from)
 
 
 def text_with(path: Path, values: Mapping[Key, str]) -> str:

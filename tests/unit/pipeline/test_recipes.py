@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
-from safemerge.config.load import load_recipe
+from safemerge.config.load import load_pipeline, load_recipe
 from safemerge.errors import ConfigError, OutputExistsError
 from safemerge.pipeline.recipes import new_recipe, read_recipes, recipe_files, shipped_recipes
 from tests.conftest import TinyPipeline
@@ -173,6 +173,27 @@ def test_a_copy_keeps_a_link_that_its_source_was_named_by(tmp_path: Path) -> Non
         copy = new_recipe(name, str(tmp_path / given), tmp_path / "to")
         data = yaml.safe_load(copy.read_text(encoding="utf-8"))["task_training"]["data"]
         assert data == [{"path": str(tmp_path / seen / "data.jsonl")}]
+
+
+def test_a_copy_gets_the_same_new_data(tmp_path: Path) -> None:
+    sets = {
+        "task_training.data.0.path": "acme/data-{version}",
+        "safety_training.data.0.path": "here-{version}",
+        "evaluation.suites.0.path": "harm/{version}",
+    }
+    source = write(tmp_path, schedule={"data": [{"asset": "rows", "sets": sets}]})
+    (tmp_path / "here-v1").mkdir()
+    (tmp_path / "to").mkdir()
+    copy = new_recipe("day", str(source), tmp_path / "to")
+    new = yaml.safe_load(copy.read_text(encoding="utf-8"))["schedule"]["data"][0]["sets"]
+    assert [value.replace(str(tmp_path), "") for value in new.values()] == [
+        *("acme/data-{version}", "/here-{version}", "/harm/{version}")
+    ]
+    # As whoever runs a version reads it.
+    read = [load_pipeline(f, load_recipe(f).schedule.data[0].overrides("v1")) for f in (source, copy)]
+    assert read[0].task_training == read[1].task_training
+    assert read[0].safety_training == read[1].safety_training
+    assert read[0].evaluation == read[1].evaluation
 
 
 def test_a_recipe_is_not_begun_with_what_is_none(tmp_path: Path) -> None:
