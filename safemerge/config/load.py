@@ -22,7 +22,7 @@ from pydantic_core import ErrorDetails
 from safemerge.config.commands import Inputs, MergeFileConfig, SweepFileConfig
 from safemerge.config.pipeline import PipelineConfig
 from safemerge.config.places import Key, Place, model_for, model_source, places, with_places_from
-from safemerge.config.recipes import RecipeConfig
+from safemerge.config.recipes import VERSION, RecipeConfig
 from safemerge.config.suites import SuiteSpec
 from safemerge.errors import ConfigError
 from safemerge.gate import GatePolicy
@@ -168,26 +168,61 @@ def recipe_places(path: Path) -> dict[Key, tuple[str, Place]]:
         for dotted, value in new.sets.items():
             key = tuple(int(part) if part.isdecimal() else part for part in dotted.split("."))
             if key in found:
-                found["schedule", "data", number, "sets", dotted] = value, found[key][1]
+                found["schedule", "data", number, "sets", dotted] = value, _of_events(found[key][1])
     return found
 
 
+def _of_events(place: Place) -> Place:
+    """The mark where an event fills in the version: on the hub, unless one lies beside the file."""
+
+    def seen_from(value: str, folder: Path) -> str:
+        filled = value.replace(VERSION, "0")
+        could_be_id = place.seen_from(filled, folder) == filled and not Path(value).is_absolute()
+        is_id = could_be_id and not any(folder.glob(value.replace(VERSION, "*")))
+        return value if is_id else place.seen_from(value, folder)
+
+    return Place(seen_from)
+
+
 def text_with(path: Path, values: Mapping[Key, str]) -> str:
-    """The text of a YAML file, comments and all, with other texts as values of those keys that it has."""
+    """The text of a YAML file, comments and all, with other texts as values of those keys that it has.
+
+    Raises:
+        ConfigError: an alias gives one text to keys that are to differ.
+    """
     text = path.read_text(encoding="utf-8")
     # A node begins with its anchor, a token behind it.
     starts = {
         t.end_mark.index: t.start_mark.index for t in yaml.scan(text) if isinstance(t, yaml.ScalarToken)
     }
     parts = {}
-    root = yaml.compose(text)
-    for key, _, node in _keys(root, (), set()) if root else ():
+    for key, _, node in _keys(_merged(text), (), set()):
         if key in values and isinstance(node, yaml.ScalarNode) and node.value != values[key]:
-            end = node.end_mark.index
-            parts[starts[end]] = end, _scalar(values[key])
+            start = starts[node.end_mark.index]
+            # A block of lines ends behind the line break, and the blank lines, that come after it.
+            end = start + len(text[start : node.end_mark.index].rstrip())
+            parts[start] = end, _scalar(values[key])
     for start, (end, scalar) in sorted(parts.items(), reverse=True):
         text = text[:start] + scalar + text[end:]
+    held = {key: node.value for key, _, node in _keys(_merged(text), (), set())}
+    wrong = [
+        f"{_dotted(key)}: expected a value of its own, as the copy's is {value!r}, "
+        "got one that an alias repeats"
+        for key, value in values.items()
+        if held.get(key, value) != value
+    ]
+    if wrong:
+        raise ConfigError(f"{path}: {'; '.join(wrong)}")
     return text
+
+
+def _merged(text: str) -> yaml.Node | None:
+    """The nodes of a YAML text, with what ``<<`` merges in its place."""
+    loader = yaml.SafeLoader(text)
+    root = loader.get_single_node()
+    if root is not None:
+        loader.construct_document(root)
+    return root
 
 
 def _scalar(value: str) -> str:
@@ -225,6 +260,7 @@ def _read_yaml(path: Path) -> tuple[dict[str, Any], dict[Key, int]]:
     try:
         loader = _Loader(text)
         node = loader.get_single_node()
+        _check_once(node, path)
         data = None if node is None else loader.construct_document(node)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
@@ -232,6 +268,12 @@ def _read_yaml(path: Path) -> tuple[dict[str, Any], dict[Key, int]]:
         raise ConfigError(f"{path}: {where}not valid YAML: {getattr(error, 'problem', error)}") from error
     if node is None or not isinstance(data, dict):
         raise ConfigError(f"{path}: expected keys and values, got {_shown(data)}")
+    # By now a merged section holds what it merges, before its own keys, which win.
+    return data, {key: named.start_mark.line + 1 for key, named, _ in _keys(node, (), set())}
+
+
+def _check_once(node: yaml.Node | None, path: Path) -> None:
+    """Refuse a key that is written twice; what ``<<`` merges may be written again."""
     lines: dict[Key, int] = {}
     for key, named, _ in _keys(node, (), set()):
         line = named.start_mark.line + 1
@@ -239,16 +281,17 @@ def _read_yaml(path: Path) -> tuple[dict[str, Any], dict[Key, int]]:
             again = f"expected the key once, got it again after line {lines[key]}"
             raise ConfigError(f"{path}: line {line}, {_dotted(key)}: {again}")
         lines[key] = line
-    return data, lines
 
 
-def _keys(node: yaml.Node, at: Key, seen: set[int]) -> Iterator[tuple[Key, yaml.Node, yaml.Node]]:
+def _keys(node: yaml.Node | None, at: Key, seen: set[int]) -> Iterator[tuple[Key, yaml.Node, yaml.Node]]:
     """Every key below a YAML node, its node and its value's; what is below an alias only once."""
     if id(node) in seen:
         return
     seen.add(id(node))
     if isinstance(node, yaml.MappingNode):
-        children: list[tuple[str | int, yaml.Node, yaml.Node]] = [(k.value, k, v) for k, v in node.value]
+        # A list or a mapping as a key is refused where the data are made.
+        pairs = [(k, v) for k, v in node.value if isinstance(k, yaml.ScalarNode)]
+        children: list[tuple[str | int, yaml.Node, yaml.Node]] = [(k.value, k, v) for k, v in pairs]
     elif isinstance(node, yaml.SequenceNode):
         children = [(number, item, item) for number, item in enumerate(node.value)]
     else:

@@ -50,7 +50,8 @@ def check_task(
 
     Raises:
         EvaluationError: lm-eval has no such task, or the task no such metric or filter, of which the
-            nearest names are given; or its config cannot be read.
+            nearest names are given; or its config cannot be read, or one of a folder that seems to lack
+            the task.
     """
     with _errors_of(task):
         _check_names(_task_manager(task, include_path, tokenizer), task, metric, metric_filter)
@@ -158,7 +159,27 @@ def _task_manager(task: str, include_path: str | Path | None, tokenizer: str | N
     if not Path(include_path).is_dir():
         raise EvaluationError(f"{include_path}: expected a folder with lm-eval tasks, got none")
     own = _manager(str(include_path), tokenizer, include_defaults=False)
-    return own if task in own.all_subtasks else _all_tasks(str(include_path), tokenizer)
+    if task in own.all_subtasks:
+        return own
+    if task not in own.task_index:
+        _check_readable(task, Path(include_path))
+    return _all_tasks(str(include_path), tokenizer)
+
+
+def _check_readable(task: str, folder: Path) -> None:
+    """Refuse files that lm-eval leaves out without a word: the task may be in one, and not lm-eval's own."""
+    from lm_eval.tasks._yaml_loader import load_yaml
+
+    problems = []
+    for path in sorted(folder.rglob("*.yaml")):
+        if ".ipynb_checkpoints" in path.parts:
+            continue  # as lm-eval does
+        try:
+            load_yaml(path, resolve_func=False)
+        except Exception as error:
+            problems.append(f"{path}: {' '.join(str(error).split())}")
+    if problems:
+        raise EvaluationError(f"task {task}: expected files that lm-eval can read, got {'; '.join(problems)}")
 
 
 @functools.lru_cache(maxsize=2)
@@ -213,22 +234,26 @@ def _check_names(manager: Any, task: str, metric: str, metric_filter: str) -> No
 def _names(task: str, config: Mapping[str, Any], group: bool) -> tuple[list[str], list[str]]:
     """Metrics and filters of a task or group; no filters where they depend on a group's tasks."""
     if group:
+        tasks = config.get("task")
+        if not isinstance(tasks, list) or not tasks:
+            raise EvaluationError(f"task {task}: expected a list of the group's tasks, got {tasks!r}")
         given = config.get("aggregate_metric_list") or []
         items = [given] if isinstance(given, dict) else given
         return _listed(task, "aggregate_metric_list", items, "metric"), []
     from lm_eval.api.registry import DEFAULT_METRIC_REGISTRY
 
     given, output_type = config.get("metric_list"), config.get("output_type", "generate_until")
-    if given is not None:
-        # A metric that is a function is named by its path here, "<folder>/<module>.<name>".
-        metrics = [name.rsplit(".", 1)[-1] for name in _listed(task, "metric_list", given, "metric")]
-    elif output_type in DEFAULT_METRIC_REGISTRY:
-        metrics = list(DEFAULT_METRIC_REGISTRY[output_type])
-    else:
+    if output_type not in list(DEFAULT_METRIC_REGISTRY):
         known = ", ".join(DEFAULT_METRIC_REGISTRY)
         raise EvaluationError(
             f"task {task}: expected its output_type to be one of {known}, got {output_type!r}"
         )
+    # A metric that is a function is named by its path here, "<folder>/<module>.<name>".
+    metrics = (
+        list(DEFAULT_METRIC_REGISTRY[output_type])
+        if given is None
+        else [name.rsplit(".", 1)[-1] for name in _listed(task, "metric_list", given, "metric")]
+    )
     return metrics, _listed(task, "filter_list", config.get("filter_list") or [{"name": "none"}], "name")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 import re
 from collections import defaultdict
 from collections.abc import Iterable
@@ -112,10 +113,19 @@ def new_recipe(name: str, source: str, folder: Path) -> Path:
 
 
 def _seen_from(source: Path, value: str, place: Place) -> str:
-    """The same place, from everywhere; what a shipped recipe does not bring is still to be filled in."""
+    """The same place, from everywhere; what a shipped recipe does not bring is still to be filled in.
+
+    Links and ``~`` stay: where they lead is another matter tomorrow, and for another user.
+    """
     folder = source.resolve().parent
     is_to_do = folder.is_relative_to(PACKAGE) and not (folder / value).exists()
-    return value if is_to_do else place.seen_from(value, folder)
+    seen = place.seen_from(value, folder)
+    if is_to_do or seen == value or Path(value).is_absolute() or value.startswith("~"):
+        return value
+    named = (folder if source.is_symlink() else source.absolute().parent) / value
+    plain = os.path.normpath(named)
+    # Behind a link, `..` is the folder above where the link leads, and cannot be left out.
+    return plain if os.path.realpath(plain) == seen else str(named)
 
 
 def _source(source: str) -> Path:

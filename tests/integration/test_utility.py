@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 import torch
@@ -193,6 +194,8 @@ def test_unknown_names_are_refused_with_the_nearest(tmp_path):
         ("metric_list: {metric: acc}", r"item of metric_list to have a metric, got 'metric'"),
         ("metric_list: 3", r"it to load and run, got TypeError"),
         ("output_type: guess", r"its output_type to be one of .*, generate_until, got 'guess'"),
+        ("output_type: [guess]", r"its output_type to be one of .*, generate_until, got \['guess'\]"),
+        ("output_type: guess\nmetric_list: [{metric: exact_match}]", r"its output_type to be .* got 'guess'"),
         ("filter_list: [x]", r"every item of filter_list to have a name, got 'x'"),
         ("filter_list: [{filter: []}]", r"every item of filter_list to have a name, got \{'filter': \[\]\}"),
         ("filter_list: [{name: 3}]", r"one of its filters \(3\), got 'none'"),
@@ -204,11 +207,41 @@ def test_a_task_that_is_written_wrongly_is_one_error(tmp_path, lines, says):
         check_task("choice", "exact_match", tmp_path)
 
 
+def test_a_file_that_lm_eval_leaves_out_is_named(tmp_path):
+    texts = {
+        "a": "task: mine\n a: : b\n",
+        "b": "include: nowhere.yaml\ntask: mine\n",
+        "c": "- task: mine\n",
+        "base": "output_type: multiple_choice\n",
+        "good": "task: good\ninclude: base.yaml\n",
+    }
+    for name, text in texts.items():
+        (tmp_path / f"{name}.yaml").write_text(text)
+    with pytest.raises(EvaluationError, match=r"^task mine: expected files that lm-eval can read") as caught:
+        check_task("mine", "acc", tmp_path)
+    said = str(caught.value)
+    assert "\n" not in said
+    assert [f"{name}.yaml: " in said for name in texts] == [True, True, True, False, False]
+    assert "line 2" in said
+    assert "nowhere.yaml" in said
+    check_task("good", "acc", tmp_path)  # whatever lies beside it
+
+
 def test_a_group_names_one_metric_or_a_list_of_them():
+    def names(**config):
+        return _names("grouped", {"task": ["one"]} | config, group=True)
+
     for given in ({"metric": "acc"}, [{"metric": "acc"}]):
-        assert _names("grouped", {"aggregate_metric_list": given}, group=True) == (["acc"], [])
+        assert names(aggregate_metric_list=given) == (["acc"], [])
     with pytest.raises(EvaluationError, match="item of aggregate_metric_list to have a metric, got 'acc'"):
-        _names("grouped", {"aggregate_metric_list": ["acc"]}, group=True)
+        names(aggregate_metric_list=["acc"])
+
+
+@pytest.mark.parametrize("tasks", [None, [], "one"])
+def test_a_group_without_a_list_of_tasks_is_refused(tasks):
+    said = f"task grouped: expected a list of the group's tasks, got {tasks!r}"
+    with pytest.raises(EvaluationError, match=f"^{re.escape(said)}$"):
+        _names("grouped", {"task": tasks, "aggregate_metric_list": {"metric": "acc"}}, group=True)
 
 
 @pytest.mark.slow

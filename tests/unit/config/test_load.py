@@ -329,6 +329,7 @@ def test_a_problem_without_a_line_is_still_named(write):
         ("- a\n- b\n", r"expected keys and values, got \['a', 'b'\]"),
         ("a: [1\nb: 2\n", "line 2: not valid YAML: .*expected ',' or ']'"),
         ("a: 1\nb: {c: 1, c: 2}\n", "line 2, b.c: expected the key once, got it again after line 2"),
+        ("? [a]\n: b\n", "line 1: not valid YAML: found unhashable key"),
         ("a: 1\n---\nb: 1\n", "line 2: not valid YAML: but found another document"),
         ("a: !!python/object:os.system x\n", "line 1: not valid YAML: could not determine a constructor"),
         ("a: \x00\n", "not valid YAML:"),
@@ -337,6 +338,22 @@ def test_a_problem_without_a_line_is_still_named(write):
 def test_what_is_not_strict_yaml_is_refused(write, text, message):
     with pytest.raises(ConfigError, match=message):
         load_pipeline(write(text))
+
+
+def test_a_merged_section_may_say_a_key_otherwise(write):
+    text = PIPELINE.replace("task_training:", "task_training: &task").replace("demo_task", "null")
+    merged = "safety_training:\n  <<: *task\n  steps: 80\n"
+    text = text.replace("safety_training:\n  data:\n    - path: data/safety.jsonl\n  steps: 80\n", merged)
+    said = problem(write, text)
+    assert said.endswith("line 18, evaluation.utility.task: expected a valid string, got None")
+    config = load_pipeline(write(text.replace("null", "demo_task")))
+    assert (config.task_training.steps, config.safety_training.steps) == (60, 80)
+    assert config.safety_training.learning_rate == 2e-4
+    wrong = text.replace("null", "demo_task").replace("steps: 80", "steps: 0")
+    assert "line 13, safety_training.steps: " in problem(write, wrong)
+    twice = text.replace("steps: 80", "steps: 80\n  steps: 5")
+    said = problem(write, twice)
+    assert said.endswith("line 14, safety_training.steps: expected the key once, got it again after line 13")
 
 
 def test_an_alias_to_itself_is_refused_and_not_followed_forever(write):

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
-from safemerge.config.load import load_recipe
+from safemerge.config.load import load_pipeline, load_recipe
 from safemerge.errors import ConfigError, OutputExistsError
 from safemerge.pipeline.recipes import new_recipe, read_recipes, recipe_files, shipped_recipes
 from tests.conftest import TinyPipeline
@@ -98,6 +98,102 @@ schedule:
         "task_training.data.0.path": f"{source.parent}/tickets/{{version}}.jsonl",
         "task_training.data.1.split": "{version}",
     }
+
+
+def test_a_value_may_be_a_block_of_lines(tmp_path: Path) -> None:
+    source, folder = write(tmp_path), tmp_path / "to"
+    text = source.read_text(encoding="utf-8")
+    text = text.replace("name: night\n", "name: >-\n  night\n\n# of the models\n", 1)
+    text = text.replace("aligned_model: org/aligned@v1\n", "aligned_model: |-\n  ./models/a\n", 1)
+    source.write_text(text, encoding="utf-8")
+    folder.mkdir()
+    copy = new_recipe("day", str(source), folder)
+    assert copy.read_text(encoding="utf-8").startswith("name: day\n\n# of the models\n")
+    assert load_recipe(copy).aligned_model == str(tmp_path / "models" / "a")
+
+
+def test_a_copy_leads_to_the_same_places_by_way_of_merges(tmp_path: Path) -> None:
+    source, folder = write(tmp_path), tmp_path / "to"
+    text = source.read_text(encoding="utf-8")
+    training, merges = "\n  data:\n  - path: data.jsonl\n", "\n  <<: {data: [{path: a.jsonl}], steps: 3}\n"
+    assert text.count(training) == 1
+    source.write_text(text.replace(training, merges), encoding="utf-8")
+    folder.mkdir()
+    old, new = (load_recipe(path) for path in (source, new_recipe("day", str(source), folder)))
+    assert new.task_training == old.task_training
+    assert new.task_training.data[0].path == str(tmp_path / "a.jsonl")
+
+
+def test_one_text_for_two_places_that_a_copy_must_tell_apart_is_refused(tmp_path: Path) -> None:
+    source, folder = write(tmp_path), tmp_path / "to"
+    text = source.read_text(encoding="utf-8").replace("path: data.jsonl", "path: *both")
+    source.write_text(text.replace("aligned_model: org/", "aligned_model: &both org/", 1), encoding="utf-8")
+    (tmp_path / "org").mkdir()
+    (tmp_path / "org" / "aligned@v1").touch()  # a file of rows, but no model's folder
+    folder.mkdir()
+    alone = (
+        r"night\.yaml: aligned_model: expected a value of its own, as the copy's is 'org/aligned@v1', got "
+    )
+    with pytest.raises(ConfigError, match=alone + "one that an alias repeats"):
+        new_recipe("day", str(source), folder)
+    assert not list(folder.iterdir())
+
+
+def test_a_copy_keeps_links_and_homes_for_when_it_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for version in ("old/v1", "new/v2"):
+        (tmp_path / version).mkdir(parents=True)
+    (tmp_path / "now").symlink_to("old/v1")
+    absolute = str(tmp_path / "now" / "a.jsonl")
+    given = [absolute, "~/b.jsonl", "now/c.jsonl", "old/../d.jsonl", "now/../e.jsonl"]
+    training = {"data": [{"path": path} for path in given], "steps": 2}
+    source, folder = write(tmp_path, task_training=training, safety_training=training), tmp_path / "to"
+    folder.mkdir()
+    copy = new_recipe("day", str(source), folder)
+    rows = yaml.safe_load(copy.read_text(encoding="utf-8"))["task_training"]["data"]
+    relative = [f"{tmp_path}/{path}" for path in ("now/c.jsonl", "d.jsonl", "now/../e.jsonl")]
+    assert [row["path"] for row in rows] == [absolute, "~/b.jsonl", *relative]
+    (tmp_path / "now").unlink()
+    (tmp_path / "now").symlink_to("new/v2")
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    old, new = (load_recipe(path).task_training for path in (source, copy))
+    assert new == old
+    places = [Path(row.path).relative_to(tmp_path).as_posix() for row in new.data]
+    assert places == ["new/v2/a.jsonl", "home/b.jsonl", "new/v2/c.jsonl", "d.jsonl", "new/e.jsonl"]
+
+
+def test_a_copy_keeps_a_link_that_its_source_was_named_by(tmp_path: Path) -> None:
+    for name in ("v1", "to"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "now").symlink_to("v1")
+    write(tmp_path / "v1")
+    (tmp_path / "alias.yaml").symlink_to("v1/night.yaml")
+    for name, given, seen in (("day", "now/night.yaml", "now"), ("eve", "alias.yaml", "v1")):
+        copy = new_recipe(name, str(tmp_path / given), tmp_path / "to")
+        data = yaml.safe_load(copy.read_text(encoding="utf-8"))["task_training"]["data"]
+        assert data == [{"path": str(tmp_path / seen / "data.jsonl")}]
+
+
+def test_a_copy_gets_the_same_new_data(tmp_path: Path) -> None:
+    sets = {
+        "task_training.data.0.path": "acme/data-{version}",
+        "safety_training.data.0.path": "here-{version}",
+        "evaluation.suites.0.path": "harm/{version}",
+    }
+    source = write(tmp_path, schedule={"data": [{"asset": "rows", "sets": sets}]})
+    (tmp_path / "here-v1").mkdir()
+    (tmp_path / "to").mkdir()
+    copy = new_recipe("day", str(source), tmp_path / "to")
+    new = yaml.safe_load(copy.read_text(encoding="utf-8"))["schedule"]["data"][0]["sets"]
+    assert [value.replace(str(tmp_path), "") for value in new.values()] == [
+        *("acme/data-{version}", "/here-{version}", "/harm/{version}")
+    ]
+    # As whoever runs a version reads it.
+    read = [load_pipeline(f, load_recipe(f).schedule.data[0].overrides("v1")) for f in (source, copy)]
+    assert read[0].task_training == read[1].task_training
+    assert read[0].safety_training == read[1].safety_training
+    assert read[0].evaluation == read[1].evaluation
 
 
 def test_a_recipe_is_not_begun_with_what_is_none(tmp_path: Path) -> None:
