@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from typing import TYPE_CHECKING
 
 from safemerge.errors import ConfigError
 from safemerge.pipeline.context import (
@@ -17,6 +18,26 @@ from safemerge.pipeline.models import local_model
 from safemerge.pipeline.request import StepRequest
 from safemerge.records import StepResult
 from safemerge.reports.training import TRAINING_REPORT_FILE, TrainingReport
+from safemerge.tracking.ledger import PipelineRun
+
+if TYPE_CHECKING:
+    from safemerge.training.data import Example
+
+
+def training_examples(run: PipelineRun, role: str) -> list[Example]:
+    """Training data of a role, ``task`` or ``safety``.
+
+    Raises:
+        DataError: they cannot be read.
+        MismatchError: they are not those that the run was opened with.
+    """
+    from safemerge.training.data import data_digest, load_examples
+
+    settings = run.config.task_training if role == "task" else run.config.safety_training
+    examples = load_examples(settings.data)
+    expected = run.plan.data_digests[f"{role}_training"]
+    check_unchanged(f"{role} training data", expected, data_digest(examples))
+    return examples
 
 
 def train(context: StepContext, request: StepRequest) -> StepResult:
@@ -38,12 +59,8 @@ def train(context: StepContext, request: StepRequest) -> StepResult:
         handed_on = {"adapter": given} if given else {}
         note = "an adapter was given: nothing is trained"
         return without_run("train", run, outputs=handed_on, reused=True, note=note)
-    from safemerge.training.data import data_digest, load_examples
-
     settings = run.config.task_training if role == "task" else run.config.safety_training
-    examples = load_examples(settings.data)
-    data = data_digest(examples)
-    check_unchanged(f"{role} training data", run.plan.data_digests[f"{role}_training"], data)
+    examples, data = training_examples(run, role), run.plan.data_digests[f"{role}_training"]
     digest = inputs_digest("train", training(run.config, run.plan, role))
     label = f"train_{role}_adapter"
     if done := already_done(context, run, "train", digest, label):

@@ -10,12 +10,12 @@ from typing import Any
 from safemerge.pipeline.context import (
     StepContext,
     already_done,
-    check_unchanged,
     local_adapter,
     tidy,
     without_run,
 )
 from safemerge.pipeline.dependencies import inputs_digest, learning
+from safemerge.pipeline.fine_tuning import training_examples
 from safemerge.pipeline.models import local_model
 from safemerge.pipeline.request import StepRequest
 from safemerge.records import ArtifactRef, StepResult
@@ -38,14 +38,10 @@ def learn(context: StepContext, request: StepRequest) -> StepResult:
         return without_run("learn", run, note="an adapter was given: nothing is learned")
     if run.config.tuning is None or run.config.tuning.learning is None:
         return without_run("learn", run, note="the run has no tuning.learning: nothing is learned")
-    from safemerge.training.data import data_digest, load_examples
-
     config, tuning, fit = run.config, run.config.tuning, run.config.tuning.learning
     task, safety = request.input("task_adapter"), request.input("safety_adapter")
-    data = {"task_training": config.task_training.data, "safety_training": config.safety_training.data}
-    for name, sources in data.items():
-        digest = data_digest(load_examples(sources))
-        check_unchanged(f"{name.replace('_', ' ')} data", run.plan.data_digests[name], digest)
+    for role in ("task", "safety"):
+        training_examples(run, role)  # those that the run was opened with, or an error
     digest = inputs_digest(
         "learn",
         learning(config, run.plan, fit),
