@@ -9,6 +9,7 @@ import json
 import sys
 import time
 from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -69,9 +70,10 @@ def test_new_data_start_a_run_whose_champion_is_an_event(
 ) -> None:
     home = DemoHome(tmp_path / "deployment")
     recipes, log = home.recipes, tmp_path / "steps.jsonl"
+    far = datetime.now(UTC) + timedelta(hours=12)
     for name in ("day", "night", "hand"):
         data = {"asset": f"{name}-data", "sets": {"task_training.data.0.revision": "{version}"}}
-        write(recipes, name, name=name, schedule={"cron": "0 2 * * *", "data": [data]})
+        write(recipes, name, name=name, schedule={"cron": f"{far:%-M %-H} * * *", "data": [data]})
     write(recipes, "bad", name="bad", steps=3)
     steps = tmp_path / "python"
     steps.write_text(STEPS.replace("LOG", repr(str(log))), encoding="utf-8")

@@ -6,13 +6,22 @@ from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
 from typing import Any, Self
 
+import pendulum
 import pytest
 from airflow.sdk import Asset, AssetAny, AssetOrTimeSchedule, CronTriggerTimetable
 from airflow.sdk.exceptions import AirflowFailException
+from airflow.serialization.encoders import coerce_to_core_timetable
+from airflow.timetables.base import TimeRestriction
 
 from safemerge.config.recipes import NewData, ScheduleConfig
 from safemerge.records import ArtifactRef, StepResult
-from safemerge_airflow.assets import data_asset, data_overrides, promotion_event, schedule_of
+from safemerge_airflow.assets import (
+    FIRST_RUN_WITHIN,
+    data_asset,
+    data_overrides,
+    promotion_event,
+    schedule_of,
+)
 
 DUE = datetime(2026, 11, 1, 2, tzinfo=UTC)
 KEY = "task_training.data.0.revision"
@@ -96,7 +105,7 @@ def test_a_schedule_is_time_or_data_or_both_or_neither() -> None:
     data = (NewData(asset="a"), NewData(asset="b", uri="s3://bucket/b"))
     assert schedule_of(ScheduleConfig()) is None
     assert schedule_of(ScheduleConfig(cron="0 2 * * *", timezone="Europe/Berlin")) == CronTriggerTimetable(
-        "0 2 * * *", timezone="Europe/Berlin"
+        "0 2 * * *", timezone="Europe/Berlin", run_immediately=FIRST_RUN_WITHIN
     )
     either = schedule_of(ScheduleConfig(data=data))
     assert isinstance(either, AssetAny)
@@ -104,6 +113,22 @@ def test_a_schedule_is_time_or_data_or_both_or_neither() -> None:
     both = schedule_of(ScheduleConfig(cron="0 2 * * *", data=data))
     assert isinstance(both, AssetOrTimeSchedule)
     assert both.asset_condition == either
+
+
+@pytest.mark.parametrize(
+    ("now", "first"),
+    [("01:59", "26T02:00"), ("02:04", "26T02:00"), ("02:06", "27T02:00"), ("04:00", "27T02:00")],
+)
+def test_a_recipe_that_is_new_waits_for_its_time(
+    now: str, first: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    at = pendulum.parse(f"2026-11-26T{now}:00+00:00")
+    monkeypatch.setattr("airflow.timetables.trigger.utcnow", lambda: at)
+    run = coerce_to_core_timetable(schedule_of(ScheduleConfig(cron="0 2 * * *"))).next_dagrun_info(
+        last_automated_data_interval=None, restriction=TimeRestriction(None, None, catchup=False)
+    )
+    assert run is not None
+    assert run.run_after == pendulum.parse(f"2026-11-{first}:00+00:00")
 
 
 def test_a_promotion_says_what_became_the_champion() -> None:
