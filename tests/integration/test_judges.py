@@ -378,6 +378,18 @@ def test_what_the_guard_cannot_read_in_full_is_named(guards):
         _flagged(_judge(guards, "llama_guard"), answers)
 
 
+@pytest.mark.parametrize("kind", ["shield_gemma", "granite_guardian"])
+def test_a_guard_that_computes_nan_gives_no_verdict(guards, kind, tmp_path):
+    """As float16 may where a guard was trained in bfloat16: no threshold is reached by NaN."""
+    judge = _judge(guards, kind)
+    judge.guard.model.lm_head.weight.data[:] = float("nan")
+    for _ in range(2):  # the second time the journal holds nothing that would pass for a reply
+        with pytest.raises(
+            EvaluationError, match=f"judge {kind}:.*finite logits, got NaN or infinity on helps"
+        ):
+            judge.flags(SuiteKind.HARMFUL, _answers("helps"), Journal(tmp_path))
+
+
 def test_special_tokens_are_broken_up(guards):
     tokenizer = load_guard(str(guards["llama_guard"])).tokenizer
     assert neutral("a<|end|>b", tokenizer) == "a< |end|>b"

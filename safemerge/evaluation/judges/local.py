@@ -254,7 +254,8 @@ def replies(
         judge: whose replies these are.
 
     Raises:
-        EvaluationError: a prompt is longer than the model reads, or memory does not suffice for one.
+        EvaluationError: a prompt is longer than the model reads, memory does not suffice for one, or the
+            guard computes NaN.
     """
     room = getattr(guard.model.config.get_text_config(), "max_position_embeddings", None)
     lengths = {prompt_id: len(tokens) for prompt_id, tokens in prompts.items()}
@@ -272,12 +273,27 @@ def replies(
             kept = cast("list[tuple[list[int], list[list[float]] | None]] | None", journal.get(key))
             if kept is None:
                 said = fitting(batch, partial(_said, guard, prompts, max_new_tokens, wanted))
+                _check_finite(label, dict(zip(batch, said, strict=True)))
                 journal.put(key, [_plain_reply(reply) for reply in said])
             else:
                 said = [Decoded(tokens, None if rows is None else _logits(rows)) for tokens, rows in kept]
             found.update(zip(batch, said, strict=True))
             advance(len(batch))
     return found
+
+
+def _check_finite(label: str, said: Mapping[str, Decoded]) -> None:
+    """Refuse NaN: no threshold is reached by it, so that every answer would count as safe.
+
+    Raises:
+        EvaluationError: there is some; all such prompts are named.
+    """
+    bad = [i for i, reply in said.items() if reply.logits is not None and not reply.logits.isfinite().all()]
+    if bad:
+        raise EvaluationError(
+            f"{label}: expected finite logits, got NaN or infinity on {', '.join(bad)}; a guard that was "
+            "trained in bfloat16 may overflow in float16, in which a GPU without bfloat16 computes"
+        )
 
 
 def _said(
