@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 
 from safemerge.arms import ALIGNED, CANDIDATE, FINE_TUNED, SCALE_SELECTED
 from safemerge.errors import DataError
+from safemerge.gate.comparison import check_adapter, measured, model_difference, suite_difference
 from safemerge.records import Estimate, EvaluationReport, SuiteKind
 from safemerge.stats import rate_difference, share_won_back
 
@@ -28,19 +29,20 @@ def findings(
         name: what the repaired adapter is called.
 
     Raises:
-        DataError: the reports are not about the same prompts.
+        DataError: the reports do not compare, or suites were stopped early: the figures pair whole ones.
     """
     if aligned is None or fine_tuned is None:
         return
+    check_adapter(ALIGNED, aligned)
     for suite in aligned.suites:
         if suite.kind is not SuiteKind.HARMFUL:
             continue
-        before, after = suite.flags, _flags(fine_tuned, suite.suite)
+        before, after = (_flags(report, aligned, suite.suite) for report in (aligned, fine_tuned))
         rise = _points(rate_difference(after, before))
         yield f"Fine-tuning moved the harmful rate on {suite.suite} by {rise} points."
         if repaired is None:
             continue
-        merged = _flags(repaired, suite.suite)
+        merged = _flags(repaired, aligned, suite.suite)
         yield f"{name} moved it by {_points(rate_difference(merged, after))} points from there."
         won_back = share_won_back(merged, before, after)
         if won_back is None:
@@ -49,7 +51,7 @@ def findings(
             low, high = won_back.interval.low, won_back.interval.high
             yield f"It won back {100 * won_back.value:.0f} % [{100 * low:.0f}–{100 * high:.0f}] of the rise."
         if control is not None:
-            scaled = _flags(control, suite.suite)
+            scaled = _flags(control, aligned, suite.suite)
             yield (
                 "Against the same layers merely scaled, the safety adapter changed it by "
                 f"{_points(rate_difference(merged, scaled))} points."
@@ -65,11 +67,15 @@ def found_of(reports: Mapping[str, EvaluationReport], name: str) -> tuple[str, .
         return ()
 
 
-def _flags(report: EvaluationReport, name: str) -> Mapping[str, bool]:
-    found = [suite.flags for suite in report.suites if suite.suite == name]
-    if not found:
-        raise DataError(f"the report of {report.arm} lacks the suite {name}")
-    return found[0]
+def _flags(report: EvaluationReport, aligned: EvaluationReport, name: str) -> Mapping[str, bool]:
+    """A suite's flags, once it is known that they pair with the aligned model's."""
+    odd = next(model_difference(report, aligned), None) or suite_difference(name, report, aligned)
+    if odd:
+        raise DataError(f"{report.arm} and {aligned.arm} cannot be compared: they differ in {odd}")
+    suite = next(suite for suite in report.suites if suite.suite == name)
+    if suite.stopped or measured(suite) is None:
+        raise DataError(f"suite {name} of {report.arm}: expected all flags and a rate that agrees with them")
+    return suite.flags
 
 
 def _points(estimate: Estimate) -> str:
