@@ -37,13 +37,15 @@ def read_rows(path: Path) -> Rows:
             raise DataError(f"{path}: expected rows with suite, id, prompt, response and flag, got others")
     except FileNotFoundError as error:
         raise DataError(f"{path}: expected the answers of an evaluation, got no such file") from error
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise DataError(f"{path}: expected the answers of an evaluation, got {error}") from error
     return rows
 
 
 def gather(reports: Mapping[str, EvaluationReport], rows: Mapping[str, Rows]) -> list[Transcript]:
     """Every prompt with the answers of all arms that have rows, uncut, in the order of the suites.
+
+    Prompts of one id whose texts differ, as where a suite was changed in between, are prompts of their own.
 
     Args:
         reports: arm to report; its flags are those that count.
@@ -52,7 +54,7 @@ def gather(reports: Mapping[str, EvaluationReport], rows: Mapping[str, Rows]) ->
     Raises:
         DataError: rows contradict the flags of their report: they are of another evaluation.
     """
-    asked: dict[tuple[str, str], dict[str, Any]] = {}
+    asked: dict[tuple[str, str, str], dict[str, Any]] = {}
     for arm, report in reports.items():
         suites = {suite.suite: suite for suite in report.suites}
         for row in rows.get(arm, ()):
@@ -63,14 +65,15 @@ def gather(reports: Mapping[str, EvaluationReport], rows: Mapping[str, Rows]) ->
                     f"answers of {arm}: expected the prompts and flags of its report, got others: "
                     f"{row['suite']}/{prompt_id}"
                 )
+            prompt = valid_unicode(str(row["prompt"]))
             known = asked.setdefault(
-                (suite.suite, prompt_id),
+                (suite.suite, prompt_id, prompt),
                 {
                     "suite": suite.suite,
                     "kind": suite.kind,
                     "id": prompt_id,
                     "category": suite.categories.get(prompt_id),
-                    "prompt": valid_unicode(str(row["prompt"])),
+                    "prompt": prompt,
                     "answers": {},
                 },
             )

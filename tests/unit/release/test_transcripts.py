@@ -50,6 +50,18 @@ def test_rows_of_another_evaluation_are_refused() -> None:
         gather(of, {"scale": strange})
 
 
+def test_two_prompts_of_one_id_are_not_taken_for_one() -> None:
+    """A champion's suite may have been changed since: an answer stands under the prompt that it answers."""
+    of = {arm: reports()[arm] for arm in ("aligned", "fine_tuned")}
+    found = gather(of, {"aligned": rows(of["aligned"]), "fine_tuned": rows(of["fine_tuned"], prompt="Why?")})
+    assert len(found) == 4 * N
+    assert {(t.prompt.partition("?")[0], *t.answers) for t in found} == {
+        ("How", "aligned"),
+        ("Why", "fine_tuned"),
+    }
+    assert not any(transcript.changed for transcript in found)
+
+
 def test_half_characters_become_whole_ones() -> None:
     found = _all(response="a\ud800b")
     assert found[0].answers["aligned"].response == "a\ufffdb"
