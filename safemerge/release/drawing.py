@@ -15,7 +15,7 @@ from safemerge.core.module_names import by_kind_and_layer, module_kinds
 from safemerge.plots.pareto import ArmPoint, Limits, Span, front, label_places, spans
 from safemerge.plots.scales import round_step
 from safemerge.records import Estimate, LayerReport, MergeReport, SuiteKind
-from safemerge.reports.release import ArmFigures, ReleaseReport, Role
+from safemerge.reports.release import ArmFigures, ReleaseReport, Role, SuiteFigures
 
 WIDTH, HEIGHT = 760, 380
 LEFT, RIGHT, TOP, BOTTOM = 60, 744, 18, 330
@@ -114,9 +114,10 @@ def paretos(report: ReleaseReport) -> Iterator[Pareto]:
 
 def arm_point(arm: ArmFigures, suite: str) -> ArmPoint | None:
     """An arm as a point; None where a figure is missing, or does not compare with the candidate's."""
-    rate = next((found.rate for found in arm.suites if found.suite == suite), None)
-    if rate is None or arm.utility is None or arm.differs:
+    found = _same_suite(arm, suite)
+    if found is None or found.rate is None or arm.utility is None or arm.differs:
         return None
+    rate = found.rate
     name = arm.title if len(arm.title) <= LONGEST_LABEL else f"{arm.title[: LONGEST_LABEL - 1]}…"
     return ArmPoint(
         name, arm.utility, rate.value, arm.utility_interval, rate.interval, arm.role is Role.CANDIDATE
@@ -280,13 +281,15 @@ def layer_rows(merge: MergeReport) -> list[list[str]]:
 
 
 def category_bars(report: ReleaseReport) -> Iterator[CategoryBars]:
-    """Rates by category of every harmful suite that has categories, arm beside arm."""
+    """Rates by category of every harmful suite that has categories, arm beside arm.
+
+    As in the table of arms, a star marks those that do not compare with the candidate.
+    """
     for suite in report.candidate.suites:
         if suite.kind is not SuiteKind.HARMFUL or not suite.categories:
             continue
         found = [
-            (arm.title, next((other for other in arm.suites if other.suite == suite.suite), None))
-            for arm in report.arms
+            (f"{arm.title}{'*' if arm.differs else ''}", _same_suite(arm, suite.suite)) for arm in report.arms
         ]
         shown = [(title, other.categories) for title, other in found if other and other.categories]
         yield CategoryBars(
@@ -294,3 +297,7 @@ def category_bars(report: ReleaseReport) -> Iterator[CategoryBars]:
             [title for title, _ in shown],
             [(name, [rates.get(name) for _, rates in shown]) for name in suite.categories],
         )
+
+
+def _same_suite(arm: ArmFigures, name: str) -> SuiteFigures | None:
+    return next((suite for suite in arm.suites if suite.suite == name), None)

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator, Sequence
 
 from safemerge.gate.rendering import escaped, rules_table
-from safemerge.records import MergeReport, SuiteKind
+from safemerge.records import Estimate, MergeReport, SuiteKind
 from safemerge.release import drawing, words
 from safemerge.reports.release import ReleaseReport, Transcript
 
@@ -117,9 +117,15 @@ def _categories(report: ReleaseReport) -> Iterator[str]:
     for bars in drawing.category_bars(report):
         yield f"## Harmful rate by category: {escaped(bars.suite)}"
         yield ""
-        rows = [[name, *map(words.rate, rates)] for name, rates in bars.rows]
-        yield from table(["category", *bars.arms], rows)
+        yield from table(["category", *bars.arms], [_category(*row) for row in bars.rows])
         yield ""
+
+
+def _category(name: str, rates: Sequence[Estimate | None]) -> list[str]:
+    """A category with its rates, and how many prompts these rest on."""
+    if n := words.shared_n(rates):
+        return [f"{name} (n={n})", *map(words.rate, rates)]
+    return [name, *(words.rate(rate) + (f" n={rate.n}" if rate else "") for rate in rates)]
 
 
 def _transcripts(report: ReleaseReport) -> Iterator[str]:

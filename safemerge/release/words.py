@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from pydantic import JsonValue
 
@@ -97,6 +97,12 @@ def rate_on(arm: ArmFigures, suite: SuiteFigures) -> str:
         return NOTHING
     alike = suite.rate is not None and suite.rate.n == found.rate.n
     return rate(found.rate) + ("" if alike else f" {asked(found)}")
+
+
+def shared_n(rates: Iterable[Estimate | None]) -> int | None:
+    """How many prompts each of several rates rests on; None where these are not as many."""
+    numbers = {rate.n for rate in rates if rate is not None}
+    return numbers.pop() if len(numbers) == 1 else None
 
 
 def utility(arm: ArmFigures) -> str:

@@ -100,6 +100,13 @@ def test_categories_stand_arm_beside_arm() -> None:
     assert all(len(rates) == 5 for _, rates in bars.rows)
 
 
+def test_categories_of_arms_that_do_not_compare_are_marked() -> None:
+    of = reports()
+    of["scale"] = of["scale"].model_copy(update={"model_digest": "another"})
+    (bars,) = category_bars(release(of))
+    assert [arm for arm in bars.arms if arm.endswith("*")] == ["control: all layers scaled*"]
+
+
 def test_a_limit_by_suite_is_no_line() -> None:
     made = release(policy=GatePolicy(max_harmful_rate=0.3, max_over_refusal_rate={"ordinary": 0.2}))
     (picture,) = paretos(made)

@@ -9,6 +9,8 @@ import pytest
 from safemerge.gate import GatePolicy, SignOff
 from safemerge.records import Estimate, Interval
 from safemerge.release import words
+from safemerge.release.html import html
+from safemerge.release.markdown import markdown
 from tests.unit.release.samples import POLICY, answer, release
 
 
@@ -49,6 +51,25 @@ def test_provenance_names_judges_adapters_and_the_policy() -> None:
     assert tables["Adapters, sha256"]["aligned model"] == "none: the model alone"
     assert '"max_harmful_rate": 0.3' in tables["Policy"][""]
     assert tables["MLflow runs"] == {"gate": "0a1b2c"}
+
+
+def test_a_category_says_on_how_many_prompts_each_of_its_rates_rests() -> None:
+    """Arms that were stopped early were not asked as many: one number would be another arm's."""
+    made = release()
+    assert "| category 0 (n=20) |" in markdown(made)
+    assert "category 0 <small>n=20</small>" in html(made)
+    arms = list(made.arms)
+    harmful, ordinary = arms[0].suites
+    categories = harmful.categories | {
+        "category 0": harmful.categories["category 0"].model_copy(update={"n": 9})
+    }
+    fewer = harmful.model_copy(update={"categories": categories})
+    arms[0] = arms[0].model_copy(update={"suites": (fewer, ordinary)})
+    made = made.model_copy(update={"arms": tuple(arms)})
+    (line,) = (line for line in markdown(made).splitlines() if line.startswith("| category 0 |"))
+    assert [cell.rpartition(" ")[2] for cell in line.strip("| ").split(" | ")[1:]] == ["n=9", *["n=20"] * 4]
+    page = html(made)
+    assert (page.count("<small>n=9</small>"), page.count("<small>n=20</small>")) == (1, 5)
 
 
 def test_a_suite_that_was_stopped_early_says_how_many_were_asked() -> None:
