@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, Self
@@ -65,8 +66,18 @@ class Record(Described):
     """A frozen result with one JSON form."""
 
     def to_json(self) -> str:
-        """The record as indented JSON, with a closing newline."""
-        return json.dumps(self.model_dump(mode="json"), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+        """The record as indented JSON, with a closing newline.
+
+        Raises:
+            DataError: it holds NaN or infinity, which JSON has no words for.
+        """
+        content = self.model_dump(mode="json")
+        try:
+            return json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+        except ValueError as error:
+            raise DataError(
+                f"{_called(type(self))}: expected finite numbers, got {', '.join(_not_finite(content))}"
+            ) from error
 
     @classmethod
     def read(cls, path: Path) -> Self:
@@ -76,7 +87,7 @@ class Record(Described):
             DataError: the file is missing or does not hold such a record.
         """
         try:
-            return cls.model_validate_json(path.read_text(encoding="utf-8"))
+            return cls.model_validate_json(path.read_bytes())
         except FileNotFoundError as error:
             raise DataError(f"{path}: expected {_called(cls)}, got no such file") from error
         except ValidationError as error:
@@ -89,6 +100,15 @@ def first_problem(error: ValidationError, whole: str) -> str:
     first = error.errors()[0]
     where = ".".join(map(str, first["loc"])) or whole
     return f"no key {where}" if first["type"] == "missing" else f"at {where}: {first['msg']}"
+
+
+def _not_finite(content: JsonValue, where: str = "") -> Iterator[str]:
+    """Where plain data hold NaN or infinity, and which."""
+    if isinstance(content, float) and not math.isfinite(content):
+        yield f"{content} at {where}"
+    elif isinstance(content, dict | list):
+        for key, value in content.items() if isinstance(content, dict) else enumerate(content):
+            yield from _not_finite(value, f"{where}.{key}" if where else str(key))
 
 
 def _called(kind: type[Record]) -> str:

@@ -10,6 +10,7 @@ from safemerge.arms import ALIGNED, CANDIDATE, FINE_TUNED
 from safemerge.errors import DataError
 from safemerge.records import EvaluationReport, Interval, Stopped, SuiteKind, SuiteReport, UtilityReport
 from safemerge.stats import FinalCounts, GainKept, category_rates, final_counts, gain_kept, whole_interval
+from safemerge.stats.rates import listed
 
 UNMEASURED = "no rate that agrees with the flags of the prompts"
 
@@ -128,7 +129,10 @@ def utility_of(name: str, report: EvaluationReport | None) -> UtilityReport:
         raise DataError(f"the report of {name} has no finite utility")
     if not utility.scores:
         raise DataError(f"the report of {name} has no scores by document")
-    mean = math.fsum(utility.scores.values()) / len(utility.scores)
+    if bad := sorted(i for i, score in utility.scores.items() if not math.isfinite(score)):
+        raise DataError(f"the report of {name} has scores that are not finite: {listed(bad)}")
+    # Divided before they are summed, which no finite scores can overflow.
+    mean = math.fsum(score / len(utility.scores) for score in utility.scores.values())
     if not math.isclose(mean, utility.value, rel_tol=1e-6, abs_tol=1e-9):
         raise DataError(f"{name}: the mean score {mean:.6g} is not the utility {utility.value:.6g}")
     return utility

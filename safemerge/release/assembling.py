@@ -127,12 +127,11 @@ def _metric(reports: Mapping[str, EvaluationReport], policy: GatePolicy) -> Util
     if utility is None:
         return None
     asked = [policy.min_utility] if policy.min_utility is not None else []
-    ends = [
-        report.utility.value if (report := reports.get(name)) and report.utility else None
-        for name in (ALIGNED, FINE_TUNED)
-    ]
-    low, high = ends
-    if policy.min_gain_kept is not None and low is not None and high is not None:
+    ends = [reports[name].utility for name in (ALIGNED, FINE_TUNED) if name in reports]
+    gained = _or_none(utility_gain, reports[CANDIDATE], reports.get(ALIGNED), reports.get(FINE_TUNED))
+    # Where the rule cannot be judged, or cannot tell, it draws no line.
+    if policy.min_gain_kept is not None and gained is not None and gained.share is not None:
+        low, high = (end.value for end in ends if end is not None and end.value is not None)
         asked.append(low + policy.min_gain_kept * (high - low))
     strictest = max if utility.higher_is_better else min
     return UtilityMetric(

@@ -244,6 +244,14 @@ def test_gain_kept_needs_both_reports(missing):
         (None, "the report of aligned has no finite utility"),
         (utility(math.nan), "the report of aligned has no finite utility"),
         (utility(0.4, scores={}), "the report of aligned has no scores by document"),
+        (
+            utility(0.4, scores={"a": math.inf, "b": -math.inf, "c": 0.4}),
+            "the report of aligned has scores that are not finite: a, b",
+        ),
+        (
+            utility(0.4, scores={"a": 1e308, "b": 1e308}),
+            "aligned: the mean score 1e+308 is not the utility 0.4",
+        ),
         (utility(0.4, value=0.41), "aligned: the mean score 0.4 is not the utility 0.41"),
         (utility(0.4, n=90), "the reports differ in the utility task"),
         (utility(0.4, task_digest="u"), "the reports differ in the utility task"),

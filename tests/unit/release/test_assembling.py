@@ -87,6 +87,22 @@ def test_the_strictest_demand_on_utility_counts(policy: dict[str, float], worst:
     assert made.utility.worst == (worst and pytest.approx(worst))
 
 
+@pytest.mark.parametrize("mean", [0.4, 0.2, float("nan")])
+def test_a_gain_that_is_not_there_draws_no_line(mean: float) -> None:
+    """With no gain above zero, or none that is finite, the rule cannot be kept by any utility."""
+    of = reports()
+    worse = of["fine_tuned"].utility.model_copy(
+        update={
+            "value": mean,
+            "scores": {i: s - 0.6 + mean for i, s in of["fine_tuned"].utility.scores.items()},
+        }
+    )
+    of["fine_tuned"] = of["fine_tuned"].model_copy(update={"utility": worse})
+    made = release(of)
+    assert made.utility.worst is None
+    assert made.to_json()
+
+
 def test_an_arm_without_utility_has_none() -> None:
     of = {arm: evaluation(arm, utility=None) for arm in reports()}
     made = release(of)
