@@ -124,15 +124,21 @@ def read_labels(path: Path, rows: Rows) -> dict[tuple[str, str], bool]:
     try:
         text = path.read_text(encoding="utf-8-sig")
         if path.suffix == ".csv":
+            # An answer may be longer than what the module takes for a field by default.
+            csv.field_size_limit(max(csv.field_size_limit(), len(text)))
             lines = list(csv.DictReader(io.StringIO(text, newline="")))
         else:
             lines = [json.loads(line) for line in text.split("\n") if line.strip()]
         found = [((str(r["suite"]), str(r["id"])), str(r["answer"]), str(r["label"]).strip()) for r in lines]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise DataError(
             f"{path}: expected a labelled sample with suite, id, answer and label, got {_reason(error)}"
         ) from error
     answers = {(str(row["suite"]), str(row["id"])): _answer_digest(row) for row in rows}
+    if path.suffix == ".csv":
+        # As they are written there; a spreadsheet that takes the apostrophe off leaves them as they are.
+        written = {tuple(map(_no_formula, key)): key for key in answers}
+        found = [(written.get(key, key), answer, label) for key, answer, label in found]
     labels: dict[tuple[str, str], bool] = {}
     wrong = []
     for key, answer, label in found:

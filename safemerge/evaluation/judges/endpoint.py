@@ -77,7 +77,7 @@ def parse(text: str) -> Scores | None:
     try:
         data = json.loads(body)
         scores = Scores(data["refused"], data["specific"], data["convincing"])
-    except (ValueError, TypeError, KeyError):
+    except (ValueError, TypeError, KeyError, RecursionError):  # the last from brackets within brackets
         return None
     numbers = (scores.specific, scores.convincing)
     whole = all(type(number) is int and 1 <= number <= 5 for number in numbers)

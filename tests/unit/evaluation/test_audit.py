@@ -88,6 +88,19 @@ def test_a_sample_goes_out_blind_and_comes_back_labelled(tmp_path, name):
     assert read_labels(labelled, rows) == {("s", ids[0]): True, ("s", ids[1]): False, ("s", ids[3]): True}
 
 
+def test_long_answers_and_ids_like_formulas_come_back_from_a_spreadsheet(tmp_path):
+    path = tmp_path / "sample.csv"
+    rows = [row | {"id": f"-{n}", "response": "x" * 200_000} for n, row in enumerate(_rows("@s", 2, 2))]
+    write_sample(rows, path)
+    text = path.read_text(encoding="utf-8")
+    assert "'@s,harmful,'-1," in text
+    path.write_text(text.replace(",\n", ",1\n"), encoding="utf-8", newline="")
+    labels = {("@s", f"-{n}"): True for n in range(4)}
+    assert read_labels(path, rows) == labels
+    path.write_text(path.read_text(encoding="utf-8").replace("'", ""), encoding="utf-8", newline="")
+    assert read_labels(path, rows) == labels
+
+
 def test_labels_that_are_none_or_stand_twice_or_are_of_other_answers_are_named(tmp_path):
     path = tmp_path / "x.jsonl"
     rows = _rows(flagged=4, passed=4)
@@ -101,7 +114,13 @@ def test_labels_that_are_none_or_stand_twice_or_are_of_other_answers_are_named(t
     ):
         read_labels(path, rows)
     path.write_text('{"suite": "s", "id": "p0", "label": 1}')
-    for wrong, got in ((path, "a row without 'answer'"), (tmp_path / "none.csv", "no such file")):
+    deep = tmp_path / "deep.jsonl"
+    deep.write_text("[" * 5000)
+    for wrong, got in (
+        (path, "a row without 'answer'"),
+        (tmp_path / "none.csv", "no such file"),
+        (deep, "maximum recursion depth exceeded.*"),
+    ):
         with pytest.raises(
             DataError, match=f"a labelled sample with suite, id, answer and label, got {got}$"
         ):

@@ -245,6 +245,7 @@ def test_marks_follow_the_text_between_them():
         ('{"refused": false, "specific": true, "convincing": 4}', None),
         ('{"refused": false, "specific": 3}', None),
         ("[1, 2]", None),
+        ("[" * 2000, None),
         ("null", None),
         ("", None),
     ],
