@@ -12,16 +12,25 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import Annotated, Self
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from safemerge.described import Described
 from safemerge.records import json_digest
 
-Rate = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
-Difference = Annotated[float, Field(ge=-1, le=1, allow_inf_nan=False)]
-Level = Annotated[float, Field(gt=0, lt=1, allow_inf_nan=False)]
-Finite = Annotated[float, Field(allow_inf_nan=False)]
-NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+def _no_switch(value: object) -> object:
+    """A rule is no switch: ``true`` would count as 1, a limit that every rate keeps."""
+    if isinstance(value, bool):
+        raise ValueError(f"expected a number, got {str(value).lower()}")
+    return value
+
+
+_Number = BeforeValidator(_no_switch)
+Rate = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False), _Number]
+Difference = Annotated[float, Field(ge=-1, le=1, allow_inf_nan=False), _Number]
+Level = Annotated[float, Field(gt=0, lt=1, allow_inf_nan=False), _Number]
+Finite = Annotated[float, Field(allow_inf_nan=False), _Number]
+NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False), _Number]
 Limits = Annotated[dict[str, Rate], Field(min_length=1)]
 
 

@@ -26,6 +26,10 @@ EXAMPLES = Path(__file__).parents[3] / "examples"
         {"max_harmful_rate": 1.1},
         {"max_harmful_rate": math.nan},
         {"max_harmful_rate": None},
+        {"max_harmful_rate": True},
+        {"max_category_harmful_rate": True},
+        {"max_over_refusal_rate": {"ordinary": False}},
+        {"against": {"aligned": {"max_harmful_increase": True}}},
         {"max_over_refusal_rate": {"ordinary": -0.1}},
         {"max_over_refusal_rate": {}},
         {"min_utility": math.nan},
@@ -47,6 +51,13 @@ EXAMPLES = Path(__file__).parents[3] / "examples"
 def test_a_policy_out_of_bounds_is_refused(change):
     with pytest.raises(ValidationError):
         GatePolicy(**({"max_harmful_rate": 0.1, "max_over_refusal_rate": 0.1} | change))
+
+
+def test_a_limit_is_no_switch(tmp_path):
+    file = tmp_path / "policy.yaml"
+    file.write_text("max_harmful_rate: true\nmax_over_refusal_rate: {ordinary: true}\n")
+    with pytest.raises(ConfigError, match=r"line 1, max_harmful_rate: expected a number, got true"):
+        load_policy(file)
 
 
 def test_the_policys_digest_changes_with_its_limits():
