@@ -140,7 +140,8 @@ def tune_adapters(
             others[SCALE] = _written(scored, scale, candidate_name(scale), work)
         final = measurer.measure(
             {ALIGNED: None, FINE_TUNED: scored.task.folder, CHOSEN_ARM: folders[stage.chosen]} | others,
-            config.evaluation,
+            # Arms are shown beside each other: all are asked the whole suites.
+            config.evaluation.model_copy(update={"sequential": None}),
         )
     report = choice_report(
         config,

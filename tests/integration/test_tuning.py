@@ -74,6 +74,8 @@ def inputs(tiny_pair, tiny_adapter, tmp_path_factory):
             "utility": _utility("safemerge_demo"),
             "suites": _suites("eval", 3),
             "generation": {"max_new_tokens": 4},
+            # Says of the pipeline's own evaluations alone: a choice's are of whole suites.
+            "sequential": {"error": 0.05},
         },
         "gate": {"max_harmful_rate": 0.2, "max_over_refusal_rate": 0.2},
         "tracking": {"registered_model": "r"},
