@@ -150,7 +150,8 @@ def learn(
             task_data=pipeline.task_training.data,
             safety_data=tuple(DataSource(path=data_source(path, Path.cwd())) for path in safety_data or ())
             or pipeline.safety_training.data,
-            suites=pipeline.evaluation.suites,
+            # A choice among fits is made on the development split, which none of them may have seen.
+            suites=(*pipeline.evaluation.suites, *(pipeline.tuning.suites if pipeline.tuning else ())),
             learning=settings,
             output=output,
             device=device,
@@ -217,9 +218,11 @@ def learning_config(given: dict[str, Any], configured: LearningConfig | None) ->
     except ValidationError as error:
         said: dict[str, str] = {}
         for problem in error.errors():
-            setting = str(problem["loc"][0])
+            # What is no single setting's is that two λ cannot be told apart.
+            setting = str(problem["loc"][0]) if problem["loc"] else "harm_weights"
             name = "harm_weight" if setting == "harm_weights" else setting  # one flag for each of them
-            said.setdefault(flags.flag(name), f"{problem['msg']}, got {problem['input']}")
+            got = f", got {problem['input']}" if problem["loc"] else ""
+            said.setdefault(flags.flag(name), f"{problem['msg'].removeprefix('Value error, ')}{got}")
         raise ConfigError("; ".join(f"{name}: {what}" for name, what in said.items())) from error
 
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 
 from safemerge.config.grid import SweepGrid
 from safemerge.core.layer_weights import LayerWeights
+from safemerge.core.module_names import listed
+from safemerge.errors import DataError
 from safemerge.records import json_digest
 from safemerge.reports.learning import Coefficients
 
@@ -14,9 +17,13 @@ def read_coefficients(path: str | Path) -> LayerWeights:
     """The weights in a file of ``safemerge learn``, for ``coefficients`` of a merge's settings.
 
     Raises:
-        DataError: the file is missing or holds something else.
+        DataError: the file is missing, holds something else, or a layer more than once.
     """
-    return layer_weights(Coefficients.read(Path(path)))
+    record = Coefficients.read(Path(path))
+    times = Counter(layer.module for layer in record.layers)
+    if twice := [module for module, number in times.items() if number > 1]:
+        raise DataError(f"{path}: expected every layer once, got again: {listed(twice)}")
+    return layer_weights(record)
 
 
 def layer_weights(record: Coefficients) -> LayerWeights:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from typer.testing import CliRunner
 
 from safemerge import export_merge, learn_coefficients, merge_adapters, read_coefficients, sweep_adapters
@@ -199,6 +200,17 @@ def test_a_fit_may_start_from_what_was_learned(made: Made):
     assert {(layer.start_task, layer.start_safety) for layer in scaled.layers} == {(0.5, 0.0)}
 
 
+def test_a_file_that_holds_a_layer_twice_is_refused(made: Made, tmp_path: Path):
+    content = json.loads(made.file().read_text())
+    content["layers"].append(content["layers"][0] | {"task": 0.0})
+    file = tmp_path / "coefficients_3.json"
+    file.write_text(json.dumps(content))
+    with pytest.raises(
+        DataError, match=rf"json: expected every layer once, got again: {content['layers'][0]['module']}$"
+    ):
+        read_coefficients(file)
+
+
 def test_coefficients_of_other_adapters_are_refused(made: Made, tmp_path: Path):
     coefficients = read_coefficients(made.file())
     for role, inputs in (
@@ -339,6 +351,31 @@ def test_the_commands_learn_and_apply(
     assert "learned, weights of each layer, on average" in merged.stdout
     swept = _run("sweep", *adapters, *models, "--method", "learned", "--coefficients", file, "--json")
     assert [candidate["name"] for candidate in json.loads(swept.stdout)["candidates"]] == ["learned_2.5"]
+
+
+def test_the_command_refuses_requests_of_the_development_split(
+    made: Made, tiny_pipeline: Any, tmp_path: Path
+):
+    """Else the choice among fits would be made on what they have seen."""
+    config = yaml.safe_load(tiny_pipeline.config.read_text())
+    suites = [
+        suite | {"skip": 1, "limit": 1, "name": f"{suite['name']}_dev"}
+        for suite in config["evaluation"]["suites"]
+    ]
+    config["evaluation"]["suites"] = [suite | {"limit": 1} for suite in config["evaluation"]["suites"]]
+    utility = config["evaluation"]["utility"] | {"task": "another"}
+    config["tuning"] = {"suites": suites, "utility": utility, "max_over_refusal_rate": 1, "min_gain_kept": 0}
+    tuned = tiny_pipeline.config.with_name("tuned.yaml")
+    tuned.write_text(yaml.safe_dump(config))
+    data = tmp_path / "safe.jsonl"
+    data.write_text('{"prompt": "Question number 1?", "response": "r"}\n{"prompt": "p", "response": "r"}\n')
+    result = _run(
+        *("learn", "--config", tuned, "--task-adapter", made.task, "--safety-adapter", made.safety),
+        *("--safety-data", data, "--output", tmp_path / "learned"),
+    )
+    assert result.exit_code == 4
+    assert "got 1 requests of theirs, such as 'Question number 1?' of suite " in result.stderr
+    assert "_dev" in result.stderr
 
 
 def test_flags_out_of_bounds_are_named(made: Made, tiny_pipeline: Any, tmp_path: Path):

@@ -21,6 +21,10 @@ def test_flags_that_are_not_given_leave_the_defaults() -> None:
     [
         ({"harm_weights": (1.0, float("inf"))}, "--harm-weight: Input should be a finite number, got inf"),
         ({"steps": 0}, "--steps: Input should be greater than 0, got 0"),
+        (
+            {"harm_weights": (1.0, 1.0 + 1e-9)},
+            "--harm-weight: expected harm_weights that differ in six digits, got several 1",
+        ),
     ],
 )
 def test_what_is_out_of_bounds_is_said_once_by_its_flag(given: dict[str, Any], message: str) -> None:
