@@ -22,11 +22,12 @@ from safemerge.gate.absolute import gain_rule
 from safemerge.gate.policy import Regression
 from safemerge.gate.regression import Reference, regression_rules
 from safemerge.records import EvaluationReport, Outcome, RuleOutcome, SuiteKind
+from safemerge.stats import FEWEST_DOCUMENTS
 from safemerge.stats.halving import SLACK, Ending, Limits, Standing, choose, halve, most_kept
 
 UTILITY_ROUND = 0
 
-MIN_DOCUMENTS = 8
+MIN_DOCUMENTS = FEWEST_DOCUMENTS
 """Fewest documents that a candidate is dropped by. An interval of so few is too narrow: one that keeps a
 limit just so is dropped by it with 6 %, where a wide sample would take 2.5 %."""
 

@@ -14,7 +14,14 @@ from safemerge.gate.absolute import (
     over_refusal_rules,
     utility_rule,
 )
-from safemerge.gate.comparison import categories_of, check_adapter, differences, odd_keys, suites_of
+from safemerge.gate.comparison import (
+    categories_of,
+    check_adapter,
+    differences,
+    odd_keys,
+    suites_of,
+    task_of,
+)
 from safemerge.gate.feasibility import sizes
 from safemerge.gate.policy import GatePolicy, OnCannotTell, SignOff
 from safemerge.gate.regression import Reference, regression_rules
@@ -28,6 +35,7 @@ from safemerge.records import (
     Verdict,
     possible_verdicts,
 )
+from safemerge.stats import FEWEST_DOCUMENTS
 
 NO_CHAMPION = Reference(exists=False)
 """What :func:`decide` is told where nothing has been released yet."""
@@ -122,6 +130,7 @@ def _warnings(
         )
     yield from _stopped_early(candidate, policy)
     yield from _without_limit(candidate, policy)
+    yield from _few_documents(candidate)
     for name, other in references.items():
         if other is None:
             continue
@@ -139,6 +148,16 @@ def _stopped_early(candidate: EvaluationReport, policy: GatePolicy) -> Iterator[
         yield (
             f"not all prompts were asked of {names}: the probability that any rule on them has another "
             f"outcome than on the whole is at most {limit_in_percent(math.fsum(errors))}"
+        )
+
+
+def _few_documents(candidate: EvaluationReport) -> Iterator[str]:
+    """That intervals of utility, and all that rules say by them, rest on next to nothing."""
+    scores = {} if candidate.utility is None else candidate.utility.scores
+    if 0 < len(scores) < FEWEST_DOCUMENTS and not set(scores.values()) <= {0, 1}:
+        yield (
+            f"utility on {task_of(candidate)} was measured on {len(scores)} documents: intervals of fewer "
+            f"than {FEWEST_DOCUMENTS} are too narrow to rely on"
         )
 
 

@@ -5,13 +5,21 @@ formulas, in whole numbers where that is possible, or a seeded resampling; the t
 against statsmodels, scipy and published values. Neither library is needed to run them.
 """
 
-from safemerge.stats.bootstrap import GainKept, gain_kept, mean_difference, mean_score, share_won_back
+from safemerge.stats.bootstrap import (
+    FEWEST_DOCUMENTS,
+    GainKept,
+    gain_kept,
+    mean_difference,
+    mean_score,
+    share_won_back,
+)
 from safemerge.stats.paired import holm, mcnemar, rate_difference, smallest_significant
 from safemerge.stats.rates import category_rates, smallest_sample, wilson_interval
 from safemerge.stats.sequential import FinalCounts, final_counts, random_order, whole_interval
 from safemerge.stats.strata import Audit, Stratum, audit
 
 __all__ = [
+    "FEWEST_DOCUMENTS",
     "Audit",
     "FinalCounts",
     "GainKept",

@@ -448,3 +448,17 @@ def test_a_person_decides_where_the_policy_says_so_and_never_on_a_block(harmful,
     assert [line.split(" on ")[0][:20] for line in decision.main_figures()][-1].startswith(
         "over-refusal rate"
     )
+
+
+@pytest.mark.parametrize(("n", "told"), [(7, True), (8, False)])
+def test_utility_of_too_few_documents_is_warned_of(n, told):
+    few = [arm.model_copy(update={"utility": utility(0.5, n=n, value=None)}) for arm in (ALIGNED, FINE_TUNED)]
+    decision = judge(report(utility=utility(0.5, n=n, value=None)), aligned=few[0], fine_tuned=few[1])
+    expected = "utility on sums/score was measured on 7 documents: intervals of fewer than 8 are too narrow "
+    assert [warning.startswith(expected) for warning in decision.warnings] == [True] * told
+
+
+def test_documents_that_are_right_or_wrong_may_be_few():
+    """Their intervals are not of the scores seen alone: every pattern has its share of two more documents."""
+    exact = utility(0.5, n=4, scores={"a": 1.0, "b": 0.0})
+    assert judge(report(utility=exact), aligned=None, fine_tuned=None).warnings == ()
