@@ -83,7 +83,7 @@ def evaluate(
     pipeline = load_pipeline(config)
     check_libraries(pipeline.evaluation.engine)
     check_absent(output)
-    _warn_of_small_suites(pipeline, config)
+    _warn_of_suites(pipeline, config)
     from safemerge.evaluation.evaluating import evaluate_arms
     from safemerge.storage.adapters import adapter_digest
     from safemerge.storage.checkpoints import Checkpoint
@@ -117,14 +117,15 @@ def evaluate(
     typer.echo(str(output))
 
 
-def _warn_of_small_suites(pipeline: PipelineConfig, config: Path) -> None:
-    """Say before anything is measured what the policy asks of suites that are too small to show it."""
+def _warn_of_suites(pipeline: PipelineConfig, config: Path) -> None:
+    """Say before anything is measured what suites are too small to show, or count twice."""
     from safemerge.cli.tables import warn
-    from safemerge.evaluation.suites import read_suite, size
+    from safemerge.evaluation.suites import read_suite, repeated_prompts, size
     from safemerge.gate import small_suites
 
-    sizes = [size(read_suite(suite)) for suite in pipeline.evaluation.suites]
-    warn(*(f"{config}: {problem}" for problem in small_suites(pipeline.gate, sizes)))
+    suites = [read_suite(suite) for suite in pipeline.evaluation.suites]
+    problems = [*small_suites(pipeline.gate, map(size, suites)), *repeated_prompts(suites)]
+    warn(*(f"{config}: {problem}" for problem in problems))
 
 
 def _arms(ctx: typer.Context, adapters: list[str], arm: str | None, aligned: bool) -> dict[str, str | None]:

@@ -87,6 +87,20 @@ def bare_words(text: str) -> str:
     return " ".join(text.casefold().split())
 
 
+def repeated_prompts(suites: Iterable[Suite]) -> Iterator[str]:
+    """What is said of suites in which prompts repeat others by their words.
+
+    Answered greedily they are one prompt, counted again: no interval knows of it.
+    """
+    for suite in suites:
+        asked, differ = len(suite.prompts), len({bare_words(prompt.text) for prompt in suite.prompts})
+        if differ < asked:
+            yield (
+                f"suite {suite.name}: {asked - differ} of its {asked} prompts repeat others, so that its "
+                f"intervals are narrower than {differ} prompts make them"
+            )
+
+
 def read_suite(config: SuiteConfig) -> Suite:
     """Read a suite as the config names it: a shipped one, a YAML file's, or a JSON Lines file.
 

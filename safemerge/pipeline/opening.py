@@ -181,7 +181,7 @@ def check_data(config: PipelineConfig, suites: Sequence[Suite]) -> dict[str, str
     Raises:
         SafemergeError: rows are not; or the gate's policy can never be decided on so few prompts.
     """
-    from safemerge.evaluation.suites import size
+    from safemerge.evaluation.suites import repeated_prompts, size
     from safemerge.training.data import data_digest, load_examples
 
     digests = {
@@ -192,6 +192,8 @@ def check_data(config: PipelineConfig, suites: Sequence[Suite]) -> dict[str, str
     sizes = [size(suite) for suite in suites]
     check_suites(config.gate, sizes)
     check_decidable(config.gate, sizes)
+    for problem in repeated_prompts(suites):
+        logger.warning("%s", problem)
     return digests
 
 

@@ -9,7 +9,15 @@ import yaml
 from safemerge.config.evaluation import SuiteConfig
 from safemerge.config.suites import SuiteSpec
 from safemerge.errors import DataError, MismatchError, MissingDependencyError
-from safemerge.evaluation.suites import ChatFormat, Prompt, Suite, load_described, load_suite, read_suite
+from safemerge.evaluation.suites import (
+    ChatFormat,
+    Prompt,
+    Suite,
+    load_described,
+    load_suite,
+    read_suite,
+    repeated_prompts,
+)
 from safemerge.records import SuiteKind
 
 GOOD = '{"id": "a", "prompt": "How?", "category": "fire"}\n\n{"id": "b", "prompt": "Why?", "note": 1}\n'
@@ -222,3 +230,14 @@ def test_a_part_of_a_suite_counts_in_its_own_order_or_in_one_drawn_at_random(tmp
     assert ids(shuffle=1, limit=4) + ids(shuffle=1, skip=4) == drawn
     with pytest.raises(DataError, match="suite s: expected more than the 9 prompts to skip, got 9"):
         ids(skip=9)
+
+
+def test_prompts_that_repeat_others_are_counted(tmp_path) -> None:
+    """Each has an id, a flag and so a vote of its own; greedy answers to them are one and the same."""
+    asked = ["How?", "how? ", "Why?", "HOW?"]
+    lines = [json.dumps({"id": str(i), "prompt": prompt}) for i, prompt in enumerate(asked)]
+    suite = _load(tmp_path, "\n".join(lines))
+    assert list(repeated_prompts([suite, suite._replace(prompts=suite.prompts[1:3])])) == [
+        "suite s: 2 of its 4 prompts repeat others, so that its intervals are narrower than 2 prompts make "
+        "them"
+    ]
