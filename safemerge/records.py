@@ -84,15 +84,22 @@ class Record(Described):
         """Read a record from a JSON file.
 
         Raises:
-            DataError: the file is missing or does not hold such a record.
+            DataError: the file is missing, does not hold such a record, or one of a later format.
         """
         try:
-            return cls.model_validate_json(path.read_bytes())
+            record = cls.model_validate_json(path.read_bytes())
         except FileNotFoundError as error:
             raise DataError(f"{path}: expected {_called(cls)}, got no such file") from error
         except ValidationError as error:
             found = first_problem(error, "the file")
             raise DataError(f"{path}: expected {_called(cls)}, got {found}") from error
+        version = getattr(record, "format_version", FORMAT_VERSION)
+        if version > FORMAT_VERSION:
+            raise DataError(
+                f"{path}: expected {_called(cls)} of format {FORMAT_VERSION}, got format {version}, "
+                "of a later version"
+            )
+        return record
 
 
 def first_problem(error: ValidationError, whole: str) -> str:

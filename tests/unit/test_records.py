@@ -27,6 +27,17 @@ def test_a_file_that_holds_no_record_is_named(content: bytes, problem: str, tmp_
         EvaluationReport.read(path)
 
 
+def test_a_later_format_is_refused(tmp_path: Path) -> None:
+    """What its figures mean may be another thing there."""
+    path = tmp_path / "report.json"
+    made = EvaluationReport(arm="a", adapter_digest=None, model_digest="m", utility=None, suites=())
+    path.write_text(made.to_json())
+    assert EvaluationReport.read(path) == made
+    path.write_text(made.model_copy(update={"format_version": 2}).to_json())
+    with pytest.raises(DataError, match="an evaluation report of format 1, got format 2, of a later version"):
+        EvaluationReport.read(path)
+
+
 def test_what_json_cannot_say_is_refused_with_its_place() -> None:
     layer = LayerReport(module="q", cosine=math.nan, merged=True, reason="")
     made = MergeReport(
