@@ -92,10 +92,9 @@ def layer_lines(merge: MergeReport) -> Iterator[str]:
     """How many layers were merged, and where the cosines lie, by kind of module."""
     merged = sum(layer.merged for layer in merge.layers)
     below = "" if merge.threshold is None else f", those with a cosine below τ = {merge.threshold:.4g}"
-    task, safety = merge.weights
     yield (
-        f"{merged} of {len(merge.layers)} layers merged by {escaped(merge.method)}{below}; weights "
-        f"{task:.4g} of the task adapter and {safety:.4g} of the safety adapter."
+        f"{merged} of {len(merge.layers)} layers merged by {escaped(merge.method)}{below}; "
+        f"{words.weights(merge)}."
     )
     yield ""
     yield from table(

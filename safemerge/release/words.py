@@ -9,7 +9,16 @@ from collections.abc import Iterable, Mapping
 from pydantic import JsonValue
 
 from safemerge.gate import rendering
-from safemerge.records import Estimate, GateDecision, Interval, Outcome, RuleOutcome, SuiteKind, Verdict
+from safemerge.records import (
+    Estimate,
+    GateDecision,
+    Interval,
+    MergeReport,
+    Outcome,
+    RuleOutcome,
+    SuiteKind,
+    Verdict,
+)
 from safemerge.reports.release import ArmFigures, ReleaseReport, Role, SuiteFigures
 
 NOTHING = "–"
@@ -121,6 +130,13 @@ def gain(arm: ArmFigures) -> str:
 
 def _span(interval: Interval | None) -> str:
     return f" [{interval.low:.4g} to {interval.high:.4g}]" if interval else ""
+
+
+def weights(merge: MergeReport) -> str:
+    """By what the two adapters were weighed; of layers that have weights of their own, the mean."""
+    task, safety = merge.weights
+    of_each = " of each layer, on average" if any(layer.weights for layer in merge.layers) else ""
+    return f"weights{of_each} {task:.4g} of the task adapter and {safety:.4g} of the safety adapter"
 
 
 def provenance(report: ReleaseReport) -> list[tuple[str, dict[str, str]]]:

@@ -11,7 +11,7 @@ from safemerge.records import Estimate, Interval
 from safemerge.release import words
 from safemerge.release.html import html
 from safemerge.release.markdown import markdown
-from tests.unit.release.samples import POLICY, answer, release
+from tests.unit.release.samples import POLICY, answer, merge, release
 
 
 @pytest.mark.parametrize(
@@ -70,6 +70,14 @@ def test_a_category_says_on_how_many_prompts_each_of_its_rates_rests() -> None:
     assert [cell.rpartition(" ")[2] for cell in line.strip("| ").split(" | ")[1:]] == ["n=9", *["n=20"] * 4]
     page = html(made)
     assert (page.count("<small>n=9</small>"), page.count("<small>n=20</small>")) == (1, 5)
+
+
+def test_weights_that_each_layer_has_of_its_own_are_called_means() -> None:
+    made = merge()
+    assert words.weights(made).startswith("weights 0.6 of the task adapter and ")
+    layers = (made.layers[0].model_copy(update={"weights": (0.5, 0.1)}), *made.layers[1:])
+    said = words.weights(made.model_copy(update={"layers": layers}))
+    assert said.startswith("weights of each layer, on average 0.6 of the task adapter and ")
 
 
 def test_a_suite_that_was_stopped_early_says_how_many_were_asked() -> None:
