@@ -20,7 +20,7 @@ from safemerge.evaluation.engines import Arm, load
 from safemerge.evaluation.generation import answer_batches
 from safemerge.evaluation.harm import JudgedSuite, Row, judge_suite
 from safemerge.evaluation.journal import Journal
-from safemerge.evaluation.judges import Judge, make_judges
+from safemerge.evaluation.judges import Judge, check_keys, make_judges
 from safemerge.evaluation.judges.local import free_memory
 from safemerge.evaluation.libraries import check_libraries
 from safemerge.evaluation.stopping import Stopping, answers_until_settled, stoppings
@@ -117,8 +117,8 @@ def evaluate_arms(
 
     Raises:
         ConfigError: a judge's model is not pinned; suites should be stopped early and the policy is missing,
-            or has rules that need whole ones; or the server of the engine ``endpoint`` is given no name
-            of an arm, or no key.
+            or has rules that need whole ones; the server of the engine ``endpoint`` is given no name of an
+            arm; or a server is given no key.
         MissingDependencyError: transformers, peft, lm_eval or the engine is not installed.
         DataError: a suite cannot be read, or holds other prompts than it says.
         EvaluationError: a task is unknown or fails, a prompt does not fit the model, or a judge
@@ -131,6 +131,7 @@ def evaluate_arms(
     check_libraries(settings.engine)
     suites = [read_suite(suite) for suite in settings.suites]
     judges = make_judges(settings)
+    check_keys(judges.values())
     early = stoppings(suites, settings.sequential, policy, settings.generation.batch_size)
     task = settings.utility
     if with_utility:

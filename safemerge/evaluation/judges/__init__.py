@@ -9,6 +9,7 @@ its model costs and which licence it has. All are made by :func:`make_judge` fro
 from __future__ import annotations
 
 import importlib
+from collections.abc import Iterable
 
 from safemerge.config.evaluation import EvaluationConfig
 from safemerge.config.judges import JudgeConfig, judge_name
@@ -17,7 +18,7 @@ from safemerge.evaluation.judges.base import Answer, Judge
 from safemerge.evaluation.judges.refusal_phrases import RefusalPhrases
 from safemerge.records import SuiteKind
 
-__all__ = ["Answer", "Judge", "make_judge", "make_judges"]
+__all__ = ["Answer", "Judge", "check_keys", "make_judge", "make_judges"]
 
 _PLACES = {
     "llama_guard": "LlamaGuard",
@@ -46,6 +47,22 @@ def make_judge(judge: JudgeConfig) -> Judge:
     module = importlib.import_module(f"{__name__}.{name}")
     made: Judge = getattr(module, _PLACES[name])(judge)
     return made
+
+
+def check_keys(judges: Iterable[Judge]) -> None:
+    """Check that judges behind servers have their keys, before anything is answered for them to judge.
+
+    Raises:
+        ConfigError: a key is missing.
+    """
+    from safemerge.evaluation.judges.endpoint import EndpointJudge
+    from safemerge.evaluation.judges.ensemble import Ensemble
+
+    for judge in judges:
+        if isinstance(judge, Ensemble):
+            check_keys(judge.members)
+        elif isinstance(judge, EndpointJudge):
+            judge.client.key()
 
 
 def make_judges(settings: EvaluationConfig) -> dict[SuiteKind, Judge]:

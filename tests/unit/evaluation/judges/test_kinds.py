@@ -15,8 +15,8 @@ from safemerge.config.judges import (
     JudgeConfig,
     SmokeJudge,
 )
-from safemerge.errors import EvaluationError
-from safemerge.evaluation.judges import Answer, Judge, make_judge
+from safemerge.errors import ConfigError, EvaluationError
+from safemerge.evaluation.judges import Answer, Judge, check_keys, make_judge
 from safemerge.evaluation.judges.local import LocalGuard
 from safemerge.evaluation.suites import Prompt
 from safemerge.records import SuiteKind
@@ -35,6 +35,19 @@ def test_which_judges_see_refusals_and_which_load_no_model():
     assert get_args(SmokeJudge) == ("refusal_phrases",)
     assert JUDGES_OF_REFUSALS == ("refusal_phrases", "wild_guard", "qwen3_guard", "endpoint")
     assert JUDGES_WITHOUT_MODEL == ("refusal_phrases", "endpoint")
+
+
+def test_a_key_that_is_missing_is_found_before_the_judge_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("NO_SUCH_KEY", raising=False)
+    server = {"kind": "endpoint", "url": "http://127.0.0.1:1/v1", "model": "m", "api_key_env": "NO_SUCH_KEY"}
+    ensemble = {"kind": "ensemble", "members": ["refusal_phrases", server], "rule": "any"}
+    for settings in (server, ensemble):
+        judge = make_judge(TypeAdapter(JudgeConfig).validate_python(settings))
+        with pytest.raises(ConfigError, match="expected a key in the variable NO_SUCH_KEY, got none"):
+            check_keys([make_judge("refusal_phrases"), judge])
+        with monkeypatch.context() as given:
+            given.setenv("NO_SUCH_KEY", "k")
+            check_keys([judge])
 
 
 @pytest.mark.parametrize("kind", MODEL_JUDGES)
