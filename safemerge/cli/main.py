@@ -8,7 +8,8 @@ when they run, so that ``safemerge --help`` answers at once.
 Exit codes, of every command alike: 0 done; 1 blocked by the gate, and nothing else; 2 wrong
 usage; 3 where the gate wants a person to decide; 4 an error that safemerge names on one line, or a problem
 that ``inspect`` or ``recipe validate`` found; 5 adapters that differ, where ``diff --check`` asked; 6 where
-``tune`` finds no merge that keeps its limits; 75 a pipeline step that may be tried again; 130 interrupted.
+``tune`` finds no merge that keeps its limits; 70 a fault of safemerge, with a traceback; 75 a pipeline step
+that may be tried again; 130 interrupted.
 """
 
 from __future__ import annotations
@@ -45,6 +46,8 @@ from safemerge.cli import (
 )
 from safemerge.errors import EXIT_ERROR, SafemergeError
 
+EXIT_FAULT = 70
+"""Exit code after an exception that nobody foresaw: Python's own, 1, would say that the gate has blocked."""
 EXIT_INTERRUPTED = 130
 """Exit code after Ctrl-C, as shells expect it (128 + SIGINT)."""
 
@@ -140,4 +143,8 @@ def main() -> None:
         # tqdm reads it when it is first imported. Bars of other libraries litter logs; our progress
         # comes in lines there.
         os.environ.setdefault("TQDM_DISABLE", "1")
-    sys.exit(app(prog_name="safemerge"))
+    try:
+        sys.exit(app(prog_name="safemerge"))
+    except Exception:
+        sys.excepthook(*sys.exc_info())
+        sys.exit(EXIT_FAULT)

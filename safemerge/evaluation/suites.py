@@ -227,8 +227,9 @@ def _lines(path: Path) -> Iterator[Row]:
         where = f"{path}, line {number}"
         try:
             row: Any = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise DataError(f"{where}: expected a JSON object, got malformed JSON ({error.msg})") from error
+        except (json.JSONDecodeError, RecursionError) as error:
+            reason = getattr(error, "msg", "nested too deeply")
+            raise DataError(f"{where}: expected a JSON object, got malformed JSON ({reason})") from error
         if not isinstance(row, dict):
             raise DataError(f"{where}: expected a JSON object, got {type(row).__name__}")
         yield where, number, row

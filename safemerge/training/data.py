@@ -77,8 +77,9 @@ def _file_rows(path: Path) -> Iterable[tuple[str, Any]]:
 def _parsed(line: str, where: str) -> Any:
     try:
         return json.loads(line)
-    except json.JSONDecodeError as error:
-        raise DataError(f"{where}: expected one JSON object, got {_shortened(line)} ({error.msg})") from error
+    except (json.JSONDecodeError, RecursionError) as error:
+        reason = getattr(error, "msg", "nested too deeply")
+        raise DataError(f"{where}: expected one JSON object, got {_shortened(line)} ({reason})") from error
 
 
 def _hub_rows(source: DataSource) -> Iterable[tuple[str, Any]]:

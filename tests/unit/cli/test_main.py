@@ -71,6 +71,14 @@ main.main()
     assert ("Building" in done.stderr) is bars
 
 
+def test_a_fault_of_ours_is_not_taken_for_a_block_of_the_gate() -> None:
+    """Python ends with 1 after an exception that nobody foresaw, and so would the command line."""
+    code = "from safemerge.cli import main; main.app = lambda prog_name: 1 / 0; main.main()"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 70
+    assert done.stderr.rstrip().endswith("ZeroDivisionError: division by zero")
+
+
 def test_every_command_has_help_and_no_two_share_a_name() -> None:
     names = [command.name or command.callback.__name__ for command in app.registered_commands]
     assert "merge" in names
@@ -100,7 +108,8 @@ def test_every_exit_code_stands_in_one_place() -> None:
     from safemerge.errors import EXIT_ERROR
 
     verdicts = gate.EXIT_CODES.values()
-    codes = (*verdicts, EXIT_ERROR, diff.EXIT_DIFFERENT, step.EXIT_RETRY, main.EXIT_INTERRUPTED)
+    ends = (main.EXIT_FAULT, main.EXIT_INTERRUPTED)
+    codes = (*verdicts, EXIT_ERROR, diff.EXIT_DIFFERENT, step.EXIT_RETRY, *ends)
     assert len(set(codes)) == len(codes)
     described = main.__doc__.partition("Exit codes")[2]
     assert all(f" {code} " in described for code in codes)

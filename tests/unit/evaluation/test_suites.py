@@ -47,6 +47,7 @@ def test_a_line_separator_within_a_prompt_does_not_end_the_line(tmp_path):
         ("", "at least one prompt, got an empty suite"),
         ("\n \n", "at least one prompt, got an empty suite"),
         ('{"id": "a", "prompt": "x"}\n{"id":', "line 2: expected a JSON object, got malformed JSON"),
+        ("[" * 5000, "line 1: expected a JSON object, got malformed JSON .nested too deeply."),
         ('["a"]', "line 1: expected a JSON object, got list"),
         ('{"prompt": "x"}', "line 1: expected the key 'id', got prompt"),
         ('{"id": "a"}', "line 1: expected the key 'prompt', got id"),

@@ -35,6 +35,7 @@ def test_limit_reads_no_further(tmp_path: Path):
     ("line", "message"),
     [
         ("{'prompt': 1}", r"line 2: expected one JSON object, got \{'prompt': 1\}"),
+        ("[" * 5000, r"line 2: expected one JSON object, got \[\[\[.* \(nested too deeply\)"),
         ("[1, 2]", r"line 2: expected a JSON object, got \[1, 2\]"),
         ({"prompt": "p", "answer": "a"}, "line 2: expected a column 'response', got 'answer', 'prompt'"),
         ({"prompt": "p", "response": 7}, "line 2: expected a text in 'response', got 7"),
