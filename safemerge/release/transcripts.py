@@ -35,6 +35,9 @@ def read_rows(path: Path) -> Rows:
             rows = [dict(zip(table["columns"], row, strict=True)) for row in table["data"]]
         if not all({"suite", "id", "prompt", "response", "flag"} <= row.keys() for row in rows):
             raise DataError(f"{path}: expected rows with suite, id, prompt, response and flag, got others")
+        if odd := [row["flag"] for row in rows if not isinstance(row["flag"], bool)]:
+            # A text, "false" too, would count as flagged.
+            raise DataError(f"{path}: expected true or false as every flag, got {odd[0]!r}")
     except FileNotFoundError as error:
         raise DataError(f"{path}: expected the answers of an evaluation, got no such file") from error
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:

@@ -81,6 +81,12 @@ def test_rows_are_read_from_lines_and_from_mlflow_tables(tmp_path: Path) -> None
     [
         ("a.jsonl", "{", "expected the answers of an evaluation"),
         ("a.jsonl", '{"suite": "s"}', "expected rows with suite, id, prompt"),
+        (
+            "a.jsonl",
+            '{"suite": "s", "id": "p", "prompt": "q", "response": "r", "flag": "false"}',
+            "expected true or false as every flag, got 'false'",
+        ),
+        ("a.jsonl", "[" * 5000, "expected the answers of an evaluation, got maximum recursion"),
         ("a.jsonl", "[1]", "expected the answers of an evaluation"),
         ("a.json", '{"columns": ["a"], "data": [[1, 2]]}', "expected the answers of an evaluation"),
         ("a.json", "[]", "expected the answers of an evaluation"),
