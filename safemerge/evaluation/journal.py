@@ -14,6 +14,8 @@ from pathlib import Path
 
 from pydantic import JsonValue
 
+from safemerge.errors import EvaluationError
+
 logger = logging.getLogger(__name__)
 
 FILE = "journal.jsonl"
@@ -61,13 +63,23 @@ class Journal:
         return self._found.get(key)
 
     def put(self, key: str, value: JsonValue) -> None:
-        """Keep a value; from any thread."""
+        """Keep a value; from any thread.
+
+        Raises:
+            EvaluationError: the folder is gone.
+        """
         line = json.dumps([key, value], separators=(",", ":")) + "\n"
         with self._writing:
             self._found[key] = value
             if self._file is None:
                 return
-            with self._file.open("ab") as file:
-                file.write(line.encode())
-                file.flush()
-                os.fsync(file.fileno())
+            try:
+                with self._file.open("ab") as file:
+                    file.write(line.encode())
+                    file.flush()
+                    os.fsync(file.fileno())
+            except FileNotFoundError as error:
+                raise EvaluationError(
+                    f"{self._file.parent}: expected the folder of unfinished work, got none: another process "
+                    "has ended with the same output, or somebody removed it"
+                ) from error

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
+from safemerge.errors import EvaluationError
 from safemerge.evaluation.journal import FILE, Journal
 
 
@@ -53,3 +55,14 @@ def test_without_a_folder_nothing_outlives_the_journal() -> None:
     journal = Journal()
     journal.put("a", 1)
     assert (journal.get("a"), Journal().get("a")) == (1, None)
+
+
+def test_a_folder_that_another_process_has_taken_away_is_named(tmp_path: Path) -> None:
+    """As the one that ends first does, where two make one output."""
+    ours, theirs = Journal(tmp_path / "work"), Journal(tmp_path / "work")
+    theirs.put("a", 1)
+    shutil.rmtree(tmp_path / "work")
+    with pytest.raises(
+        EvaluationError, match=r"work: expected the folder of unfinished work, got none: another"
+    ):
+        ours.put("b", 2)
