@@ -24,7 +24,7 @@ from safemerge.core.merge import plan_merge
 from safemerge.core.module_names import natural_order
 from safemerge.core.options import MergeOptions, MergeSettings
 from safemerge.core.scoring import Progress
-from safemerge.engine.coefficient_files import coefficients_file, read_coefficients
+from safemerge.engine.coefficient_files import file_name, read_coefficients
 from safemerge.engine.merging import merge_settings, option_settings
 from safemerge.engine.scores import ScoredAdapters, score_adapters
 from safemerge.errors import (
@@ -357,5 +357,5 @@ def _write(records: Iterable[Coefficients], output: Path) -> None:
     records = list(records)
     with atomic_folder(output) as folder:
         for record in records:
-            (folder / coefficients_file(record)).write_text(record.to_json(), encoding="utf-8")
+            (folder / file_name(record)).write_text(record.to_json(), encoding="utf-8")
         (folder / PAGE_FILE).write_text(coefficients_html(records), encoding="utf-8")

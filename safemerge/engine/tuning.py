@@ -42,7 +42,7 @@ from safemerge.engine.race import (
 )
 from safemerge.engine.race_report import Entry, arm_figures, choice_report
 from safemerge.engine.scores import ScoredAdapters, score_adapters
-from safemerge.engine.sweeping import candidate_name, candidates, weighed
+from safemerge.engine.sweeping import candidate_name, candidates, files_by_candidate
 from safemerge.errors import ConfigError
 from safemerge.evaluation.libraries import check_libraries
 from safemerge.evaluation.utility import check_task
@@ -112,7 +112,7 @@ def tune_adapters(
 
     learned = _learned(config, task_adapter, safety_adapter, tuning.learning, device, work)
     whole = with_learned(tuning.grid, learned)
-    grid, files = candidates(whole), weighed(whole)
+    grid, files = candidates(whole), files_by_candidate(whole)
     scored = score_adapters(
         task_adapter,
         safety_adapter,
@@ -198,7 +198,7 @@ def merge_sections(grid: SweepGrid) -> dict[str, dict[str, JsonValue]]:
     A file of coefficients is called by its name alone: where it lies is no part of a choice.
     """
     usual = {"on_undefined": "keep", "seed": 0}
-    files = weighed(grid)
+    files = files_by_candidate(grid)
 
     def section(name: str, options: MergeOptions) -> dict[str, JsonValue]:
         settings = option_settings(options)

@@ -74,7 +74,7 @@ def propose(context: StepContext, request: StepRequest) -> StepResult:
         why = "an adapter was given" if run.plan.adapter else "the run has no tuning"
         return without_run("propose", run, note=f"{why}: nothing is to be chosen")
     from safemerge.engine.coefficient_files import with_learned
-    from safemerge.engine.sweeping import candidates, weighed
+    from safemerge.engine.sweeping import candidates, files_by_candidate
 
     task, safety = request.input("task_adapter"), request.input("safety_adapter")
     learns = run.config.tuning.learning is not None
@@ -95,7 +95,7 @@ def propose(context: StepContext, request: StepRequest) -> StepResult:
 
     output = context.workspace.work("propose", digest) / "candidates"
     shutil.rmtree(output, ignore_errors=True)  # a killed attempt may have written it, but not stored it
-    merges, files, sections = candidates(grid), weighed(grid), merge_sections(grid)
+    merges, files, sections = candidates(grid), files_by_candidate(grid), merge_sections(grid)
     with context.ledger.step_run(run, "propose", digest) as step_run:
         step_run.log_params(grid.model_dump(mode="json", exclude={"coefficients"}))
         scored = score_adapters(
