@@ -84,7 +84,7 @@ class PipelineConfig(Config):
     @model_validator(mode="after")
     def _gate_can_pass(self) -> Self:
         limits = self.gate.max_over_refusal_rate
-        suites = self.evaluation.suites_of(SuiteKind.OVER_REFUSAL)
+        suites = self.evaluation.suite_names(SuiteKind.OVER_REFUSAL)
         if not isinstance(limits, dict):
             if not suites:
                 raise ValueError(
