@@ -168,7 +168,7 @@ class Ledger:
 
     def close_pipeline_run(self, run: PipelineRun, verdict: Verdict, summary: str, gate_run_id: str) -> None:
         """Write the verdict on the pipeline run and end it."""
-        self.client.set_tag(run.run_id, tags.VERDICT_SUMMARY, summary[:5000])
+        self.client.set_tag(run.run_id, tags.VERDICT_SUMMARY, tags.fitting(summary))
         self.client.set_tag(run.run_id, tags.GATE_RUN, gate_run_id)
         self.client.set_tag(run.run_id, tags.VERDICT, verdict)
         self.client.set_terminated(run.run_id, "FINISHED")
@@ -205,7 +205,7 @@ class Ledger:
             notes |= {tags.SIGN_OFF_AT: answer.at, tags.SIGN_OFF_REASON: answer.reason}
             notes |= {tags.SIGN_OFF_BY: answer.by} if answer.by else {}
         for key, text in notes.items():
-            self.client.set_tag(run.run_id, key, text[:5000])
+            self.client.set_tag(run.run_id, key, tags.fitting(text))
 
     def leave_unanswered(self, run: PipelineRun) -> None:
         """Say of a run that ends that nobody answered, where a person was asked and none did."""
