@@ -15,7 +15,7 @@ import torch
 
 from safemerge.core import methods
 from safemerge.core.lora import LoraPair
-from safemerge.core.merge import alignment_terms, check_shapes
+from safemerge.core.merge import alignment_terms, check_layers_fit
 from safemerge.core.options import MergeOptions
 from safemerge.core.scoring import LayerScore, Progress, Terms, score_many
 from safemerge.core.similarity import NO_ALIGNMENT
@@ -89,7 +89,7 @@ def score_adapters(
     warnings = check_same_base({role: adapter.config for role, adapter in adapters.items()}, aligned_model)
     warnings += saved_warnings(task, safety)
     check_same_names(task.pairs, safety.pairs if safety else {})
-    check_shapes(task.pairs, safety.pairs if safety else None)
+    check_layers_fit(task.pairs, safety.pairs if safety else None)
     hashed = {role.replace(" ", "_"): adapter_digest(adapter.folder) for role, adapter in adapters.items()}
     _check_coefficients(merges, hashed)
     if len(set(hashed.values())) < len(hashed):
