@@ -53,7 +53,7 @@ def evaluate(context: StepContext, request: StepRequest) -> StepResult:
     arm = request.options.get("arm")
     if not isinstance(arm, str) or not arm:
         raise ConfigError(f"option arm: expected a name, got {arm!r}")
-    run = context.ledger.pipeline_run(request.run_id or "")
+    run = context.ledger.pipeline_run(request.opened_run_id)
     adapter = request.inputs.get("adapter")
     if adapter is None and arm != ALIGNED:
         return without_run("evaluate", run, note=f"this run has no adapter for the arm {arm}")

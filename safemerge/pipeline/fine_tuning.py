@@ -53,7 +53,7 @@ def train(context: StepContext, request: StepRequest) -> StepResult:
     role = request.options.get("role")
     if role not in ("task", "safety"):
         raise ConfigError(f"option role: expected task or safety, got {role!r}")
-    run = context.ledger.pipeline_run(request.run_id or "")
+    run = context.ledger.pipeline_run(request.opened_run_id)
     if run.plan.adapter is not None:
         given = run.plan.fine_tuned_adapter if role == "task" else None
         handed_on = {"adapter": given} if given else {}

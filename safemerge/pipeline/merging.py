@@ -59,7 +59,7 @@ def merge(context: StepContext, request: StepRequest) -> StepResult:
         safemerge: the repaired adapter; the given one where the run judges an adapter again.
         scale, scale_selected: the controls.
     """
-    run = context.ledger.pipeline_run(request.run_id or "")
+    run = context.ledger.pipeline_run(request.opened_run_id)
     if run.plan.adapter is not None:
         note = "an adapter was given: nothing is merged"
         return without_run("merge", run, outputs={SAFEMERGE: run.plan.adapter}, reused=True, note=note)

@@ -69,7 +69,7 @@ def propose(context: StepContext, request: StepRequest) -> StepResult:
         proposal: what the candidates are and where they lie.
         <candidate>: the adapter of each.
     """
-    run = context.ledger.pipeline_run(request.run_id or "")
+    run = context.ledger.pipeline_run(request.opened_run_id)
     if run.config.tuning is None or run.plan.adapter is not None:
         why = "an adapter was given" if run.plan.adapter else "the run has no tuning"
         return without_run("propose", run, note=f"{why}: nothing is to be chosen")
@@ -146,7 +146,7 @@ def tune_evaluate(context: StepContext, request: StepRequest) -> StepResult:
     from safemerge.engine.race import read_split, reference_settings, round_settings, scorings, tuning_of
 
     name, number = str(request.options["candidate"]), int(request.options["round"])
-    run = context.ledger.pipeline_run(request.run_id or "")
+    run = context.ledger.pipeline_run(request.opened_run_id)
     tuning = tuning_of(run.config)
     split = read_split(tuning)
     for suite in split:
@@ -174,7 +174,7 @@ def advance(context: StepContext, request: StepRequest) -> StepResult:
     Outputs:
         <candidate>: the adapter of each that goes on, the best first; none where the race is over by then.
     """
-    run = context.ledger.pipeline_run(request.run_id or "")
+    run = context.ledger.pipeline_run(request.opened_run_id)
     proposal = Proposal.read(local_file(context, request.input("proposal")))
     race, reports, stage = _replay(context, run, request, proposal)
     number = int(request.options["round"])
@@ -210,7 +210,7 @@ def choose(context: StepContext, request: StepRequest) -> StepResult:
     from safemerge.engine.race_report import choice_report
     from safemerge.plots.tune import COLUMNS, candidate_row
 
-    run = context.ledger.pipeline_run(request.run_id or "")
+    run = context.ledger.pipeline_run(request.opened_run_id)
     digest = inputs_digest(
         "choose",
         choosing(tuning_of(run.config)),
