@@ -115,7 +115,7 @@ def plan_digest(
 
 def training(config: PipelineConfig, plan: PipelinePlan, role: str) -> Parts:
     """What the adapter of a role, ``task`` or ``safety``, depends on."""
-    settings = config.task_training if role == "task" else config.safety_training
+    settings = config.training_of(role)
     return {
         "model": plan.model_digests["aligned_model"],
         "data": plan.data_digests[f"{role}_training"],
