@@ -97,7 +97,7 @@ def merge(context: StepContext, request: StepRequest) -> StepResult:
             progress=_log_progress,
         )
         report = reports[SAFEMERGE]
-        figures = headline_figures(report)
+        figures = _figures(report)
         step_run.log_metrics(figures)
         step_run.log_table([layer.model_dump() for layer in report.layers], "layers.json")
         step_run.log_file(output / SAFEMERGE / PLOT_FILE)
@@ -125,7 +125,7 @@ def chosen_merge(context: StepContext, request: StepRequest) -> MergeConfig:
     return config.model_copy(update={"coefficients": str(file)})
 
 
-def headline_figures(report: MergeReport) -> dict[str, float | int | None]:
+def _figures(report: MergeReport) -> dict[str, float | int | None]:
     """How many layers were merged, the spread of the cosines, and how strong the safety adapter is."""
     cosines = [layer.cosine for layer in report.layers if layer.cosine is not None]
     return {
