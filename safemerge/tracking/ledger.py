@@ -462,17 +462,6 @@ class Ledger:
             return Path(got).read_text(encoding="utf-8")
 
 
-@contextmanager
-def tracking_errors(address: str) -> Iterator[None]:
-    """Whatever MLflow raises, as one error that names the server."""
-    try:
-        yield
-    except Exception as error:
-        if not type(error).__module__.startswith("mlflow."):
-            raise
-        raise TrackingError(f"MLflow at {address}: {error}") from error
-
-
 def _opened_at_ms(run: Run) -> int:
     """When a pipeline run was opened; when it was made, where an earlier release of safemerge did that."""
     return int(run.data.tags.get(tags.OPENED) or run.info.start_time)
