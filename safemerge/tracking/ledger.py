@@ -176,9 +176,8 @@ class Ledger:
     def link_report(self, run: PipelineRun, gate: StepResult) -> None:
         """Name the gate's release report on the pipeline run, and link it from the run's description."""
         ref = gate.outputs.get("report")
-        if ref is None:
-            return
-        self._link_report(run, ref.uri.rpartition("/")[0])
+        if ref is not None:
+            self._link_report(run, ref.folder)
 
     def keep_signed_report(self, run: PipelineRun, folder: Path) -> None:
         """Store the release report that names who signed on the pipeline run itself, and link that one."""
