@@ -25,6 +25,7 @@ from safemerge.records import EvaluationReport, Outcome, RuleOutcome, SuiteKind
 from safemerge.stats.halving import SLACK, Ending, Limits, Standing, choose, halve, most_kept
 
 UTILITY_ROUND = 0
+"""The round that asks no prompt: it drops who is shown to have forgotten the task."""
 
 MIN_DOCUMENTS = 8
 """Fewest documents that a candidate is dropped by. An interval of so few is too narrow: one that keeps a
