@@ -58,7 +58,7 @@ def train(config: PipelineConfig, role: str, output: Path) -> Path:
     from safemerge.training.data import load_examples
     from safemerge.training.sft import train_adapter
 
-    training = config.task_training if role == "task" else config.safety_training
+    training = config.training_of(role)
     work = output.with_name(f"{role}.work")
     train_adapter(Path(config.aligned_model), load_examples(training.data), output, work, training)
     return output

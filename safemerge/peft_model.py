@@ -18,7 +18,7 @@ from torch import Tensor
 
 from safemerge.core import methods
 from safemerge.core.lora import LoraPair
-from safemerge.core.merge import MergeResult, alignment_terms, check_shapes, merge_scored
+from safemerge.core.merge import MergeResult, alignment_terms, check_layers_fit, merge_scored
 from safemerge.core.options import MergeOptions, MergeSettings
 from safemerge.core.scoring import Progress
 from safemerge.engine.merging import merge_report
@@ -85,7 +85,7 @@ def merge_into(
     warnings = check_same_base(configs, aligned_model)
     pairs = {role: _pairs(model, adapter) for role, adapter in named.items()}
     task, safety = pairs["task_adapter"], pairs.get("safety_adapter")
-    check_shapes(task, safety)
+    check_layers_fit(task, safety)
     (scores,), digests = score_pairs(
         [task], aligned_model, unaligned_model, terms=alignment_terms([options]), progress=progress
     )

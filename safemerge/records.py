@@ -478,6 +478,11 @@ class ArtifactRef(Record):
         """The MLflow run that holds it, where it is in one."""
         return self.uri.removeprefix("runs:/").partition("/")[0]
 
+    @property
+    def folder(self) -> str:
+        """URI of the folder that holds it."""
+        return self.uri.rpartition("/")[0]
+
 
 class StepResult(Record):
     """What a pipeline step returns to its scheduler."""

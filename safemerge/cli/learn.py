@@ -228,7 +228,7 @@ def learning_config(given: dict[str, Any], configured: LearningConfig | None) ->
 
 def _print(records: list[Coefficients], output: Path) -> None:
     from safemerge.cli.tables import console, table
-    from safemerge.engine.coefficient_files import coefficients_file
+    from safemerge.engine.coefficient_files import file_name
     from safemerge.plots.coefficients import COLUMNS, coefficient_row
 
     out = console()
@@ -239,4 +239,4 @@ def _print(records: list[Coefficients], output: Path) -> None:
         total_s = sum(record.cost.wall_s for record in records)
         out.print(f"{total_s:.0f} s in all; fine-tuning the task adapter took {cost.fine_tuning_s:.0f} s")
     for record in records:
-        typer.echo(str(output / coefficients_file(record)))
+        typer.echo(str(output / file_name(record)))

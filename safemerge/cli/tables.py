@@ -24,12 +24,10 @@ CELL = 3
 """Columns that a cell of the grid takes: two figures and a space."""
 SCALE = ("#440154", "#46327e", "#365c8d", "#277f8e", "#1fa187", "#4ac16d", "#a0da39", "#fde725")
 """Viridis, from the lowest cosine to the highest: told apart by colour-blind readers, and in grey, too."""
-WHOLE = 40
-"""Longest name that a table's first column keeps on one line."""
 DARK = 4
 """So many colours of the scale take white figures."""
-
-
+WHOLE = 40
+"""Longest name that a table's first column keeps on one line."""
 MOST_A_COUNT = 3
 """Columns that one layer takes in a histogram at most: few layers make short bars."""
 
@@ -265,15 +263,15 @@ def waiting(what: str) -> Iterator[None]:
 
 
 @contextmanager
-def progress_bar(what: str = "scoring layers") -> Iterator[Callable[[int, int, str], None]]:
-    """A bar over the layers on stderr, with the time left; nothing where stderr is no terminal."""
+def progress_bar() -> Iterator[Callable[[int, int, str], None]]:
+    """A bar over the layers scored on stderr, with the time left; nothing where stderr is no terminal."""
     from rich.console import Console
     from rich.markup import escape
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     stderr = Console(stderr=True)
     columns = (
-        TextColumn(what),
+        TextColumn("scoring layers"),
         BarColumn(),
         MofNCompleteColumn(),
         TimeRemainingColumn(),

@@ -55,7 +55,7 @@ def train(
 
     plain_logs()
     pipeline = load_pipeline(config)
-    settings = pipeline.task_training if adapter is AdapterRole.TASK else pipeline.safety_training
+    settings = pipeline.training_of(adapter)
     check_absent(output)
     from safemerge.storage.hub import resolve
     from safemerge.training.data import load_examples

@@ -13,8 +13,8 @@ from safemerge.config.judges import (
     JUDGES_OF_REFUSALS,
     JUDGES_WITHOUT_MODEL,
     JudgeConfig,
-    blind_to,
-    loads_model,
+    judges_blind_to_refusals,
+    judges_that_load,
 )
 from safemerge.config.places import FilePlace
 from safemerge.config.suites import shipped_suite
@@ -133,11 +133,11 @@ class EvaluationConfig(Config):
         names = [suite.name for suite in self.suites]
         if twice := sorted({name for name in names if names.count(name) > 1}):
             raise ValueError(f"expected suites of different names, got twice: {', '.join(twice)}")
-        if not self.suites_of(SuiteKind.HARMFUL):
+        if not self.suite_names(SuiteKind.HARMFUL):
             raise ValueError(
                 "expected a suite of kind harmful, got none: the gate could never let an adapter pass"
             )
-        if blind := blind_to(self.refusal_judge, SuiteKind.OVER_REFUSAL):
+        if blind := judges_blind_to_refusals(self.refusal_judge):
             raise ValueError(
                 f"expected a refusal_judge that sees refusals ({', '.join(JUDGES_OF_REFUSALS)}), "
                 f"got {', '.join(blind)}, which sees harm alone"
@@ -152,8 +152,8 @@ class EvaluationConfig(Config):
 
     @model_validator(mode="after")
     def _judges_leave_the_model_loaded(self) -> Self:
-        judges = {kind: self.judge_of(kind) for kind in SuiteKind if self.suites_of(kind)}
-        if self.sequential and (loading := sorted({n for j in judges.values() for n in loads_model(j)})):
+        judges = {kind: self.judge_of(kind) for kind in SuiteKind if self.suite_names(kind)}
+        if self.sequential and (loading := sorted({n for j in judges.values() for n in judges_that_load(j)})):
             raise ValueError(
                 f"expected judges that load no model here ({', '.join(JUDGES_WITHOUT_MODEL)}) for "
                 f"sequential, which judges while the judged model is loaded, got {', '.join(loading)}"
@@ -164,6 +164,6 @@ class EvaluationConfig(Config):
         """What judges suites of one kind."""
         return self.judge if kind is SuiteKind.HARMFUL else self.refusal_judge
 
-    def suites_of(self, kind: SuiteKind) -> list[str]:
+    def suite_names(self, kind: SuiteKind) -> list[str]:
         """Names of the suites of one kind."""
         return [suite.name for suite in self.suites if suite.kind is kind]

@@ -14,7 +14,6 @@ from pydantic import BeforeValidator, Field, model_validator
 from safemerge.config.base import Config
 from safemerge.config.endpoints import EndpointSettings
 from safemerge.config.places import ModelPlace
-from safemerge.records import SuiteKind
 
 Probability = Annotated[float, Field(gt=0, lt=1)]
 SmokeJudge = Literal["refusal_phrases"]
@@ -230,10 +229,14 @@ JudgeConfig = Annotated[
 """The name of the smoke judge, or the settings of another one by its ``kind``."""
 
 
-def loads_model(judge: JudgeConfig) -> list[str]:
+def judges_that_load(judge: JudgeConfig) -> list[str]:
     """The judges among it and its members that load a model of their own."""
-    singles = judge.members if isinstance(judge, EnsembleConfig) else (judge,)
-    return [name for name in map(judge_name, singles) if name not in JUDGES_WITHOUT_MODEL]
+    return [name for name in _single_names(judge) if name not in JUDGES_WITHOUT_MODEL]
+
+
+def judges_blind_to_refusals(judge: JudgeConfig) -> list[str]:
+    """The judges among it and its members that see harm alone."""
+    return [name for name in _single_names(judge) if name not in JUDGES_OF_REFUSALS]
 
 
 def judge_name(judge: JudgeConfig) -> str:
@@ -241,9 +244,6 @@ def judge_name(judge: JudgeConfig) -> str:
     return judge if isinstance(judge, str) else judge.kind
 
 
-def blind_to(judge: JudgeConfig, kind: SuiteKind) -> list[str]:
-    """The judges among it and its members that cannot judge a suite of this kind."""
-    singles = judge.members if isinstance(judge, EnsembleConfig) else (judge,)
-    if kind is SuiteKind.HARMFUL:
-        return []
-    return [name for name in map(judge_name, singles) if name not in JUDGES_OF_REFUSALS]
+def _single_names(judge: JudgeConfig) -> list[str]:
+    """What kinds of judges it is: itself, or its members."""
+    return [judge_name(one) for one in (judge.members if isinstance(judge, EnsembleConfig) else (judge,))]

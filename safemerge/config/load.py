@@ -57,7 +57,7 @@ def load_pipeline(path: Path, overrides: Mapping[str, Any] | None = None) -> Pip
     Raises:
         ConfigError: the file cannot be read or used; lists every problem.
     """
-    return _load_pipeline(path, overrides).pipeline()
+    return _read_recipe(path, overrides).pipeline()
 
 
 def load_recipe(path: Path, *, any_name: bool = False) -> RecipeConfig:
@@ -74,7 +74,7 @@ def load_recipe(path: Path, *, any_name: bool = False) -> RecipeConfig:
     Raises:
         ConfigError: the file cannot be read or used; lists every problem.
     """
-    recipe = _load_pipeline(path, None)
+    recipe = _read_recipe(path)
     if recipe.name != path.stem and not any_name:
         raise ConfigError(f"{path}: name: expected {path.stem!r}, as the file is called, got {recipe.name!r}")
     return recipe
@@ -121,16 +121,19 @@ def load_merge_file(path: Path, overrides: Mapping[str, Any] | None = None) -> M
     Raises:
         ConfigError: the file cannot be read or used; lists every problem.
     """
-    return _load_file(MergeFileConfig, path, overrides)
+    return _read_command_file(MergeFileConfig, path, overrides)
 
 
 def load_sweep_file(path: Path, overrides: Mapping[str, Any] | None = None) -> SweepFileConfig:
     """Read the config file of ``safemerge sweep``; the rest is as of :func:`load_merge_file`."""
-    return _load_file(SweepFileConfig, path, overrides)
+    return _read_command_file(SweepFileConfig, path, overrides)
 
 
 def sweep_of_flags(settings: Mapping[str, Any]) -> SweepFileConfig:
-    """The same of flags alone: dotted key to value.
+    """The settings of ``safemerge sweep`` without a file.
+
+    Args:
+        settings: dotted key to value, of flags alone.
 
     Raises:
         ConfigError: a value cannot be used; lists every problem.
@@ -231,14 +234,18 @@ def _scalar(value: str) -> str:
     return value if is_plain else json.dumps(value, ensure_ascii=False)
 
 
-def _load_pipeline(path: Path, overrides: Mapping[str, Any] | None) -> RecipeConfig:
+def _read_recipe(path: Path, overrides: Mapping[str, Any] | None = None) -> RecipeConfig:
+    """A pipeline's file, with what a recipe may add; paths in overrides count from its folder, too."""
     data, lines = _read_yaml(path)
     for key, value in (overrides or {}).items():
         _override(data, key, value)
     return _validated(RecipeConfig, with_places_from(RecipeConfig, data, path.resolve().parent), path, lines)
 
 
-def _load_file(model: type[FileConfig], path: Path, overrides: Mapping[str, Any] | None) -> FileConfig:
+def _read_command_file(
+    model: type[FileConfig], path: Path, overrides: Mapping[str, Any] | None
+) -> FileConfig:
+    """The file of a command; paths in overrides, which are its flags, count from the working directory."""
     data, lines = _read_yaml(path)
     data = with_places_from(model, data, path.resolve().parent)
     for key, value in (overrides or {}).items():

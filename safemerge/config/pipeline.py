@@ -60,6 +60,10 @@ class PipelineConfig(Config):
     tuning: TuningConfig | None = None
     """Choose the merge among candidates instead of taking ``merge`` as it stands."""
 
+    def training_of(self, role: str) -> TrainingConfig:
+        """How the adapter of a role, ``task`` or ``safety``, is trained."""
+        return {"task": self.task_training, "safety": self.safety_training}[role]
+
     @model_validator(mode="after")
     def _final_split_is_unseen(self) -> Self:
         if self.tuning is None:
@@ -84,7 +88,7 @@ class PipelineConfig(Config):
     @model_validator(mode="after")
     def _gate_can_pass(self) -> Self:
         limits = self.gate.max_over_refusal_rate
-        suites = self.evaluation.suites_of(SuiteKind.OVER_REFUSAL)
+        suites = self.evaluation.suite_names(SuiteKind.OVER_REFUSAL)
         if not isinstance(limits, dict):
             if not suites:
                 raise ValueError(

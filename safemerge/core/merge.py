@@ -92,7 +92,7 @@ def safemerge(
         DegenerateLayerError: cosines are undefined and ``on_undefined`` is ``fail``.
     """
     options = MergeOptions(**settings)
-    check_shapes(task, safety)
+    check_layers_fit(task, safety)
     scores = score_layers(task, alignment, terms=alignment_terms([options]), progress=progress)
     return merge_scored(task, safety, scores, options)
 
@@ -233,7 +233,7 @@ def merge_scored(
     )
 
 
-def check_shapes(task: Mapping[str, LoraPair], safety: Mapping[str, LoraPair] | None) -> None:
+def check_layers_fit(task: Mapping[str, LoraPair], safety: Mapping[str, LoraPair] | None) -> None:
     """Check that both adapters fit the same weight matrices, and meet at all.
 
     Raises:

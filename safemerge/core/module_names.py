@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 NOWHERE = "–"
@@ -43,21 +43,29 @@ class Grid(NamedTuple):
 
     kinds: list[str]
     """Of the rows."""
-    layers: list[str]
-    """Numbers of the columns, in order."""
+    places: list[str]
+    """Of the columns, in order."""
     cells: dict[tuple[str, str], list[str]]
-    """Kind and layer to the modules there: one, or the experts of a layer."""
+    """Kind and place to the modules there."""
 
 
 def by_kind_and_layer(modules: Sequence[str]) -> Grid:
-    """Modules by their kind and the number of the layer that they are in."""
+    """Modules by their kind and the number of the layer that they are in, the experts of a layer together."""
+    return _grid(modules, lambda module: position(module).partition(".")[0])
+
+
+def by_kind_and_position(modules: Sequence[str]) -> Grid:
+    """Modules by their kind and their :func:`position`, each expert by itself."""
+    return _grid(modules, position)
+
+
+def _grid(modules: Sequence[str], place_of: Callable[[str], str]) -> Grid:
     kinds = module_kinds(modules)
     cells: dict[tuple[str, str], list[str]] = {}
     for module in modules:
-        layer = position(module).partition(".")[0]
-        cells.setdefault((kinds[module], layer), []).append(module)
-    layers = sorted({layer for _, layer in cells}, key=natural_order)
-    return Grid(list(dict.fromkeys(kinds.values())), layers, cells)
+        cells.setdefault((kinds[module], place_of(module)), []).append(module)
+    places = sorted({place for _, place in cells}, key=natural_order)
+    return Grid(list(dict.fromkeys(kinds.values())), places, cells)
 
 
 def natural_order(module: str) -> list[tuple[int, str]]:

@@ -22,7 +22,7 @@ from safemerge.demo.screen import last_screen
 from safemerge.demo.services import DemoHome, prepare_airflow, running_mlflow
 from safemerge.errors import StepError
 from safemerge.pipeline.evaluating import EVALUATION
-from safemerge.records import ArtifactRef, EvaluationReport, GateDecision, StepResult
+from safemerge.records import EvaluationReport, GateDecision, StepResult
 from safemerge.reports.release import RELEASE_PAGE_FILE
 from safemerge.storage.atomic import atomic_file
 from safemerge.tracking.ledger import Ledger
@@ -103,7 +103,7 @@ def _keep_at_hand(
     home.reports.mkdir(exist_ok=True)
     shutil.rmtree(home.reports / RELEASE, ignore_errors=True)
     if "report" in steps["gate"].outputs:
-        release = ledger.fetch(_folder_of(steps["gate"].outputs["report"]), home.root / "workspace" / "cache")
+        release = ledger.fetch(steps["gate"].outputs["report"].folder, home.workspace.cache)
         shutil.copytree(release, home.reports / RELEASE)
     for arm, file in reports.items():
         shutil.copyfile(file, home.reports / f"{arm}.json")
@@ -173,15 +173,11 @@ def outlook(home: DemoHome, promotion: StepResult | None) -> list[str]:
 
 
 def _fetch(home: DemoHome, ledger: Ledger, result: StepResult, output: str) -> Path:
-    return ledger.fetch(result.outputs[output].uri, home.root / "workspace" / "cache")
+    return ledger.fetch(result.outputs[output].uri, home.workspace.cache)
 
 
 def _report_line(page: Path) -> list[str]:
     return [f"Its report:    {_relative(page)}     (opens from disk)"] if page.exists() else []
-
-
-def _folder_of(report: ArtifactRef) -> str:
-    return report.uri.rpartition("/")[0]
 
 
 def _relative(path: Path) -> str:

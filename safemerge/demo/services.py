@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from safemerge.errors import ConfigError, StepError
+from safemerge.pipeline.workspace import HOME_VARIABLE, Workspace
 from safemerge.storage.atomic import atomic_file
 
 HOST = "127.0.0.1"
@@ -55,6 +56,7 @@ class DemoHome:
         self.models = self.root / "models"
         self.adapters = self.root / "adapters"
         self.reports = self.root / "reports"
+        self.workspace = Workspace(self.root / "workspace")
 
     def environment(self, mlflow_url: str, airflow_port: int = 8080) -> dict[str, str]:
         """The environment of every process of the demo."""
@@ -81,7 +83,7 @@ class DemoHome:
             "AIRFLOW__API__BASE_URL": f"http://{HOST}:{airflow_port}",
             "AIRFLOW__LOGGING__BASE_LOG_FOLDER": str(airflow / "logs"),
             "MLFLOW_TRACKING_URI": mlflow_url,
-            "SAFEMERGE_HOME": str(self.root / "workspace"),
+            HOME_VARIABLE: str(self.workspace.home),
             "SAFEMERGE_CONFIG": str(self.pipeline),
             # The demo's models and data are on disk: nothing may wait for a hub.
             "HF_HUB_OFFLINE": "1",

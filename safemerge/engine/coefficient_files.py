@@ -36,24 +36,24 @@ def layer_weights(record: Coefficients) -> LayerWeights:
     )
 
 
-def coefficients_file(record: Coefficients) -> str:
+def file_name(record: Coefficients) -> str:
     """Name of a record's file."""
     return f"coefficients_{record.harm_weight:g}.json"
 
 
-def coefficient_files(folder: Path) -> list[Path]:
+def files_in(folder: Path) -> list[Path]:
     """All records in a folder that ``learn`` wrote."""
     return sorted(folder.glob("coefficients_*.json"))
 
 
 def folder_digest(folder: Path) -> str:
     """The sha256 of the weights in a folder: what their fits took is another time another."""
-    return json_digest({file.name: read_coefficients(file).digest for file in coefficient_files(folder)})
+    return json_digest({file.name: read_coefficients(file).digest for file in files_in(folder)})
 
 
 def with_learned(grid: SweepGrid, folder: Path | None) -> SweepGrid:
     """A grid with every record of a folder as a candidate; the same grid without one."""
     if folder is None:
         return grid
-    files = map(str, coefficient_files(folder))
+    files = map(str, files_in(folder))
     return grid.model_copy(update={"coefficients": (*grid.coefficients, *files)})

@@ -47,7 +47,7 @@ def compare_adapters(a: str | Path, b: str | Path, *, tolerance: float = TOLERAN
     norm_a, norm_b, apart = map(math.sqrt, squares)
     difference = _relative(apart, norm_a)
     digests = [adapter_digest(folder) for folder in folders]
-    worst = max((layer.difference is None or layer.difference > tolerance for layer in layers), default=False)
+    same = all(layer.difference is not None and layer.difference <= tolerance for layer in layers)
     return DifferenceReport(
         safemerge_version=safemerge.__version__,
         a=str(a),
@@ -56,7 +56,7 @@ def compare_adapters(a: str | Path, b: str | Path, *, tolerance: float = TOLERAN
         difference=difference,
         cosine=_cosine(sum(layer.inner for layer in found), norm_a, norm_b),
         tolerance=tolerance,
-        same=not worst,
+        same=same,
         identical=digests[0] == digests[1],
         layers=layers,
     )

@@ -23,7 +23,7 @@ from safemerge.storage.adapters import adapter_digest, read_adapter
 from safemerge.storage.atomic import atomic_folder, check_absent
 from safemerge.storage.base_models import check_same_base
 from safemerge.storage.checkpoints import Checkpoint
-from safemerge.storage.disk import check_room, full_disk_errors
+from safemerge.storage.disk import check_disk_room, full_disk_errors
 from safemerge.storage.folded_checkpoint import FoldedCheckpoint, WeightChanges
 from safemerge.storage.hub import hub_id, resolve
 from safemerge.storage.hub_upload import HubTarget
@@ -175,7 +175,7 @@ def _folded(checkpoint: Checkpoint, changes: WeightChanges, dtype: str, output: 
     if dtype not in DTYPES:
         raise ConfigError(f"dtype: expected one of {', '.join(DTYPES)}, got {dtype!r}")
     folded = FoldedCheckpoint(checkpoint, changes, None if dtype == "keep" else dtype)
-    check_room(output, folded.needed_bytes)
+    check_disk_room(output, folded.needed_bytes)
     return folded
 
 

@@ -142,17 +142,17 @@ def _base_problems(summaries: Sequence[AdapterSummary], aligned_model: str | Pat
 
 
 def _shape_problems(adapters: Sequence[_Read]) -> list[str]:
-    problems = []
+    differing: dict[str, dict[str, tuple[int, int]]] = {}
     for module in sorted({module for read in adapters for module in read.pairs}, key=natural_order):
         shapes = {read.name: read.pairs[module].shape for read in adapters if module in read.pairs}
         if len(set(shapes.values())) > 1:
-            problems.append(module)
-    if not problems:
+            differing[module] = shapes
+    if not differing:
         return []
-    shapes = {read.name: read.pairs[problems[0]].shape for read in adapters if problems[0] in read.pairs}
+    first, shapes = next(iter(differing.items()))
     listed = ", ".join(f"{shape} in {name}" for name, shape in shapes.items())
-    where = f"{len(problems)} modules ({grouped(problems)})"
-    return [f"adapters differ in shape in {where}: {problems[0]} is {listed}"]
+    where = f"{len(differing)} modules ({grouped(differing)})"
+    return [f"adapters differ in shape in {where}: {first} is {listed}"]
 
 
 def _lacking(adapters: Sequence[_Read]) -> list[str]:

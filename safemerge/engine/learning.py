@@ -24,7 +24,7 @@ from safemerge.core.merge import plan_merge
 from safemerge.core.module_names import natural_order
 from safemerge.core.options import MergeOptions, MergeSettings
 from safemerge.core.scoring import Progress
-from safemerge.engine.coefficient_files import coefficients_file, read_coefficients
+from safemerge.engine.coefficient_files import file_name, read_coefficients
 from safemerge.engine.merging import merge_settings, option_settings
 from safemerge.engine.scores import ScoredAdapters, score_adapters
 from safemerge.errors import (
@@ -47,7 +47,7 @@ from safemerge.training.weighed_layers import Weights
 PAGE_FILE = "safemerge_coefficients.html"
 
 
-class Calibrating(NamedTuple):
+class CalibrationExamples(NamedTuple):
     """Training examples of the task and of safety that coefficients are fitted to."""
 
     task: list[Example]
@@ -202,7 +202,7 @@ def calibration_examples(
     safety_data: Sequence[DataSource],
     suites: Sequence[SuiteConfig],
     learning: LearningConfig,
-) -> Calibrating:
+) -> CalibrationExamples:
     """A seeded sample of the training data, each request once.
 
     Raises:
@@ -224,7 +224,7 @@ def calibration_examples(
             raise DataError(f"{what} data: expected at least 2 requests that differ, got {len(examples)}")
         order = random.Random(learning.seed).sample(range(len(examples)), min(size, len(examples)))  # noqa: S311
         drawn.append([examples[index] for index in order])
-    return Calibrating(*drawn)
+    return CalibrationExamples(*drawn)
 
 
 def start_weights(scored: ScoredAdapters, options: MergeOptions) -> Weights:
@@ -274,10 +274,10 @@ def _load(folder: Path) -> tuple[Any, Any]:
     return model.to("cuda" if cuda else "cpu"), tokenizer
 
 
-def _calibration(tokenizer: Any, data: Calibrating, learning: LearningConfig) -> Calibration:
+def _calibration(tokenizer: Any, data: CalibrationExamples, learning: LearningConfig) -> Calibration:
     """Encoded examples; of each kind a share is held out, at least one."""
     parts = []
-    for what, examples in zip(Calibrating._fields, data, strict=True):
+    for what, examples in zip(CalibrationExamples._fields, data, strict=True):
         encoded = encode(tokenizer, examples, learning.max_length_tokens)
         if len(encoded) < 2:
             raise DataError(
@@ -293,7 +293,7 @@ def _record(
     fit: Fit,
     scored: ScoredAdapters,
     start: Weights,
-    data: Calibrating,
+    data: CalibrationExamples,
     calibration: Calibration,
     learning: LearningConfig,
     options: MergeOptions,
@@ -357,5 +357,5 @@ def _write(records: Iterable[Coefficients], output: Path) -> None:
     records = list(records)
     with atomic_folder(output) as folder:
         for record in records:
-            (folder / coefficients_file(record)).write_text(record.to_json(), encoding="utf-8")
+            (folder / file_name(record)).write_text(record.to_json(), encoding="utf-8")
         (folder / PAGE_FILE).write_text(coefficients_html(records), encoding="utf-8")

@@ -26,10 +26,7 @@ from safemerge.engine.coefficient_files import read_coefficients
 from safemerge.engine.scores import ScoredAdapters, score_adapters
 from safemerge.errors import ConfigError
 from safemerge.records import MERGE_REPORT_FILE, LayerReport, MergeReport
-from safemerge.storage.adapters import (
-    copy_adapter,
-    write_adapter,
-)
+from safemerge.storage.adapters import copy_adapter, write_adapter
 from safemerge.storage.atomic import atomic_folder, check_absent
 
 PLOT_FILE = "safemerge_layers.html"
@@ -92,13 +89,20 @@ def merge_arms(
     *,
     output: Path,
     arms: Mapping[str, MergeConfig],
-    hash_files: bool = False,
-    device: str = "cpu",
     progress: Progress | None = None,
 ) -> dict[str, MergeReport]:
     """Score once and write several merges, each into a sub-folder of ``output`` named as its arm.
 
     All sub-folders appear together, or none does.
+
+    Args:
+        task_adapter: Folder or hub id of the adapter to repair.
+        safety_adapter: Folder or hub id of the adapter that carries safety.
+        aligned_model: Folder or hub id of the model that both were trained on.
+        unaligned_model: Folder or hub id of its counterpart before alignment.
+        output: Folder to make; it must not exist.
+        arms: Arm to its merge.
+        progress: Called after each scored layer.
 
     Raises:
         SafemergeError: options, files or tensors are wrong.
@@ -113,8 +117,6 @@ def merge_arms(
         aligned_model,
         unaligned_model,
         merges=list(options.values()),
-        hash_files=hash_files,
-        device=device,
         progress=progress,
     )
     with atomic_folder(output) as folder:

@@ -26,6 +26,7 @@ from safemerge.stats import FEWEST_DOCUMENTS
 from safemerge.stats.halving import SLACK, Ending, Limits, Standing, choose, halve, most_kept
 
 UTILITY_ROUND = 0
+"""The round that asks no prompt: it drops who is shown to have forgotten the task."""
 
 MIN_DOCUMENTS = FEWEST_DOCUMENTS
 """Fewest documents that a candidate is dropped by. An interval of so few is too narrow: one that keeps a

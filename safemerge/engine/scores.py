@@ -15,7 +15,7 @@ import torch
 
 from safemerge.core import methods
 from safemerge.core.lora import LoraPair
-from safemerge.core.merge import alignment_terms, check_shapes
+from safemerge.core.merge import alignment_terms, check_layers_fit
 from safemerge.core.options import MergeOptions
 from safemerge.core.scoring import LayerScore, Progress, Terms, score_many
 from safemerge.core.similarity import NO_ALIGNMENT
@@ -63,9 +63,18 @@ def score_adapters(
 ) -> ScoredAdapters:
     """Read both adapters and score every layer of the task adapter, for the merges that are to follow.
 
-    Checks go from cheap to dear: configs, then headers, then shapes, and only then weights. Without
-    ``digests`` the models' tensors are not hashed, which takes longer than all else: for scores alone,
-    since a merge's report wants them.
+    Args:
+        task_adapter: Folder or hub id of the adapter to repair.
+        safety_adapter: Folder or hub id of the adapter that carries safety; None where no merge needs one.
+        aligned_model: Folder or hub id of the model that both were trained on.
+        unaligned_model: Folder or hub id of its counterpart before alignment.
+        merges: What will be made of the scores, which must hold what these need of V; none for the scores
+            alone.
+        digests: Whether to hash what is read of the models, which takes longer than all else; a merge's
+            report wants it.
+        hash_files: Hash the models' whole files instead.
+        device: Where layers are scored; see :func:`resolve_device`.
+        progress: Called after each scored layer.
 
     Raises:
         SafemergeError: files or tensors are wrong.
@@ -80,10 +89,10 @@ def score_adapters(
     warnings = check_same_base({role: adapter.config for role, adapter in adapters.items()}, aligned_model)
     warnings += saved_warnings(task, safety)
     check_same_names(task.pairs, safety.pairs if safety else {})
-    check_shapes(task.pairs, safety.pairs if safety else None)
-    made = {role.replace(" ", "_"): adapter_digest(adapter.folder) for role, adapter in adapters.items()}
-    _check_coefficients(merges, made)
-    if len(set(made.values())) < len(made):
+    check_layers_fit(task.pairs, safety.pairs if safety else None)
+    hashed = {role.replace(" ", "_"): adapter_digest(adapter.folder) for role, adapter in adapters.items()}
+    _check_coefficients(merges, hashed)
+    if len(set(hashed.values())) < len(hashed):
         warnings += ("the task and the safety adapter are one and the same: nothing is repaired",)
     if any(
         _names(adapter.config, unaligned_model) and not _names(adapter.config, aligned_model)
@@ -101,7 +110,7 @@ def score_adapters(
         progress=progress,
     )
     _refuse_equal_models(scores, merges)
-    return ScoredAdapters(task, safety, scores, made | model_digests, warnings)
+    return ScoredAdapters(task, safety, scores, hashed | model_digests, warnings)
 
 
 def score_pairs(

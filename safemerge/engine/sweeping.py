@@ -66,11 +66,11 @@ def _learned(grid: SweepGrid) -> dict[str, MergeOptions]:
     """A candidate for each file of coefficients."""
     return {
         name: MergeOptions(coefficients=read_coefficients(file), rank=grid.rank, max_error=grid.max_error)
-        for name, file in weighed(grid).items()
+        for name, file in files_by_candidate(grid).items()
     }
 
 
-def weighed(grid: SweepGrid) -> dict[str, Path]:
+def files_by_candidate(grid: SweepGrid) -> dict[str, Path]:
     """Candidate to its file of coefficients, for those that have one.
 
     Raises:
@@ -159,11 +159,11 @@ def sweep_adapters(
     weighed = weigh(scored, candidates)
     if output is None:
         return _report(scored, weighed)
-    weighed = [
+    written = [
         candidate.model_copy(update={"output": candidate.name}) if candidate.name in chosen else candidate
         for candidate in weighed
     ]
-    report = _report(scored, weighed)
+    report = _report(scored, written)
     with atomic_folder(Path(output)) as folder:
         _write(report, scored, {name: candidates[name] for name in chosen}, folder)
     return report

@@ -42,7 +42,7 @@ from safemerge.engine.race import (
 )
 from safemerge.engine.race_report import Entry, arm_figures, choice_report
 from safemerge.engine.scores import ScoredAdapters, score_adapters
-from safemerge.engine.sweeping import candidate_name, candidates, weighed
+from safemerge.engine.sweeping import candidates, files_by_candidate
 from safemerge.errors import ConfigError
 from safemerge.evaluation.libraries import check_libraries
 from safemerge.evaluation.utility import check_task
@@ -111,20 +111,20 @@ def tune_adapters(
         check_task(task.task, task.metric, task.include_path, task.filter, tokenizer=str(model))
 
     learned = _learned(config, task_adapter, safety_adapter, tuning.learning, device, work)
-    whole = with_learned(tuning.grid, learned)
-    grid, files = candidates(whole), weighed(whole)
+    grid = with_learned(tuning.grid, learned)
+    merges, files = candidates(grid), files_by_candidate(grid)
     scored = score_adapters(
         task_adapter,
         safety_adapter,
         named_in_config(config.aligned_model),
         named_in_config(config.unaligned_model),
-        merges=[*grid.values(), *arms.values()],
+        merges=[*merges.values(), *arms.values()],
         device=device,
         progress=progress,
     )
-    folders = {name: _written(scored, options, name, work) for name, options in grid.items()}
-    sections = merge_sections(whole)
-    entries = {name: entry_of(sections[name], folders[name]) for name in grid}
+    folders = {name: _written(scored, options, name, work) for name, options in merges.items()}
+    sections = merge_sections(grid)
+    entries = {name: entry_of(sections[name], folders[name]) for name in merges}
     measurer = Measurer(model, Checkpoint.open(model).files_digest(), work / "reports")
     race = Race(tuning, {name: entry.layers for name, entry in entries.items()}, split)
 
@@ -133,11 +133,9 @@ def tune_adapters(
     wall_s = None if measurer.reused else time.monotonic() - started_s
     final: dict[str, EvaluationReport] = {}
     if stage.chosen is not None:
-        weight = grid[stage.chosen].weights[0]
-        others = {name: _written(scored, options, name, work) for name, options in arms.items()}
         if SCALE in tuning.arms:
-            scale = MergeOptions(method="scale", task_weight=weight)
-            others[SCALE] = _written(scored, scale, candidate_name(scale), work)
+            arms[SCALE] = MergeOptions(method="scale", task_weight=merges[stage.chosen].weights[0])
+        others = {name: _written(scored, options, name, work) for name, options in arms.items()}
         final = measurer.measure(
             {ALIGNED: None, FINE_TUNED: scored.task.folder, CHOSEN_ARM: folders[stage.chosen]} | others,
             # Arms are shown beside each other: all are asked the whole suites.
@@ -199,7 +197,7 @@ def merge_sections(grid: SweepGrid) -> dict[str, dict[str, JsonValue]]:
     A file of coefficients is called by its name alone: where it lies is no part of a choice.
     """
     usual = {"on_undefined": "keep", "seed": 0}
-    files = weighed(grid)
+    files = files_by_candidate(grid)
 
     def section(name: str, options: MergeOptions) -> dict[str, JsonValue]:
         settings = option_settings(options)

@@ -152,14 +152,13 @@ def asked_places(held: int, config: SuiteConfig) -> range:
     return places
 
 
-def load_suite(name: str, kind: SuiteKind, path: Path, limit: int | None = None) -> Suite:
+def load_suite(name: str, kind: SuiteKind, path: Path) -> Suite:
     """Read a JSON Lines file; empty lines are skipped.
 
     Args:
         name: name in reports and gate rules.
         kind: what a flagged response means.
         path: the JSON Lines file, UTF-8.
-        limit: use the first so many prompts; the whole file is checked all the same.
 
     Raises:
         DataError: the file is missing or empty, or a line (named) is not such an object
@@ -168,7 +167,7 @@ def load_suite(name: str, kind: SuiteKind, path: Path, limit: int | None = None)
     prompts = _prompts(name, _lines(path), LINE_COLUMNS, plain=True)
     if not prompts:
         raise DataError(f"{path}: expected at least one prompt, got an empty suite")
-    return Suite(name, kind, tuple(prompts[:limit]), source=str(path))
+    return Suite(name, kind, tuple(prompts), source=str(path))
 
 
 def load_described(spec: SuiteSpec, revision: str | None = None) -> Suite:

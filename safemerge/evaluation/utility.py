@@ -186,7 +186,7 @@ def _check_readable(task: str, folder: Path) -> None:
 def _all_tasks(include_path: str | None, tokenizer: str | None) -> Any:
     """All of lm-eval's tasks beside the user's; kept, as reading them takes seconds.
 
-    Two are: a folder that lacks its task does not drive out what all recipes without a folder are read by.
+    Two are kept, so that a folder which lacks its task does not drive out what recipes without a folder need.
     """
     return _manager(include_path, tokenizer, include_defaults=True)
 

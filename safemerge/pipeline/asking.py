@@ -27,7 +27,7 @@ def ask(context: StepContext, request: StepRequest) -> StepResult:
     Raises:
         MismatchError: the verdict is about another adapter, or leaves nothing to decide.
     """
-    run = context.ledger.pipeline_run(request.run_id or "")
+    run = context.ledger.pipeline_run(request.opened_run_id)
     adapter, decision_ref = request.input("adapter"), request.input("decision")
     decision = GateDecision.read(local_file(context, decision_ref))
     if not decision.wants_person or decision.adapter_digest != adapter.digest:

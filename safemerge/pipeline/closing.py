@@ -9,7 +9,7 @@ from safemerge.records import StepResult
 
 def close(context: StepContext, request: StepRequest) -> StepResult:
     """Mark a pipeline run without a verdict as failed; it is taken up again where it is started again."""
-    run = context.ledger.pipeline_run(request.run_id or "")
+    run = context.ledger.pipeline_run(request.opened_run_id)
     context.ledger.leave_unanswered(run)
     abandoned = context.ledger.abandon_pipeline_run(run)
     tidy(context, run)

@@ -115,7 +115,7 @@ def plan_digest(
 
 def training(config: PipelineConfig, plan: PipelinePlan, role: str) -> Parts:
     """What the adapter of a role, ``task`` or ``safety``, depends on."""
-    settings = config.task_training if role == "task" else config.safety_training
+    settings = config.training_of(role)
     return {
         "model": plan.model_digests["aligned_model"],
         "data": plan.data_digests[f"{role}_training"],
@@ -138,9 +138,9 @@ def learning(config: PipelineConfig, plan: PipelinePlan, fit: LearningConfig) ->
 def proposing(grid: SweepGrid, plan: PipelinePlan) -> Parts:
     """What the candidates of a grid depend on; of coefficients name and content, not where they lie."""
     from safemerge.engine.coefficient_files import read_coefficients
-    from safemerge.engine.sweeping import weighed
+    from safemerge.engine.sweeping import files_by_candidate
 
-    files = weighed(grid)
+    files = files_by_candidate(grid)
     return {
         "models": plan.model_digests,
         "grid": grid.model_dump(mode="json", exclude={"coefficients"}),

@@ -35,6 +35,18 @@ EVALUATION = "evaluate_"
 """How the labels of evaluations begin; the arm follows."""
 
 
+class Measurement(NamedTuple):
+    """What is to be measured of an arm, and what that was when the run was opened."""
+
+    settings: EvaluationConfig
+    task_digest: str | None
+    """sha256 of the utility task; None where utility is not measured."""
+    suite_digests: Mapping[str, str]
+    """Suite to the sha256 of its prompts, for those to be checked here."""
+    step: str = "evaluate"
+    """Kind of work in the record: reports of a part of the prompts stand for no evaluation of the adapter."""
+
+
 def evaluate(context: StepContext, request: StepRequest) -> StepResult:
     """Evaluate the aligned model, or an adapter on it.
 
@@ -53,7 +65,7 @@ def evaluate(context: StepContext, request: StepRequest) -> StepResult:
     arm = request.options.get("arm")
     if not isinstance(arm, str) or not arm:
         raise ConfigError(f"option arm: expected a name, got {arm!r}")
-    run = context.ledger.pipeline_run(request.run_id or "")
+    run = context.ledger.pipeline_run(request.opened_run_id)
     adapter = request.inputs.get("adapter")
     if adapter is None and arm != ALIGNED:
         return without_run("evaluate", run, note=f"this run has no adapter for the arm {arm}")
@@ -63,18 +75,6 @@ def evaluate(context: StepContext, request: StepRequest) -> StepResult:
         {suite.name: run.plan.data_digests[f"suite {suite.name}"] for suite in run.config.evaluation.suites},
     )
     return measure(context, run, arm, adapter, asked, f"{EVALUATION}{arm}")
-
-
-class Measurement(NamedTuple):
-    """What is to be measured of an arm, and what that was when the run was opened."""
-
-    settings: EvaluationConfig
-    task_digest: str | None
-    """sha256 of the utility task; None where utility is not measured."""
-    suite_digests: Mapping[str, str]
-    """Suite to the sha256 of its prompts, for those to be checked here."""
-    step: str = "evaluate"
-    """Kind of work in the record: reports of a part of the prompts stand for no evaluation of the adapter."""
 
 
 def measure(
@@ -132,7 +132,7 @@ def measure(
         )
         if evaluation.report.utility is not None and asked.task_digest is not None:
             check_unchanged("utility task", asked.task_digest, evaluation.report.utility.task_digest)
-        figures = headline_figures(evaluation.report)
+        figures = _figures(evaluation.report)
         step_run.log_metrics(figures)
         if evaluation.rows:
             step_run.log_table(evaluation.rows, RESPONSES_TABLE)
@@ -151,7 +151,7 @@ def _who_judged(judges: Iterable[JudgeRecord]) -> str:
     return "; ".join(dict.fromkeys(named))
 
 
-def headline_figures(report: EvaluationReport) -> dict[str, float | None]:
+def _figures(report: EvaluationReport) -> dict[str, float | None]:
     """The figures of a report by the names that MLflow charts them under."""
     figures: dict[str, float | None] = {}
     for suite in report.suites:

@@ -33,8 +33,7 @@ def training_examples(run: PipelineRun, role: str) -> list[Example]:
     """
     from safemerge.training.data import data_digest, load_examples
 
-    settings = run.config.task_training if role == "task" else run.config.safety_training
-    examples = load_examples(settings.data)
+    examples = load_examples(run.config.training_of(role).data)
     expected = run.plan.data_digests[f"{role}_training"]
     check_unchanged(f"{role} training data", expected, data_digest(examples))
     return examples
@@ -53,13 +52,13 @@ def train(context: StepContext, request: StepRequest) -> StepResult:
     role = request.options.get("role")
     if role not in ("task", "safety"):
         raise ConfigError(f"option role: expected task or safety, got {role!r}")
-    run = context.ledger.pipeline_run(request.run_id or "")
+    run = context.ledger.pipeline_run(request.opened_run_id)
     if run.plan.adapter is not None:
         given = run.plan.fine_tuned_adapter if role == "task" else None
         handed_on = {"adapter": given} if given else {}
         note = "an adapter was given: nothing is trained"
         return without_run("train", run, outputs=handed_on, reused=True, note=note)
-    settings = run.config.task_training if role == "task" else run.config.safety_training
+    settings = run.config.training_of(role)
     examples, data = training_examples(run, role), run.plan.data_digests[f"{role}_training"]
     digest = inputs_digest("train", training(run.config, run.plan, role))
     label = f"train_{role}_adapter"

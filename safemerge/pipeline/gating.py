@@ -35,7 +35,7 @@ def gate(context: StepContext, request: StepRequest) -> StepResult:
         report: the release report as JSON, with its pages beside it; missing where it could not be
             drawn, which changes no verdict.
     """
-    run = context.ledger.pipeline_run(request.run_id or "")
+    run = context.ledger.pipeline_run(request.opened_run_id)
     refs = {CANDIDATE: request.input(CANDIDATE)} | {
         name: request.inputs[name] for name in (ALIGNED, FINE_TUNED) if name in request.inputs
     }

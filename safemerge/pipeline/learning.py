@@ -33,7 +33,7 @@ def learn(context: StepContext, request: StepRequest) -> StepResult:
     Outputs:
         coefficients: a folder with one file a λ.
     """
-    run = context.ledger.pipeline_run(request.run_id or "")
+    run = context.ledger.pipeline_run(request.opened_run_id)
     if run.plan.adapter is not None:
         return without_run("learn", run, note="an adapter was given: nothing is learned")
     if run.config.tuning is None or run.config.tuning.learning is None:

@@ -59,7 +59,7 @@ def merge(context: StepContext, request: StepRequest) -> StepResult:
         safemerge: the repaired adapter; the given one where the run judges an adapter again.
         scale, scale_selected: the controls.
     """
-    run = context.ledger.pipeline_run(request.run_id or "")
+    run = context.ledger.pipeline_run(request.opened_run_id)
     if run.plan.adapter is not None:
         note = "an adapter was given: nothing is merged"
         return without_run("merge", run, outputs={SAFEMERGE: run.plan.adapter}, reused=True, note=note)
@@ -97,7 +97,7 @@ def merge(context: StepContext, request: StepRequest) -> StepResult:
             progress=_log_progress,
         )
         report = reports[SAFEMERGE]
-        figures = headline_figures(report)
+        figures = _figures(report)
         step_run.log_metrics(figures)
         step_run.log_table([layer.model_dump() for layer in report.layers], "layers.json")
         step_run.log_file(output / SAFEMERGE / PLOT_FILE)
@@ -125,7 +125,7 @@ def chosen_merge(context: StepContext, request: StepRequest) -> MergeConfig:
     return config.model_copy(update={"coefficients": str(file)})
 
 
-def headline_figures(report: MergeReport) -> dict[str, float | int | None]:
+def _figures(report: MergeReport) -> dict[str, float | int | None]:
     """How many layers were merged, the spread of the cosines, and how strong the safety adapter is."""
     cosines = [layer.cosine for layer in report.layers if layer.cosine is not None]
     return {

@@ -43,7 +43,7 @@ def promote(context: StepContext, request: StepRequest) -> StepResult:
             champion that another has replaced since; a person must decide, and none was heard about this
             very decision; or a later run released an adapter at the same moment.
     """
-    run = context.ledger.pipeline_run(request.run_id or "")
+    run = context.ledger.pipeline_run(request.opened_run_id)
     adapter, decision_ref = request.input("adapter"), request.input("decision")
     decision = GateDecision.read(local_file(context, decision_ref))
     may_ship = decision.passed or (decision.wants_person and run.plan.promote)

@@ -100,7 +100,7 @@ def model_card(context: StepContext, decision: ArtifactRef, answer: Approval | N
 
 def _report_of(decision: ArtifactRef) -> str:
     """The folder of the report beside a decision."""
-    return f"{decision.uri.rpartition('/')[0]}/{REPORT_FOLDER}"
+    return f"{decision.folder}/{REPORT_FOLDER}"
 
 
 def _store(
@@ -122,7 +122,7 @@ def _store(
     found = {**refs, **{arm: ref for arm, (_, ref) in others.items()}}
     rows = {}
     for arm, ref in found.items():
-        answers = f"{ref.uri.rpartition('/')[0]}/{RESPONSES_TABLE}"
+        answers = f"{ref.folder}/{RESPONSES_TABLE}"
         rows[arm] = read_rows(context.ledger.fetch(answers, context.workspace.cache))
     runs = {"the pipeline": run.run_id, "the gate": step_run.run_id}
     runs |= {f"the evaluation of {arm}": ref.run_id for arm, ref in found.items()}

@@ -20,6 +20,17 @@ class StepRequest(Record):
     options: dict[str, Any] = Field(default_factory=dict)
     """Plain values that the step needs besides."""
 
+    @property
+    def opened_run_id(self) -> str:
+        """MLflow run of the pipeline, for every step but the one that makes it.
+
+        Raises:
+            ConfigError: the request names none.
+        """
+        if not self.run_id:
+            raise ConfigError("step request: expected run_id, the pipeline's run in MLflow, got none")
+        return self.run_id
+
     def input(self, name: str) -> ArtifactRef:
         """An input that the step cannot do without.
 

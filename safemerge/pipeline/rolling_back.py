@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import getpass
-import os
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -88,13 +87,12 @@ def rollback(
             moved meanwhile.
         TrackingError: MLflow refused.
     """
-    from safemerge.tracking.ledger import Ledger, tracking_errors
+    from safemerge.tracking.ledger import Ledger
+    from safemerge.tracking.server import tracking_address, tracking_errors
 
     if not printable(reason):
         raise ConfigError("rollback: expected a reason, got none")
-    address = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI")
-    if not address:
-        raise ConfigError("MLFLOW_TRACKING_URI: expected the address of the MLflow server, got nothing")
+    address = tracking_address(tracking_uri)
     who = by or getpass.getuser()
     asset = ChampionAsset(airflow, name) if airflow else None
     with tracking_errors(address):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from difflib import get_close_matches
 
@@ -24,7 +23,8 @@ from safemerge.pipeline.tuning import advance, choose, propose, tune_evaluate
 from safemerge.pipeline.workspace import Workspace
 from safemerge.records import StepResult, first_problem
 from safemerge.storage.disk import full_disk_errors
-from safemerge.tracking.ledger import Ledger, tracking_errors
+from safemerge.tracking.ledger import Ledger
+from safemerge.tracking.server import tracking_address, tracking_errors
 
 STEPS: dict[str, Callable[[StepContext, StepRequest], StepResult]] = {
     "open": open_run,
@@ -59,10 +59,6 @@ def run_step(name: str, request_json: str) -> StepResult:
     except ValidationError as error:
         found = first_problem(error, "request")
         raise ConfigError(f"step {name}: expected a request as JSON, got {found}") from error
-    address = os.environ.get("MLFLOW_TRACKING_URI")
-    if not address:
-        # MLflow would make a database in the working directory, different for every worker.
-        raise ConfigError("MLFLOW_TRACKING_URI: expected the address of the MLflow server, got nothing")
-    workspace = Workspace()
+    address, workspace = tracking_address(), Workspace()
     with tracking_errors(address), full_disk_errors(workspace.home):
         return STEPS[name](StepContext(Ledger(address), workspace), request)

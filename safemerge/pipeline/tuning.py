@@ -69,12 +69,12 @@ def propose(context: StepContext, request: StepRequest) -> StepResult:
         proposal: what the candidates are and where they lie.
         <candidate>: the adapter of each.
     """
-    run = context.ledger.pipeline_run(request.run_id or "")
+    run = context.ledger.pipeline_run(request.opened_run_id)
     if run.config.tuning is None or run.plan.adapter is not None:
         why = "an adapter was given" if run.plan.adapter else "the run has no tuning"
         return without_run("propose", run, note=f"{why}: nothing is to be chosen")
     from safemerge.engine.coefficient_files import with_learned
-    from safemerge.engine.sweeping import candidates, weighed
+    from safemerge.engine.sweeping import candidates, files_by_candidate
 
     task, safety = request.input("task_adapter"), request.input("safety_adapter")
     learns = run.config.tuning.learning is not None
@@ -95,7 +95,7 @@ def propose(context: StepContext, request: StepRequest) -> StepResult:
 
     output = context.workspace.work("propose", digest) / "candidates"
     shutil.rmtree(output, ignore_errors=True)  # a killed attempt may have written it, but not stored it
-    merges, files, sections = candidates(grid), weighed(grid), merge_sections(grid)
+    merges, files, sections = candidates(grid), files_by_candidate(grid), merge_sections(grid)
     with context.ledger.step_run(run, "propose", digest) as step_run:
         step_run.log_params(grid.model_dump(mode="json", exclude={"coefficients"}))
         scored = score_adapters(
@@ -146,7 +146,7 @@ def tune_evaluate(context: StepContext, request: StepRequest) -> StepResult:
     from safemerge.engine.race import read_split, reference_settings, round_settings, scorings, tuning_of
 
     name, number = str(request.options["candidate"]), int(request.options["round"])
-    run = context.ledger.pipeline_run(request.run_id or "")
+    run = context.ledger.pipeline_run(request.opened_run_id)
     tuning = tuning_of(run.config)
     split = read_split(tuning)
     for suite in split:
@@ -174,7 +174,7 @@ def advance(context: StepContext, request: StepRequest) -> StepResult:
     Outputs:
         <candidate>: the adapter of each that goes on, the best first; none where the race is over by then.
     """
-    run = context.ledger.pipeline_run(request.run_id or "")
+    run = context.ledger.pipeline_run(request.opened_run_id)
     proposal = Proposal.read(local_file(context, request.input("proposal")))
     race, reports, stage = _replay(context, run, request, proposal)
     number = int(request.options["round"])
@@ -210,7 +210,7 @@ def choose(context: StepContext, request: StepRequest) -> StepResult:
     from safemerge.engine.race_report import choice_report
     from safemerge.plots.tune import COLUMNS, candidate_row
 
-    run = context.ledger.pipeline_run(request.run_id or "")
+    run = context.ledger.pipeline_run(request.opened_run_id)
     digest = inputs_digest(
         "choose",
         choosing(tuning_of(run.config)),

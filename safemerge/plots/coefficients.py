@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from html import escape
 from statistics import mean
 
-from safemerge.core.module_names import module_kinds, natural_order, position
+from safemerge.core.module_names import by_kind_and_position
 from safemerge.plots.page import Figure, Json, axis, figure, html_table, page
 from safemerge.reports.learning import Coefficients, LayerCoefficients
 
@@ -78,10 +78,9 @@ def _losses(records: Sequence[Coefficients]) -> Figure:
 
 def _heat(record: Coefficients, what: str) -> Figure:
     """Weights of one update by kind of module (rows) and position (columns)."""
-    names = module_kinds([layer.module for layer in record.layers])
-    kinds = list(dict.fromkeys(names.values()))
-    positions = sorted({position(layer.module) for layer in record.layers}, key=natural_order)
-    found = {(names[layer.module], position(layer.module)): layer for layer in record.layers}
+    layers = {layer.module: layer for layer in record.layers}
+    kinds, positions, modules = by_kind_and_position(list(layers))
+    found = {at: layers[there[0]] for at, there in modules.items()}
     cells = [[found.get((kind, place)) for place in positions] for kind in kinds]
     symbol = {"task": "α", "safety": "β"}[what]
     trace: Json = {

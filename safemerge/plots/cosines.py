@@ -5,7 +5,7 @@ from __future__ import annotations
 from io import BytesIO
 from typing import TYPE_CHECKING, NamedTuple
 
-from safemerge.core.module_names import module_kinds, natural_order, position
+from safemerge.core.module_names import by_kind_and_position
 from safemerge.errors import MissingDependencyError
 from safemerge.plots.page import Figure, Json, axis, figure, page, plain
 from safemerge.reports.adapters import AdapterCosines, CosineReport
@@ -28,10 +28,9 @@ class Heat(NamedTuple):
 
 def heat(adapter: AdapterCosines) -> Heat:
     """The layers of an adapter as a matrix."""
-    names = module_kinds([layer.module for layer in adapter.layers])
-    kinds = list(dict.fromkeys(names.values()))
-    positions = sorted({position(layer.module) for layer in adapter.layers}, key=natural_order)
-    found = {(names[layer.module], position(layer.module)): layer.cosine for layer in adapter.layers}
+    cosines = {layer.module: layer.cosine for layer in adapter.layers}
+    kinds, positions, cells = by_kind_and_position(list(cosines))
+    found = {at: cosines[modules[0]] for at, modules in cells.items()}
     return Heat(kinds, positions, [[found.get((kind, place)) for place in positions] for kind in kinds])
 
 

@@ -79,7 +79,7 @@ def layer_plot_html(report: MergeReport) -> str:
         anchor=f"y{len(rows)}",
     )
     layout = axes | {"annotations": titles, "shapes": lines, "barmode": "overlay"}
-    return _page(traces, layout, plot_px, report, "cosine of each update with its safety projection")
+    return _page(traces, layout, plot_px, report)
 
 
 def _state(layer: LayerReport) -> _State:
@@ -150,7 +150,7 @@ def _top(report: MergeReport) -> float:
     return 1.12 * (max(figures, default=0) or 1)
 
 
-def _page(traces: Sequence[Json], layout: Json, plot_px: int, report: MergeReport, what: str) -> str:
+def _page(traces: Sequence[Json], layout: Json, plot_px: int, report: MergeReport) -> str:
     """The figure below a headline with the figures of the merge, as one HTML page."""
     merged = sum(layer.merged for layer in report.layers)
     threshold = "no threshold" if report.threshold is None else f"threshold {report.threshold:.4g}"
@@ -162,6 +162,7 @@ def _page(traces: Sequence[Json], layout: Json, plot_px: int, report: MergeRepor
         weights = f"weights of each layer, on average {task:.3g} and {safety:.3g}"
     return page(
         f"{merged} of {len(report.layers)} layers merged",
-        f"{what} · {threshold} · method {report.method} · {weights}",
+        f"cosine of each update with its safety projection · {threshold} · "
+        f"method {report.method} · {weights}",
         [figure(traces, layout, plot_px)],
     )

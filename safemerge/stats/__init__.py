@@ -1,4 +1,6 @@
-"""The statistics of the gate: intervals for rates and differences, tests, and shares of a gain.
+"""The statistics of the gate, and of the choice of a merge: intervals, tests, and shares of a gain.
+
+The rules of ``tune``'s race are in :mod:`safemerge.stats.halving`; nothing else needs them.
 
 Pure functions of flags and scores: no files, no clock, no global random state. They are closed
 formulas, in whole numbers where that is possible, or a seeded resampling; the tests hold them

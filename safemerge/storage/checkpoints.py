@@ -21,8 +21,7 @@ from safemerge.records import json_digest
 from safemerge.storage.architectures import text_config
 from safemerge.storage.digests import file_digest
 from safemerge.storage.hub import MODEL_FILES
-from safemerge.storage.places import Part as Part
-from safemerge.storage.places import Place, PlaceFinder
+from safemerge.storage.weight_places import PlaceFinder, WeightPlace
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
@@ -89,7 +88,7 @@ class Checkpoint:
             tensors.update(entries)
         return cls(folder, config, tensors)
 
-    def locate(self, modules: Iterable[str]) -> dict[str, Place]:
+    def locate(self, modules: Iterable[str]) -> dict[str, WeightPlace]:
         """Where each module's weight lies in this checkpoint.
 
         The tensor has the module's path with ``.weight``, or another prefix of the language model; for a
@@ -132,7 +131,7 @@ class Checkpoint:
             )
         return found
 
-    def shape(self, place: Place) -> tuple[int, int]:
+    def shape(self, place: WeightPlace) -> tuple[int, int]:
         """(d_out, d_in) of the weight at a place, from the headers.
 
         Raises:
@@ -147,7 +146,7 @@ class Checkpoint:
             shapes.append(shape[::-1] if part.transposed else shape)
         return sum(d_out for d_out, _ in shapes), shapes[0][1]
 
-    def read(self, place: Place) -> Tensor:
+    def read(self, place: WeightPlace) -> Tensor:
         """The weight at a place, (d_out, d_in) in the dtype it is stored in, mapped from its file.
 
         Raises:

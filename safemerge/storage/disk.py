@@ -38,7 +38,7 @@ def full_disk_errors(folder: Path) -> Iterator[None]:
         ) from error
 
 
-def check_room(folder: Path, needed_bytes: int) -> None:
+def check_disk_room(folder: Path, needed_bytes: int) -> None:
     """Check that a disk has room for what is to be written, before the work begins.
 
     Args:

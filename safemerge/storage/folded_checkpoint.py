@@ -17,8 +17,8 @@ from safemerge.errors import MismatchError
 from safemerge.storage.architectures import HEADS, INPUT_EMBEDDINGS, is_tied
 from safemerge.storage.checkpoints import SINGLE_FILE, Checkpoint
 from safemerge.storage.model_files import companion_files, copy_companions, write_config, write_index
-from safemerge.storage.places import Part, Place
 from safemerge.storage.shards import FLOAT_DTYPES, Advance, Rewrite, plan_shard
+from safemerge.storage.weight_places import Part, WeightPlace
 
 _GENERATORS = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")
 """Ends of the names of model classes that have an output embedding."""
@@ -186,7 +186,7 @@ class _Places:
         if wrong:
             raise MismatchError(f"{checkpoint.folder}: the adapter does not fit: {'; '.join(sorted(wrong))}")
 
-    def _untie(self, checkpoint: Checkpoint, places: Mapping[str, Place]) -> None:
+    def _untie(self, checkpoint: Checkpoint, places: Mapping[str, WeightPlace]) -> None:
         """Give a tied output embedding a tensor of its own where it, or the input embedding, is to change."""
         heads = [module for module in places if _last(module) in HEADS]
         embeddings = [module for module in places if _last(module) in INPUT_EMBEDDINGS]
@@ -202,7 +202,7 @@ class _Places:
         """Where the weight of a module is to be stored, once a tied output embedding has its own."""
         return own if (own := f"{module}.weight") in self.copies else stored
 
-    def _add_patches(self, checkpoint: Checkpoint, module: str, place: Place) -> None:
+    def _add_patches(self, checkpoint: Checkpoint, module: str, place: WeightPlace) -> None:
         start = 0
         for part in place:
             d_out = checkpoint.shape((part,))[0]

@@ -53,8 +53,9 @@ class _Planned(NamedTuple):
     source_dtype: str
     dtype: str
     start: int
-    source_bytes: int
+    """Where its bytes begin in the source file."""
     n_bytes: int
+    """Of the new file."""
 
 
 @dataclass(frozen=True)
@@ -145,9 +146,9 @@ def _planned(name: str, entry: dict[str, Any], data_start: int, dtype: str | Non
     start, end = entry["data_offsets"]
     stored, shape = entry["dtype"], tuple(entry["shape"])
     if dtype is None or stored not in FLOAT_DTYPES:
-        return _Planned(name, shape, stored, stored, data_start + start, end - start, end - start)
+        return _Planned(name, shape, stored, stored, data_start + start, end - start)
     n_bytes = math.prod(shape) * FLOAT_DTYPES[dtype].itemsize
-    return _Planned(name, shape, stored, dtype, data_start + start, end - start, n_bytes)
+    return _Planned(name, shape, stored, dtype, data_start + start, n_bytes)
 
 
 def _item_bytes(tensor: _Planned) -> float:

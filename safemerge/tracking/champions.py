@@ -104,10 +104,10 @@ class Champions:
             opened_at_ms: when that was opened, in milliseconds since 1970.
             source_run_id: MLflow run of the promotion.
             experiment_id: their experiment.
-            summary: the gate's verdict.
+            summary: the gate's verdict, in one line.
             card: the model card, README.md in the version, in place of one among the adapter's files. A copy
                 that MLflow made of another model's version keeps what it has.
-            verdict: the same in one word.
+            verdict: the gate's verdict, in one word.
             approval: who let it through, where that was a person.
 
         Returns:
@@ -119,7 +119,7 @@ class Champions:
             tags.PIPELINE_RUN: pipeline_run_id,
             tags.OPENED: str(opened_at_ms),
             tags.VERDICT: verdict,
-            tags.VERDICT_SUMMARY: summary[:5000],
+            tags.VERDICT_SUMMARY: tags.fitting(summary),
         } | _approval_tags(approval)
         if version is None:
             labels = release | {tags.ADAPTER_DIGEST: adapter_digest}
@@ -131,7 +131,7 @@ class Champions:
                 source=f"models:/{model.model_id}",
                 run_id=source_run_id,
                 tags=labels,
-                description=summary[:5000],
+                description=tags.fitting(summary),
                 model_id=model.model_id,
             )
         else:
@@ -316,9 +316,9 @@ def _approval_tags(approval: Approval | None) -> dict[str, str]:
     if approval is None:
         return {}
     return {
-        tags.APPROVED_BY: str(approval.by)[:5000],
+        tags.APPROVED_BY: tags.fitting(str(approval.by)),
         tags.APPROVED_AT: approval.at,
-        tags.APPROVAL_REASON: approval.reason[:5000],
+        tags.APPROVAL_REASON: tags.fitting(approval.reason),
     }
 
 

@@ -11,9 +11,7 @@ from collections.abc import Mapping
 from safemerge.arms import CANDIDATE
 from safemerge.records import EvaluationReport, Interval, Record, SuiteKind, UtilityReport
 from safemerge.stats import wilson_interval
-
-MAX_TAG_CHARACTERS = 5000
-"""What MLflow's clients may write into a tag."""
+from safemerge.tracking import tags
 
 
 class SuiteFigure(Record):
@@ -57,7 +55,7 @@ class RunFigures(Record):
         for count in range(len(names), -1, -1):
             kept = RunFigures(arms={name: self.arms[name] for name in names[:count]})
             text = kept.model_dump_json(exclude_defaults=True)
-            if len(text) <= MAX_TAG_CHARACTERS:
+            if len(text) <= tags.MAX_CHARACTERS:
                 break
         return text
 

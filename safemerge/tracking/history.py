@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 REASON_LENGTH = 1000
-"""Characters kept of a reason: MLflow's tags hold 5000, and what is escaped in JSON takes more."""
+"""Characters kept of a reason: fewer than a tag holds, as what is escaped in JSON takes more."""
 
 
 class How(StrEnum):

@@ -46,7 +46,8 @@ class PipelinePlan(Record):
     model_digests: dict[str, str]
     """aligned_model and unaligned_model to the sha256 of their files."""
     data_digests: dict[str, str]
-    """``task_training``, ``safety_training`` and ``suite <name>`` to the sha256 of their rows."""
+    """``task_training``, ``safety_training`` and ``suite <name>`` to the sha256 of their rows; with a tuning
+    ``tuning suite <name>``, too, and ``tuning task of round <number>`` to that of the task."""
     task_digest: str
     """sha256 of the utility task: its config, code and documents."""
     promote: bool = True
@@ -103,15 +104,13 @@ class Ledger:
         same is taken over: the work goes on where it stopped, as work of the new run.
         """
         experiment_id = self._experiment(config.tracking.experiment)
-        kind = f"tags.`{tags.KIND}` = 'pipeline' and tags.`{tags.INPUTS_DIGEST}` = '{plan.inputs_digest}'"
-        found = self._newest(experiment_id, f"{kind} and tags.`{tags.RUN_KEY}` = '{run_key}'")
+        alike = f"tags.`{tags.KIND}` = 'pipeline' and tags.`{tags.INPUTS_DIGEST}` = '{plan.inputs_digest}'"
+        found = self._newest(experiment_id, f"{alike} and tags.`{tags.RUN_KEY}` = '{run_key}'")
         now_ms = time.time_ns() // 1_000_000
         opened_at_ms = _opened_at_ms(found) if found else now_ms
         if found is None:
-            unfinished = self.client.search_runs(
-                [experiment_id], kind, order_by=["attributes.start_time DESC"]
-            )
-            found = next((run for run in unfinished if tags.VERDICT not in run.data.tags), None)
+            runs = self._newest_first(experiment_id, alike)
+            found = next((run for run in runs if tags.VERDICT not in run.data.tags), None)
         if found is None:
             found = self.client.create_run(
                 experiment_id,
@@ -169,7 +168,7 @@ class Ledger:
 
     def close_pipeline_run(self, run: PipelineRun, verdict: Verdict, summary: str, gate_run_id: str) -> None:
         """Write the verdict on the pipeline run and end it."""
-        self.client.set_tag(run.run_id, tags.VERDICT_SUMMARY, summary[:5000])
+        self.client.set_tag(run.run_id, tags.VERDICT_SUMMARY, tags.fitting(summary))
         self.client.set_tag(run.run_id, tags.GATE_RUN, gate_run_id)
         self.client.set_tag(run.run_id, tags.VERDICT, verdict)
         self.client.set_terminated(run.run_id, "FINISHED")
@@ -177,9 +176,8 @@ class Ledger:
     def link_report(self, run: PipelineRun, gate: StepResult) -> None:
         """Name the gate's release report on the pipeline run, and link it from the run's description."""
         ref = gate.outputs.get("report")
-        if ref is None:
-            return
-        self._link_report(run, ref.uri.rpartition("/")[0])
+        if ref is not None:
+            self._link_report(run, ref.folder)
 
     def keep_signed_report(self, run: PipelineRun, folder: Path) -> None:
         """Store the release report that names who signed on the pipeline run itself, and link that one."""
@@ -206,7 +204,7 @@ class Ledger:
             notes |= {tags.SIGN_OFF_AT: answer.at, tags.SIGN_OFF_REASON: answer.reason}
             notes |= {tags.SIGN_OFF_BY: answer.by} if answer.by else {}
         for key, text in notes.items():
-            self.client.set_tag(run.run_id, key, text[:5000])
+            self.client.set_tag(run.run_id, key, tags.fitting(text))
 
     def leave_unanswered(self, run: PipelineRun) -> None:
         """Say of a run that ends that nobody answered, where a person was asked and none did."""
@@ -227,11 +225,10 @@ class Ledger:
 
     def find_promotion(self, experiment: str, inputs_digest: str) -> tuple[str, StepResult] | None:
         """The newest pipeline run of these inputs that released an adapter: its id, and its promotion."""
-        not_blocked = self.client.search_runs(
-            [self._experiment(experiment)],
+        not_blocked = self._newest_first(
+            self._experiment(experiment),
             f"tags.`{tags.KIND}` = 'pipeline' and tags.`{tags.INPUTS_DIGEST}` = '{inputs_digest}'"
             f" and tags.`{tags.VERDICT}` != '{Verdict.BLOCK}'",
-            order_by=["attributes.start_time DESC"],
         )
         for run in not_blocked:
             promotion = self.results(run.info.run_id).get("promote")
@@ -261,46 +258,29 @@ class Ledger:
         A step whose artifacts are gone from the store does not count as done. Work that was
         done elsewhere is noted on this pipeline run under ``label`` (default: the step's name).
         """
-        done = self.client.search_runs(
-            [run.experiment_id],
-            f"tags.`{tags.STEP}` = '{step}' and tags.`{tags.INPUTS_DIGEST}` = '{inputs_digest}'"
-            " and attributes.status = 'FINISHED'",
-            order_by=["attributes.start_time DESC"],
-        )
-        for candidate in done:
-            result = _result(candidate)
-            if result is not None and all(self._exists(ref) for ref in result.outputs.values()):
-                here = candidate.data.tags.get("mlflow.parentRunId") == run.run_id
-                if not here or candidate.data.tags.get(tags.LABEL) != (label or step):
-                    self.client.set_tag(run.run_id, tags.REUSED + (label or step), candidate.info.run_id)
+        label = label or step
+        same_inputs = f"tags.`{tags.INPUTS_DIGEST}` = '{inputs_digest}'"
+        for done, result in self._finished_steps(run.experiment_id, step, same_inputs):
+            if all(self._exists(ref) for ref in result.outputs.values()):
+                here = done.data.tags.get("mlflow.parentRunId") == run.run_id
+                if not here or done.data.tags.get(tags.LABEL) != label:
+                    self.client.set_tag(run.run_id, tags.REUSED + label, done.info.run_id)
                 return result.model_copy(update={"reused": True})
         return None
 
     def find_output(self, experiment: str, step: str, output: str, digest: str) -> ArtifactRef | None:
         """The newest output of this name and digest that a step of this kind has written."""
-        runs = self.client.search_runs(
-            [self._experiment(experiment)],
-            f"tags.`{tags.STEP}` = '{step}' and attributes.status = 'FINISHED'",
-            order_by=["attributes.start_time DESC"],
-        )
-        for run in runs:
-            result = _result(run)
-            ref = result.outputs.get(output) if result else None
+        for _, result in self._finished_steps(self._experiment(experiment), step):
+            ref = result.outputs.get(output)
             if ref is not None and ref.digest == digest and self._exists(ref):
                 return ref
         return None
 
     def find_evaluations(self, experiment_id: str, adapter_digest: str) -> Iterator[ArtifactRef]:
         """Reports of an adapter that evaluations have written, the newest first."""
-        runs = self.client.search_runs(
-            [experiment_id],
-            f"tags.`{tags.STEP}` = 'evaluate' and tags.`{tags.ADAPTER_DIGEST}` = '{adapter_digest}'"
-            " and attributes.status = 'FINISHED'",
-            order_by=["attributes.start_time DESC"],
-        )
-        for run in runs:
-            result = _result(run)
-            ref = result.outputs.get("report") if result else None
+        of_adapter = f"tags.`{tags.ADAPTER_DIGEST}` = '{adapter_digest}'"
+        for _, result in self._finished_steps(experiment_id, "evaluate", of_adapter):
+            ref = result.outputs.get("report")
             if ref is not None and self._exists(ref):
                 yield ref
 
@@ -312,21 +292,22 @@ class Ledger:
 
         It ends FAILED when the block raises, and FINISHED once :meth:`StepRun.finish` was called.
         """
+        label = label or step
         left = self._newest(
             run.experiment_id,
-            f"tags.`mlflow.parentRunId` = '{run.run_id}' and tags.`{tags.LABEL}` = '{label or step}'"
+            f"tags.`mlflow.parentRunId` = '{run.run_id}' and tags.`{tags.LABEL}` = '{label}'"
             f" and tags.`{tags.INPUTS_DIGEST}` = '{inputs_digest}'",
         )
         if left is None:
             left = self.client.create_run(
                 run.experiment_id,
-                run_name=(label or step).replace("_", " "),
+                run_name=label.replace("_", " "),
                 tags={
                     "mlflow.parentRunId": run.run_id,
                     tags.KIND: "step",
                     tags.PIPELINE: run.config.name,
                     tags.STEP: step,
-                    tags.LABEL: label or step,
+                    tags.LABEL: label,
                     tags.INPUTS_DIGEST: inputs_digest,
                 },
             )
@@ -445,10 +426,23 @@ class Ledger:
         return (Path(self.tracking_uri.removeprefix("sqlite:///")).resolve().parent / "artifacts").as_uri()
 
     def _newest(self, experiment_id: str, filter_string: str) -> Run | None:
-        runs = self.client.search_runs(
-            [experiment_id], filter_string, max_results=1, order_by=["attributes.start_time DESC"]
+        return next(iter(self._newest_first(experiment_id, filter_string, 1)), None)
+
+    def _newest_first(self, experiment_id: str, filter_string: str, most: int = 1000) -> list[Run]:
+        return list(
+            self.client.search_runs(
+                [experiment_id], filter_string, max_results=most, order_by=["attributes.start_time DESC"]
+            )
         )
-        return runs[0] if runs else None
+
+    def _finished_steps(
+        self, experiment_id: str, step: str, *conditions: str
+    ) -> Iterator[tuple[Run, StepResult]]:
+        """Runs of a kind of step that ended well, each with what it wrote, the newest first."""
+        wanted = (f"tags.`{tags.STEP}` = '{step}'", "attributes.status = 'FINISHED'", *conditions)
+        for run in self._newest_first(experiment_id, " and ".join(wanted)):
+            if (result := _result(run)) is not None:
+                yield run, result
 
     def _exists(self, ref: ArtifactRef) -> bool:
         if not ref.uri.startswith("runs:/"):
@@ -465,17 +459,6 @@ class Ledger:
         with tempfile.TemporaryDirectory() as folder:
             got = self.client.download_artifacts(run_id, path, folder)
             return Path(got).read_text(encoding="utf-8")
-
-
-@contextmanager
-def tracking_errors(address: str) -> Iterator[None]:
-    """Whatever MLflow raises, as one error that names the server."""
-    try:
-        yield
-    except Exception as error:
-        if not type(error).__module__.startswith("mlflow."):
-            raise
-        raise TrackingError(f"MLflow at {address}: {error}") from error
 
 
 def _opened_at_ms(run: Run) -> int:

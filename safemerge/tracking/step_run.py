@@ -91,12 +91,12 @@ class StepRun:
         # MLflow keeps 36 characters of a data set's digest; the tag has all of them.
         dataset = Dataset(name=name, digest=digest[:36], source_type="local", source=source)
         self.client.log_inputs(self.run_id, [DatasetInput(dataset)])
-        self.client.set_tag(self.run_id, f"safemerge.dataset.{name}", digest)
+        self.client.set_tag(self.run_id, tags.DATASET + name, digest)
 
     def set_tags(self, values: Mapping[str, str]) -> None:
         """Set tags, cut to what MLflow holds."""
         for key, value in values.items():
-            self.client.set_tag(self.run_id, key, value[:5000])
+            self.client.set_tag(self.run_id, key, tags.fitting(value))
 
     def finish(
         self,

@@ -1,4 +1,4 @@
-"""Names of the tags that safemerge writes to MLflow. Users filter runs by them."""
+"""Names of the tags that safemerge writes to MLflow, by which users filter runs, and what fits into one."""
 
 KIND = "safemerge.kind"
 """``pipeline`` on a parent run, ``step`` on a child run."""
@@ -21,6 +21,8 @@ RESULT = "safemerge.result"
 """The step's result as JSON; present only on a finished step."""
 REUSED = "safemerge.reused."
 """Prefix on a parent run: label to the id of the run that had done it before."""
+DATASET = "safemerge.dataset."
+"""Prefix on a child run: a data set that it read to the sha256 of its rows."""
 ARM = "safemerge.arm"
 """On an evaluation: what was measured."""
 JUDGE = "safemerge.judge"
@@ -59,3 +61,11 @@ REGISTERED_MODEL = "safemerge.registered_model"
 LoggedModel: the one whose version has these files, and the model card among them, for its own."""
 MODEL_VERSION = "safemerge.model_version"
 """On a run that promoted an adapter: ``models:/<name>/<version>``."""
+
+MAX_CHARACTERS = 5000
+"""What MLflow's clients may write into a tag or a description."""
+
+
+def fitting(text: str) -> str:
+    """As much of a text as a tag or a description holds."""
+    return text[:MAX_CHARACTERS]

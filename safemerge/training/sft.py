@@ -71,7 +71,7 @@ def train_adapter(
         CheckpointError: the model's files are missing, damaged, pickled or quantised.
         ConfigError: 4-bit training without CUDA, a model without chat template, or another number
             of processes than there are devices for or a launcher started.
-        MissingDependencyError: 4-bit training without bitsandbytes.
+        MissingDependencyError: TRL is not installed, or bitsandbytes for 4-bit training.
         NonFiniteError: the loss became NaN or infinite.
     """
     _check_before_loading(data, output, settings)

@@ -37,5 +37,5 @@ def login_path(path: str) -> str:
 
 
 def framed_path(path: str) -> str:
-    """The same, in Airflow's frame."""
+    """A path of the page within Airflow's frame, as a browser asks for it."""
     return airflow_path(f"/plugin/safemerge{PREFIX}{path}")

@@ -74,7 +74,7 @@ def make_judges(settings: EvaluationConfig) -> dict[SuiteKind, Judge]:
     made: list[tuple[JudgeConfig, Judge]] = []
     judges = {}
     for kind in SuiteKind:
-        if settings.suites_of(kind):
+        if settings.suite_names(kind):
             config = settings.judge_of(kind)
             same = [judge for other, judge in made if other == config]
             judges[kind] = same[0] if same else make_judge(config)

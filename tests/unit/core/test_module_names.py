@@ -7,7 +7,7 @@ import doctest
 import pytest
 
 from safemerge.core import module_names
-from safemerge.core.module_names import by_kind_and_layer, grouped, module_kinds
+from safemerge.core.module_names import by_kind_and_layer, by_kind_and_position, grouped, module_kinds
 
 
 def test_the_examples_hold() -> None:
@@ -24,12 +24,13 @@ def test_kinds_are_told_apart_by_as_few_names_as_it_takes() -> None:
     ]
 
 
-def test_experts_of_a_layer_share_a_cell() -> None:
+def test_experts_share_the_cell_of_their_layer_and_have_positions_of_their_own() -> None:
     experts = ["layers.10.experts.0.up", "layers.2.experts.0.up", "layers.2.experts.1.up"]
     found = by_kind_and_layer([*experts, "lm_head"])
     assert found.kinds == ["up", "lm_head"]
-    assert found.layers == ["2", "10", "–"]
+    assert found.places == ["2", "10", "–"]
     assert found.cells == {("up", "10"): experts[:1], ("up", "2"): experts[1:], ("lm_head", "–"): ["lm_head"]}
+    assert by_kind_and_position(experts).places == ["2.0", "2.1", "10.0"]
 
 
 @pytest.mark.parametrize(

@@ -23,17 +23,16 @@ from safemerge.records import SuiteKind
 GOOD = '{"id": "a", "prompt": "How?", "category": "fire"}\n\n{"id": "b", "prompt": "Why?", "note": 1}\n'
 
 
-def _load(tmp_path, text, **kwargs):
+def _load(tmp_path, text):
     path = tmp_path / "suite.jsonl"
     path.write_text(text, encoding="utf-8")
-    return load_suite("s", SuiteKind.HARMFUL, path, **kwargs)
+    return load_suite("s", SuiteKind.HARMFUL, path)
 
 
 def test_a_suite_is_read_in_order(tmp_path):
     expected = (Prompt("a", "How?", "fire"), Prompt("b", "Why?", None))
     where = str(tmp_path / "suite.jsonl")
     assert _load(tmp_path, GOOD) == Suite("s", SuiteKind.HARMFUL, expected, source=where)
-    assert _load(tmp_path, GOOD, limit=1).prompts == expected[:1]
 
 
 def test_a_line_separator_within_a_prompt_does_not_end_the_line(tmp_path):
@@ -81,7 +80,7 @@ def test_the_digest_follows_the_prompts_alone(tmp_path):
     suite = _load(tmp_path, GOOD)
     assert suite._replace(name="other").digest() == suite.digest()
     assert _load(tmp_path, GOOD.replace("How", "Who")).digest() != suite.digest()
-    assert _load(tmp_path, GOOD, limit=1).digest() != suite.digest()
+    assert suite._replace(prompts=suite.prompts[:1]).digest() != suite.digest()
 
 
 # --- described by data ------------------------------------------------------------

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from safemerge.errors import ConfigError
+from safemerge.pipeline.request import StepRequest
 from safemerge.pipeline.steps import run_step
 
 
@@ -20,3 +21,8 @@ from safemerge.pipeline.steps import run_step
 def test_bad_request(name: str, request_json: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         run_step(name, request_json)
+
+
+def test_a_step_of_no_run_is_refused_as_nothing_that_another_try_mends() -> None:
+    with pytest.raises(ConfigError, match=r"step request: expected run_id, .* got none"):
+        _ = StepRequest().opened_run_id

@@ -10,7 +10,8 @@ import torch
 from safemerge.errors import CheckpointError, MismatchError
 from safemerge.storage.adapters import read_adapter
 from safemerge.storage.alignment_reader import AlignmentReader
-from safemerge.storage.checkpoints import Checkpoint, Part, Place
+from safemerge.storage.checkpoints import Checkpoint
+from safemerge.storage.weight_places import Part, WeightPlace
 
 Q = "model.layers.0.self_attn.q_proj"
 
@@ -52,7 +53,7 @@ def test_digests_cover_what_was_read_and_the_header(merge_files, edit_tensors):
 class Transposed(Checkpoint):
     """A checkpoint of Conv1D layers, which store their weights as (d_in, d_out)."""
 
-    def locate(self, modules: Iterable[str]) -> dict[str, Place]:
+    def locate(self, modules: Iterable[str]) -> dict[str, WeightPlace]:
         return {module: (Part(f"{module}.weight", transposed=True),) for module in modules}
 
 

@@ -11,7 +11,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from safemerge.errors import CheckpointError, MismatchError
-from safemerge.storage.checkpoints import Checkpoint, Part, check_same_architecture
+from safemerge.storage.checkpoints import Checkpoint, check_same_architecture
+from safemerge.storage.weight_places import Part
 
 Q, V = "model.layers.0.self_attn.q_proj", "model.layers.1.self_attn.v_proj"
 

@@ -10,7 +10,7 @@ import pytest
 from safetensors import SafetensorError
 
 from safemerge.errors import DiskFullError, TrackingError
-from safemerge.storage.disk import check_room, full_disk_errors
+from safemerge.storage.disk import check_disk_room, full_disk_errors
 
 FULL = Path("/dev/full")
 """Linux's device that has no room."""
@@ -62,6 +62,6 @@ def test_other_errors_stay_themselves(tmp_path: Path, error: Exception) -> None:
 
 def test_room_is_looked_for_before_it_is_needed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=3_000_000))
-    check_room(tmp_path / "not" / "made", 3_000_000)
+    check_disk_room(tmp_path / "not" / "made", 3_000_000)
     with pytest.raises(DiskFullError, match=r"made: expected 4 MB of room, got 3 MB free"):
-        check_room(tmp_path / "not" / "made", 3_000_001)
+        check_disk_room(tmp_path / "not" / "made", 3_000_001)

@@ -4,7 +4,8 @@ import pytest
 
 from safemerge.records import SuiteKind
 from safemerge.stats import wilson_interval
-from safemerge.tracking.figures import MAX_TAG_CHARACTERS, ArmFigures, RunFigures, SuiteFigure, run_figures
+from safemerge.tracking import tags
+from safemerge.tracking.figures import ArmFigures, RunFigures, SuiteFigure, run_figures
 from tests.unit.plugins.page.fill import evaluation, stopped_early
 
 
@@ -64,6 +65,6 @@ def test_what_does_not_fit_a_tag_is_left_out_the_candidate_last(suites: int, kep
     arm = ArmFigures(suites={f"suite {number}": figure for number in range(suites)}, utility=None)
     text = RunFigures(arms=dict.fromkeys(("aligned", "candidate", "fine_tuned"), arm)).to_tag()
     arms = RunFigures.model_validate_json(text).arms
-    assert len(text) <= MAX_TAG_CHARACTERS
+    assert len(text) <= tags.MAX_CHARACTERS
     assert len(arms) == kept
     assert "candidate" in arms or not kept

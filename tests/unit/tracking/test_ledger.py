@@ -12,7 +12,7 @@ from safemerge.errors import MismatchError, TrackingError
 from safemerge.records import ArtifactRef, Verdict
 from safemerge.storage.digests import file_digest
 from safemerge.tracking import tags
-from safemerge.tracking.ledger import Ledger, PipelineRun, tracking_errors
+from safemerge.tracking.ledger import Ledger, PipelineRun
 from tests.unit.tracking.conftest import plan
 
 
@@ -219,12 +219,3 @@ def test_a_result_in_another_format_does_not_count_as_done(ledger: Ledger, run: 
         step.finish()
     ledger.client.set_tag(step.run_id, tags.RESULT, '{"step": "gate"}')
     assert ledger.find_done(run, "gate", "d") is None
-
-
-def test_mlflow_errors_name_the_server() -> None:
-    from mlflow.exceptions import MlflowException
-
-    with pytest.raises(TrackingError, match="MLflow at http://there: no"), tracking_errors("http://there"):
-        raise MlflowException("no")
-    with pytest.raises(KeyError), tracking_errors("http://there"):
-        raise KeyError

@@ -7,13 +7,13 @@ from typing import Any
 import pytest
 
 from safemerge.errors import MismatchError, UnsupportedAdapterError
-from safemerge.storage.places import Part, Place, PlaceFinder
+from safemerge.storage.weight_places import Part, PlaceFinder, WeightPlace
 
 MATRIX = (4, 4)
 """Square: the shape tells nothing of which dimension is which."""
 
 
-def find(module: str, names: list[str], **config: Any) -> Place | None:
+def find(module: str, names: list[str], **config: Any) -> WeightPlace | None:
     return PlaceFinder(dict.fromkeys(names, MATRIX), config).find([module]).get(module)
 
 

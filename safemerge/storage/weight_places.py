@@ -32,7 +32,7 @@ class Part(NamedTuple):
     """Whether it is stored as (d_in, d_out), as Conv1D layers and input embeddings are."""
 
 
-Place = tuple[Part, ...]
+WeightPlace = tuple[Part, ...]
 """Where the weight of a module lies: parts stacked along d_out, nearly always a single one."""
 
 
@@ -52,7 +52,7 @@ class PlaceFinder:
         for name in shapes:
             self._by_stem.setdefault(stem(self._kind, name), []).append(name)
 
-    def find(self, modules: Iterable[str]) -> dict[str, Place]:
+    def find(self, modules: Iterable[str]) -> dict[str, WeightPlace]:
         """Where each module lies, without those that are not there.
 
         Raises:
@@ -66,7 +66,7 @@ class PlaceFinder:
         self._check_expert_counts(modules)
         return found
 
-    def _place(self, module: str) -> Place | None:
+    def _place(self, module: str) -> WeightPlace | None:
         expert = EXPERT.fullmatch(module)
         if expert:
             return self._expert(
@@ -78,7 +78,7 @@ class PlaceFinder:
             name = next(filter(None, found), None)
         return None if name is None else (Part(name, transposed=is_transposed(self._kind, module)),)
 
-    def _expert(self, layout: ExpertLayout, container: str, parameter: str, index: str) -> Place | None:
+    def _expert(self, layout: ExpertLayout, container: str, parameter: str, index: str) -> WeightPlace | None:
         layers = layout.gate_up if parameter == "gate_up_proj" else layout.down
         if layers:
             names = [self._name(f"{container}.{index}.{layer}.weight") for layer in layers]
