@@ -11,6 +11,7 @@ import httpx
 from airflow.sdk import conf
 from airflow.sdk.exceptions import AirflowException
 
+from safemerge.errors import without_login
 from safemerge_airflow.connections import MlflowHook
 
 TIMEOUT = httpx.Timeout(10, connect=3)
@@ -52,7 +53,7 @@ class MlflowApi:
     def __init__(self, settings: Mapping[str, str], transport: httpx.BaseTransport | None = None) -> None:
         address = settings.get("MLFLOW_TRACKING_URI", "")
         if not address.startswith(("http://", "https://")):
-            shown = f"it is {address!r}" if address else "it is not set"
+            shown = f"it is {without_login(address)!r}" if address else "it is not set"
             raise MlflowUnavailableError(
                 "This page reads MLflow's server, and the api-server does not know where that is. Set "
                 "MLFLOW_TRACKING_URI in the api-server's environment to the server's address, such as "
@@ -60,9 +61,10 @@ class MlflowApi:
                 "MLFLOW_TRACKING_PASSWORD where it asks for them, or name a connection of type mlflow in "
                 "[safemerge] mlflow_conn_id; then restart the api-server."
             )
-        self.address = address.rstrip("/")
+        self.address = without_login(address).rstrip("/")
+        """As people are told it."""
         self._http = httpx.Client(
-            base_url=self.address,
+            base_url=address,
             timeout=TIMEOUT,
             headers=_headers(settings),
             auth=_auth(settings),

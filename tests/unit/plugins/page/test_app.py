@@ -469,7 +469,9 @@ def test_an_empty_mlflow_is_no_fault(visit: Any, mlflow: Mlflow) -> None:
     [
         ("", "Set MLFLOW_TRACKING_URI in the api-server"),
         ("sqlite:///mlflow.db", "such as http://mlflow:5000 (it is &#39;sqlite:///mlflow.db&#39;)"),
+        ("postgresql://me:secret@db/mlflow", "(it is &#39;postgresql://db/mlflow&#39;)"),
         ("http://127.0.0.1:9", "MLflow at http://127.0.0.1:9 does not answer"),
+        ("http://me:secret@127.0.0.1:9", "MLflow at http://127.0.0.1:9 does not answer"),
     ],
 )
 def test_without_mlflow_the_page_says_what_to_do(visit: Any, address: str, said: str) -> None:

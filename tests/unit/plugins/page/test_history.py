@@ -129,6 +129,7 @@ def test_what_is_wrong_with_mlflow_is_said(answer: httpx.Response, said: str) ->
     ("settings", "sent"),
     [
         ({"MLFLOW_TRACKING_USERNAME": "u", "MLFLOW_TRACKING_PASSWORD": "p"}, "Basic dTpw"),
+        ({"MLFLOW_TRACKING_URI": "http://u:p@mlflow:5000"}, "Basic dTpw"),
         ({"MLFLOW_TRACKING_TOKEN": "t"}, "Bearer t"),
         ({}, None),
     ],
