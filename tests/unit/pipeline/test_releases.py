@@ -125,6 +125,34 @@ def test_of_two_releases_at_the_same_moment_the_later_runs_stays(
     assert promoted(context, early, "a", tmp_path).outputs == {}
 
 
+@pytest.mark.parametrize("moment", ["register", "create_model_version"])
+def test_one_adapter_released_twice_at_the_same_moment_is_one_version_of_the_later_run(
+    context: StepContext,
+    config: PipelineConfig,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    moment: str,
+) -> None:
+    ledger = context.ledger
+    early, late = opened(ledger, config, "a", 1000), opened(ledger, config, "b", 2000)
+    owner = ledger.champions if moment == "register" else ledger.client
+    call = getattr(owner, moment)
+
+    def overtaken(*arguments: object, **named: object) -> object:
+        with monkeypatch.context() as patch:
+            patch.setattr(owner, moment, call)
+            promoted(context, late, "a", tmp_path)
+        return call(*arguments, **named)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, moment, overtaken)
+        with pytest.raises(MismatchError, match=f"MLflow run {late.run_id}, which was opened after this one"):
+            promoted(context, early, "a", tmp_path)
+    (version,) = ledger.client.search_model_versions("name = 'tiny-lora'")
+    assert champion(ledger) == (str(version.version), "a")
+    assert ledger.champions.released_after("tiny-lora", 0) == (str(version.version), late.run_id, 2000)
+
+
 def test_an_adapter_released_again_belongs_to_the_run_that_did(
     context: StepContext, config: PipelineConfig, tmp_path: Path
 ) -> None:
