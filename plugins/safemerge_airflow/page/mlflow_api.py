@@ -150,9 +150,11 @@ class MlflowApi:
     def _json(self, response: httpx.Response) -> Json:
         try:
             answer: Json = self._checked(response).json()
+            if not isinstance(answer, dict):
+                raise ValueError(f"expected an object, got {answer!r}")
         except ValueError as error:
             raise MlflowUnavailableError(
-                f"What answers at {self.address} is not MLflow: expected JSON from "
+                f"What answers at {self.address} is not MLflow: expected an object in JSON from "
                 f"{response.request.url.path}, got {response.headers.get('content-type', 'something else')}."
             ) from error
         return answer

@@ -117,7 +117,8 @@ def answering(answer: httpx.Response) -> MlflowApi:
         (httpx.Response(401), "refuses this page .status 401.*MLFLOW_TRACKING_USERNAME"),
         (httpx.Response(403), "allowed-hosts"),
         (httpx.Response(500), "answered with status 500 to /api/2.0/mlflow/experiments/search"),
-        (httpx.Response(200, html="<p>hello</p>"), "is not MLflow: expected JSON .* got text/html"),
+        (httpx.Response(200, html="<p>hello</p>"), "is not MLflow: expected an object .* got text/html"),
+        (httpx.Response(200, json=[]), "is not MLflow: expected an object in JSON .* got application/json"),
     ],
 )
 def test_what_is_wrong_with_mlflow_is_said(answer: httpx.Response, said: str) -> None:
