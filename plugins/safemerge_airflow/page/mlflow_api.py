@@ -17,6 +17,9 @@ from safemerge_airflow.connections import MlflowHook
 TIMEOUT = httpx.Timeout(10, connect=3)
 """Seconds: a page that waits longer is of no use to anyone."""
 
+MODELS_AT_ONCE = 1000
+"""As many as MLflow gives."""
+
 Json = dict[str, Any]
 
 
@@ -94,9 +97,12 @@ class MlflowApi:
         found = self._get("runs/get", {"run_id": run_id})
         return None if found is None else found["run"]
 
-    def registered_models(self) -> Json:
-        """Registered models with their aliases."""
-        return self._get("registered-models/search", {"max_results": 1000}) or {}
+    def registered_models(self, page_token: str | None = None) -> Json:
+        """One page of all registered models, with their aliases."""
+        asked: dict[str, str | int] = {"max_results": MODELS_AT_ONCE}
+        if page_token is not None:
+            asked["page_token"] = page_token
+        return self._get("registered-models/search", asked) or {}
 
     def version_by_alias(self, name: str, alias: str) -> Json | None:
         """The version of a registered model that an alias points to; None where there is none."""

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import httpx
 import pytest
 
-from safemerge_airflow.page import history
+from safemerge_airflow.page import history, mlflow_api
 from safemerge_airflow.page.history import Cache, History
 from safemerge_airflow.page.mlflow_api import MlflowApi, MlflowUnavailableError, connect
 from tests.unit.plugins.page.conftest import Mlflow
@@ -38,6 +38,15 @@ def test_runs_that_fit_one_answer_are_complete(mlflow: Mlflow) -> None:
     run_id = open_run(mlflow.ledger, config("alpha"), "dag/1").run_id
     assert [run.run_id for run in read.recent_runs()] == [run_id]
     assert read.is_complete
+
+
+def test_champions_are_those_of_all_models(mlflow: Mlflow, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mlflow_api, "MODELS_AT_ONCE", 2)
+    run_id = open_run(mlflow.ledger, config("alpha"), "dag/1").run_id
+    names = [f"{letter}-lora" for letter in "abcde"]
+    for name in names:
+        promote(mlflow.ledger, name, run_id)
+    assert mlflow.history().champions() == dict.fromkeys(names, "1")
 
 
 def test_a_model_without_champion_or_not_there_has_none(mlflow: Mlflow) -> None:
