@@ -90,6 +90,19 @@ def test_runs_in_their_order_each_release(
     assert champion(context.ledger) == ("2", "b")
 
 
+def test_a_release_that_is_started_again_is_one_though_the_alias_was_moved_by_hand(
+    context: StepContext, config: PipelineConfig, tmp_path: Path
+) -> None:
+    first, second = (opened(context.ledger, config, letter, at) for letter, at in (("a", 1000), ("b", 2000)))
+    promoted(context, first, "a", tmp_path)
+    promoted(context, second, "b", tmp_path)
+    assert promoted(context, second, "b", tmp_path).reused
+    context.ledger.client.set_registered_model_alias("tiny-lora", "champion", "1")
+    again = promoted(context, second, "b", tmp_path)
+    assert (again.outputs["model_version"].uri, again.reused) == ("models:/tiny-lora/2", False)
+    assert champion(context.ledger) == ("2", "b")
+
+
 def test_a_release_that_was_taken_back_still_counts(
     context: StepContext, config: PipelineConfig, tmp_path: Path
 ) -> None:
