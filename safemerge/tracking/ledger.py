@@ -18,7 +18,7 @@ from pydantic import ValidationError
 
 from safemerge.config.pipeline import PipelineConfig
 from safemerge.errors import MismatchError, MissingDependencyError, OutputExistsError, TrackingError
-from safemerge.records import Approval, ArtifactRef, Record, StepResult, Verdict
+from safemerge.records import Approval, ArtifactRef, Record, StepResult, Verdict, json_digest
 from safemerge.reports.release import RELEASE_PAGE_FILE
 from safemerge.storage.atomic import atomic_folder
 from safemerge.tracking import tags
@@ -108,10 +108,14 @@ class Ledger:
         now_ms = time.time_ns() // 1_000_000
         opened_at_ms = _opened_at_ms(found) if found else now_ms
         if found is None:
-            unfinished = self.client.search_runs(
-                [experiment_id], kind, order_by=["attributes.start_time DESC"]
-            )
-            found = next((run for run in unfinished if tags.VERDICT not in run.data.tags), None)
+            alike = self.client.search_runs([experiment_id], kind, order_by=["attributes.start_time DESC"])
+            # A run whose record another took over is no newer for being started again.
+            opened = (run.data.tags.get(_opened_as(run_key)) for run in alike)
+            opened_at_ms = next((int(at_ms) for at_ms in opened if at_ms), now_ms)
+            found = next((run for run in alike if tags.VERDICT not in run.data.tags), None)
+            if found is not None:
+                former = _opened_as(found.data.tags.get(tags.RUN_KEY, ""))
+                self.client.set_tag(found.info.run_id, former, str(_opened_at_ms(found)))
         if found is None:
             found = self.client.create_run(
                 experiment_id,
@@ -481,6 +485,11 @@ def tracking_errors(address: str) -> Iterator[None]:
 def _opened_at_ms(run: Run) -> int:
     """When a pipeline run was opened; when it was made, where an earlier release of safemerge did that."""
     return int(run.data.tags.get(tags.OPENED) or run.info.start_time)
+
+
+def _opened_as(run_key: str) -> str:
+    """Name of the tag that keeps when a run of a key was opened whose record has another key now."""
+    return tags.OPENED_AS + json_digest(run_key)[:16]
 
 
 def _result(run: Run) -> StepResult | None:

@@ -192,6 +192,22 @@ def test_going_on_with_a_run_opens_it_no_later_but_taking_it_over_does(
     assert ledger.pipeline_run(run.run_id) == over
 
 
+def test_a_run_whose_record_another_took_over_is_no_newer_for_being_started_again(
+    context: StepContext, config: PipelineConfig, tmp_path: Path
+) -> None:
+    ledger = context.ledger
+    opened(ledger, config, "a", 1000, "dag/first")
+    over = opened(ledger, config, "a", 2000, "dag/second")
+    promoted(context, over, "a", tmp_path)
+    promoted(context, opened(ledger, config, "b", 3000, "dag/third"), "b", tmp_path)
+    for at_ms, key in ((1000, "dag/first"), (2000, "dag/second")):
+        again = ledger.open_pipeline_run(config, plan("a" * 64), key)
+        assert again.opened_at_ms == at_ms
+        assert "nothing is promoted" in str(promoted(context, again, "a", tmp_path).figures["note"])
+    assert champion(ledger) == ("2", "b")
+    assert ledger.open_pipeline_run(config, plan("a" * 64), "dag/fourth").opened_at_ms > 3000
+
+
 def test_a_run_of_an_earlier_release_of_safemerge_was_opened_when_it_was_made(
     ledger: Ledger, config: PipelineConfig
 ) -> None:
