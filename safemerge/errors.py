@@ -24,6 +24,8 @@ Messages name what, where, expected and got. The command line prints them on one
 line without a traceback and exits with ``EXIT_ERROR``.
 """
 
+import re
+
 EXIT_ERROR = 4
 """Exit code of the command line after any ``SafemergeError``. Of the others below it, 1 is the gate's
 block, 2 wrong usage, and 3 its "cannot tell"."""
@@ -76,6 +78,9 @@ class EvaluationError(SafemergeError):
 class TrackingError(SafemergeError):
     """The tracking server refused, or lacks what was asked for."""
 
+    def __init__(self, message: str) -> None:
+        super().__init__(without_login(message))  # MLflow's own messages hold its address, too
+
 
 class HubError(SafemergeError):
     """The Hugging Face hub refuses an upload, or cannot be reached."""
@@ -98,3 +103,8 @@ class MissingDependencyError(SafemergeError):
 
 class StepError(SafemergeError):
     """A process that safemerge started (a service or DAG run of the demo) failed or gave no answer."""
+
+
+def without_login(text: str) -> str:
+    """A text without user and password in its addresses, as in ``https://me:secret@host``."""
+    return re.sub(r"(?<=://)[^/?#\s]*@", "", text)

@@ -139,7 +139,7 @@ def send(
         try:
             notifier = _class(one.notifier)
             notifier(**_arguments(notifier, one.args))({**context, "safemerge": message})
-        except Exception:  # a message is no part of the run's work
+        except (Exception, SystemExit):  # a message is no part of the run's work
             logger.exception("notifier %s failed; the run goes on", one.notifier)
 
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from airflow.sdk import BaseOperatorLink, conf
 
+from safemerge.errors import without_login
 from safemerge_airflow.page import framed_path
 
 if TYPE_CHECKING:
@@ -26,13 +27,13 @@ def mlflow_page_url(page: str) -> str:
     """Address of one of MLflow's pages, given from its ``#`` on.
 
     The base is ``[safemerge] mlflow_url``, else the tracking server where it is one that a
-    browser can open, else a server on this machine.
+    browser can open, else a server on this machine. Whoever sees the link logs in for themselves.
     """
     tracking = os.environ.get("MLFLOW_TRACKING_URI", "")
     base = conf.get("safemerge", "mlflow_url", fallback=None) or (
         tracking if tracking.startswith(("http://", "https://")) else LOCAL_MLFLOW
     )
-    return f"{base.rstrip('/')}/{page}"
+    return f"{without_login(base).rstrip('/')}/{page}"
 
 
 class MlflowRunLink(BaseOperatorLink):

@@ -7,6 +7,8 @@ cannot be read is the import error of its own file.
 
 from __future__ import annotations
 
+import os
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,10 @@ dag = recipe_dag({path!r})
 
 {recipe}
 """
+
+
+LONGEST_NAME = 230
+"""Bytes of a recipe's file name beyond which its DAG file is called otherwise: disks hold 255."""
 
 
 class RecipeBundle(BaseDagBundle):
@@ -69,7 +75,7 @@ class RecipeBundle(BaseDagBundle):
         if not self.recipes.is_dir():
             raise ConfigError(f"recipes of bundle {self.name}: expected a folder, got none at {self.recipes}")
         self.path.mkdir(parents=True, exist_ok=True)
-        files = {f"{recipe.name}.py": _dag_file(recipe) for recipe in recipes_in(self.recipes)}
+        files = {_file_name(recipe): _dag_file(recipe) for recipe in recipes_in(self.recipes)}
         for name, text in files.items():
             if not (self.path / name).exists() or (self.path / name).read_text(encoding="utf-8") != text:
                 with atomic_file(self.path / name, replace=True) as partial:
@@ -77,6 +83,14 @@ class RecipeBundle(BaseDagBundle):
         for old in self.path.glob("*.y*ml.py"):
             if old.name not in files:
                 old.unlink(missing_ok=True)
+
+
+def _file_name(recipe: Path) -> str:
+    """As the recipe's, unless no disk could hold that: one name too long would stop the whole bundle."""
+    name = os.fsencode(recipe.name)
+    if len(name) <= LONGEST_NAME:
+        return f"{recipe.name}.py"
+    return f"{sha256(name).hexdigest()}{recipe.suffix}.py"
 
 
 def _dag_file(recipe: Path) -> str:

@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 
 from airflow.providers.standard.operators.hitl import ApprovalOperator, HITLOperator
 from airflow.sdk import Param
-from airflow.sdk.exceptions import AirflowSkipException
+from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
 
 from safemerge.config.people import ApprovalConfig
 from safemerge_airflow.mlflow_link import mlflow_page_url, mlflow_run_url
@@ -82,6 +82,7 @@ class SignOffOperator(SafemergeStepOperator, HITLOperator):
 
         Raises:
             AirflowSkipException: the gate decided alone, or the answer would change nothing.
+            AirflowFailException: Airflow shows an earlier question, and so the answer would be to that.
             TaskAwaitingInput: how Airflow is told to wait.
         """
         if self.wanted is not True or self.decision is None or self.adapter is None:
@@ -97,6 +98,7 @@ class SignOffOperator(SafemergeStepOperator, HITLOperator):
                 "airflow dags test would wait for ever: it asks nobody, which counts as rejected"
             )
             return self.execute_complete(context, self._unanswered())
+        self._show(context)
         return HITLOperator.execute(self, context)
 
     def execute_complete(self, context: Mapping[str, Any], event: dict[str, Any]) -> dict[str, Any]:
@@ -113,6 +115,35 @@ class SignOffOperator(SafemergeStepOperator, HITLOperator):
         }
         self.log.info("%s", answer)
         return {"run_id": self.run_id, "answer": answer}
+
+    def _show(self, context: Mapping[str, Any]) -> None:
+        """Have Airflow show the question, and see that it does.
+
+        Of a task that was cleared, it keeps text and approvers of the first question, whatever it is told.
+        """
+        from airflow.sdk.execution_time.comms import CreateHITLDetailPayload
+        from airflow.sdk.execution_time.task_runner import SUPERVISOR_COMMS
+
+        approvers = self.assigned_users or []
+        question = CreateHITLDetailPayload.model_validate(
+            {
+                "ti_id": context["ti"].id,
+                "subject": self.subject,
+                "body": self.body,
+                "options": self.options,
+                "defaults": self.defaults,
+                "params": self.serialized_params,
+                "assigned_users": approvers,
+            }
+        )
+        shown: Any = SUPERVISOR_COMMS.send(question)
+        known = [user.model_dump() for user in shown.assigned_users or []]
+        if (shown.subject, shown.body, known) != (self.subject, self.body, approvers):
+            raise AirflowFailException(
+                f"expected Airflow to ask {self.subject!r}, but it still shows the question of this task "
+                f"before it was cleared, {shown.subject!r}, with its text and approvers. Start a new run, "
+                "which repeats nothing that is done and asks anew"
+            )
 
     def _unanswered(self) -> dict[str, Any]:
         """What Airflow hands on where nobody answered in time."""

@@ -27,13 +27,26 @@ from safemerge.config.suites import SuiteSpec
 from safemerge.errors import ConfigError
 from safemerge.gate import GatePolicy
 
+RECIPE_SUFFIXES = (".yaml", ".yml")
+"""How the files of a folder end that are recipes."""
+
 Model = TypeVar("Model", bound=BaseModel)
 FileConfig = TypeVar("FileConfig", bound=Inputs)
 
 # The same in C, where PyYAML has it: a scheduler reads many recipes again and again.
 _Safe = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+
+class _Loader(_Safe):  # type: ignore[misc, valid-type]
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        """Say where a value stands that is none, such as a date that no calendar has."""
+        try:
+            return super().construct_object(node, deep)
+        except ValueError as error:
+            raise yaml.constructor.ConstructorError(None, None, str(error), node.start_mark) from error
+
+
 # `on`, `yes` and the like are text, as in YAML 1.2 and in editors: `on` is a key of ours.
-_Loader: Any = type("_Loader", (_Safe,), {})
 _BOOL = "tag:yaml.org,2002:bool"
 _Loader.yaml_implicit_resolvers = {
     first: [(tag, pattern) for tag, pattern in resolvers if tag != _BOOL]
@@ -75,14 +88,19 @@ def load_recipe(path: Path, *, any_name: bool = False) -> RecipeConfig:
         ConfigError: the file cannot be read or used; lists every problem.
     """
     recipe = _read_recipe(path)
-    if recipe.name != path.stem and not any_name:
+    if any_name:
+        return recipe
+    if recipe.name != path.stem:
         raise ConfigError(f"{path}: name: expected {path.stem!r}, as the file is called, got {recipe.name!r}")
+    twins = [path.with_suffix(suffix) for suffix in RECIPE_SUFFIXES]
+    if twin := next((file for file in twins if file.name != path.name and file.exists()), None):
+        raise ConfigError(f"{path}: expected one file for the recipe {recipe.name}, got {twin.name}, too")
     return recipe
 
 
 def recipes_in(folder: Path) -> list[Path]:
     """The files of a folder that are recipes, by name."""
-    return sorted(file for file in folder.iterdir() if file.suffix in (".yaml", ".yml"))
+    return sorted(file for file in folder.iterdir() if file.suffix in RECIPE_SUFFIXES)
 
 
 def load_policy(path: Path) -> GatePolicy:
@@ -269,10 +287,11 @@ def _read_yaml(path: Path) -> tuple[dict[str, Any], dict[Key, int]]:
         node = loader.get_single_node()
         _check_once(node, path)
         data = None if node is None else loader.construct_document(node)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, RecursionError) as error:
         mark = getattr(error, "problem_mark", None)
         where = f"line {mark.line + 1}: " if mark else ""
-        raise ConfigError(f"{path}: {where}not valid YAML: {getattr(error, 'problem', error)}") from error
+        problem = getattr(error, "problem", None) or str(error).splitlines()[0]
+        raise ConfigError(f"{path}: {where}not valid YAML: {problem}") from error
     if node is None or not isinstance(data, dict):
         raise ConfigError(f"{path}: expected keys and values, got {_shown(data)}")
     # By now a merged section holds what it merges, before its own keys, which win.

@@ -16,8 +16,8 @@ class ApprovalConfig(Config):
     """How a person is asked, where the gate wants one to decide."""
 
     approvers: tuple[Annotated[str, Field(min_length=1)], ...] = ()
-    """Ids of those who may answer, as Airflow's auth manager knows them (with its simple one, user names).
-    Where empty: everybody who may answer for the DAG."""
+    """Ids of those who may answer, as Airflow's auth manager knows them: names of users with its simple one,
+    their numbers, as text, with FAB's. Where empty: everybody who may answer for the DAG."""
     timeout_hours: Annotated[float, Field(gt=0, le=24 * 90, allow_inf_nan=False)] = 24
     """Hours until what nobody has answered counts as rejected. The recipe's next run waits as long."""
 

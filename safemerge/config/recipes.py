@@ -34,11 +34,15 @@ def _known_cron(expression: str) -> str:
             f"or @daily, got {expression!r}"
         )
     try:  # comes with Airflow; without it the number of fields is all that is checked
-        from croniter import croniter
+        from croniter import CroniterBadDateError, croniter
     except ImportError:
         return expression
     if not is_preset and not croniter.is_valid(expression):
         raise ValueError(f"expected a cron expression, got {expression!r}")
+    try:
+        croniter(expression).get_next()
+    except CroniterBadDateError as error:  # Airflow takes it, and waits for ever
+        raise ValueError(f"expected a time that comes, got {expression!r}, as of February 30") from error
     return expression
 
 

@@ -83,7 +83,8 @@ def _promoted(
         "promote", promoting(run.config), adapter=adapter.digest, decision=decision_ref.digest, answer=said
     )
     done = context.ledger.results(run.run_id).get("promote")
-    if done is not None and done.inputs_digest == digest:  # by this run: a later one moves the alias anew
+    # By this run: a later one moves the alias anew, as does this one where somebody moved it by hand.
+    if done is not None and done.inputs_digest == digest and _is_champion(context, name, done):
         _close(context, run, decision, decision_ref)
         return done.model_copy(update={"reused": True})
     _check_champion(context, name, decision)
@@ -135,6 +136,13 @@ def _verdict_was(decision: GateDecision) -> str:
 def _close(context: StepContext, run: PipelineRun, decision: GateDecision, decision_ref: ArtifactRef) -> None:
     context.ledger.close_pipeline_run(
         run, verdict=decision.verdict, summary=decision.summary(), gate_run_id=decision_ref.run_id
+    )
+
+
+def _is_champion(context: StepContext, name: str, promotion: StepResult) -> bool:
+    version = context.ledger.champions.current(name)
+    return (
+        version is not None and promotion.outputs["model_version"].uri == f"models:/{name}/{version.version}"
     )
 
 

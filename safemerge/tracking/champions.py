@@ -114,28 +114,22 @@ class Champions:
             The version's number.
         """
         self._ensure_model(name)
-        version = self._find(name, adapter_digest)
         release = {
             tags.PIPELINE_RUN: pipeline_run_id,
             tags.OPENED: str(opened_at_ms),
             tags.VERDICT: verdict,
             tags.VERDICT_SUMMARY: tags.fitting(summary),
         } | _approval_tags(approval)
+        version = self._find(name, adapter_digest)
         if version is None:
             labels = release | {tags.ADAPTER_DIGEST: adapter_digest}
             model = self._stored(name, experiment_id, adapter_digest)
             if model is None:
                 model = self._store(name, experiment_id, folder, source_run_id, labels)
-            version = self.client.create_model_version(
-                name,
-                source=f"models:/{model.model_id}",
-                run_id=source_run_id,
-                tags=labels,
-                description=tags.fitting(summary),
-                model_id=model.model_id,
-            )
-        else:
-            self._renew(name, version, release)
+            version = self._add(name, model, source_run_id, adapter_digest)
+        if _opened_at_ms(version) > opened_at_ms:
+            return str(version.version)  # a later run has released it meanwhile, which the caller looks for
+        self._describe(name, version, release)
         self._log_card(name, version, card)
         number = str(version.version)
         self.appoint(name, number, How.PROMOTION, run_id=pipeline_run_id)
@@ -213,8 +207,25 @@ class Champions:
                 "moved the alias meanwhile, and it stays there; look again"
             )
 
-    def _renew(self, name: str, version: ModelVersion, release: Mapping[str, str]) -> None:
-        """Describe the release of a version that had been released before."""
+    def _add(self, name: str, model: LoggedModel, run_id: str, adapter_digest: str) -> ModelVersion:
+        """Make stored files a version, which is no release yet.
+
+        Where two runs do so at once, both get the first one.
+        """
+        made = self.client.create_model_version(
+            name,
+            source=f"models:/{model.model_id}",
+            run_id=run_id,
+            tags={tags.ADAPTER_DIGEST: adapter_digest},
+            model_id=model.model_id,
+        )
+        first = self._find(name, adapter_digest) or made
+        if first.version != made.version:
+            self.client.delete_model_version(name, made.version)
+        return first
+
+    def _describe(self, name: str, version: ModelVersion, release: Mapping[str, str]) -> None:
+        """Describe the release of a version, in place of an earlier one."""
         for key in (tags.APPROVED_BY, tags.APPROVED_AT, tags.APPROVAL_REASON):
             if key in version.tags and key not in release:
                 self.client.delete_model_version_tag(name, version.version, key)
@@ -228,9 +239,7 @@ class Champions:
         Whether it is still the champion does not matter: the alias may have been moved back since.
         """
         releases = (
-            Release(
-                str(version.version), version.tags[tags.PIPELINE_RUN], int(version.tags.get(tags.OPENED, 0))
-            )
+            Release(str(version.version), version.tags[tags.PIPELINE_RUN], _opened_at_ms(version))
             for version in self.client.search_model_versions(f"name = '{name}'")
             if tags.PIPELINE_RUN in version.tags
         )
@@ -306,10 +315,10 @@ class Champions:
         return self.client.finalize_logged_model(model.model_id, "READY")
 
     def _find(self, name: str, adapter_digest: str) -> ModelVersion | None:
+        """The version of an adapter: the first one, where there are several, for every run alike."""
         versions = self.client.search_model_versions(f"name = '{name}'")
-        return next(
-            (version for version in versions if version.tags.get(tags.ADAPTER_DIGEST) == adapter_digest), None
-        )
+        found = (version for version in versions if version.tags.get(tags.ADAPTER_DIGEST) == adapter_digest)
+        return min(found, key=lambda version: int(version.version), default=None)
 
 
 def _approval_tags(approval: Approval | None) -> dict[str, str]:
@@ -320,6 +329,11 @@ def _approval_tags(approval: Approval | None) -> dict[str, str]:
         tags.APPROVED_AT: approval.at,
         tags.APPROVAL_REASON: tags.fitting(approval.reason),
     }
+
+
+def _opened_at_ms(version: ModelVersion) -> int:
+    """When the pipeline run was opened that released a version last; 0 where nothing says so."""
+    return int(version.tags.get(tags.OPENED, 0))
 
 
 def _iso(at_ms: int) -> str:

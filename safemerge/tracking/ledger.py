@@ -18,7 +18,7 @@ from pydantic import ValidationError
 
 from safemerge.config.pipeline import PipelineConfig
 from safemerge.errors import MismatchError, MissingDependencyError, OutputExistsError, TrackingError
-from safemerge.records import Approval, ArtifactRef, Record, StepResult, Verdict
+from safemerge.records import Approval, ArtifactRef, Record, StepResult, Verdict, json_digest
 from safemerge.reports.release import RELEASE_PAGE_FILE
 from safemerge.storage.atomic import atomic_folder
 from safemerge.tracking import tags
@@ -110,7 +110,13 @@ class Ledger:
         opened_at_ms = _opened_at_ms(found) if found else now_ms
         if found is None:
             runs = self._newest_first(experiment_id, alike)
+            # A run whose record another took over is no newer for being started again.
+            opened = (run.data.tags.get(_opened_as(run_key)) for run in runs)
+            opened_at_ms = next((int(at_ms) for at_ms in opened if at_ms), now_ms)
             found = next((run for run in runs if tags.VERDICT not in run.data.tags), None)
+            if found is not None:
+                former = _opened_as(found.data.tags.get(tags.RUN_KEY, ""))
+                self.client.set_tag(found.info.run_id, former, str(_opened_at_ms(found)))
         if found is None:
             found = self.client.create_run(
                 experiment_id,
@@ -464,6 +470,11 @@ class Ledger:
 def _opened_at_ms(run: Run) -> int:
     """When a pipeline run was opened; when it was made, where an earlier release of safemerge did that."""
     return int(run.data.tags.get(tags.OPENED) or run.info.start_time)
+
+
+def _opened_as(run_key: str) -> str:
+    """Name of the tag that keeps when a run of a key was opened whose record has another key now."""
+    return tags.OPENED_AS + json_digest(run_key)[:16]
 
 
 def _result(run: Run) -> StepResult | None:

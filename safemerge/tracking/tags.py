@@ -9,6 +9,8 @@ RUN_KEY = "safemerge.run_key"
 OPENED = "safemerge.opened_at_ms"
 """On a pipeline run, and on the model version that it released: when the scheduler's run was opened, in
 milliseconds since 1970. Going on with a run does not change it, a new run that takes its work over does."""
+OPENED_AS = "safemerge.opened_at_ms."
+"""Prefix on a pipeline run that another began: digest of a former key to when the run of that was opened."""
 STARTED = "safemerge.started_at_ms"
 """On a pipeline run: when the scheduler started it last, in milliseconds since 1970; going on counts."""
 STEP = "safemerge.step"

@@ -198,6 +198,17 @@ def test_a_recipe_that_cannot_be_opened_breaks_its_own_dag_alone(
     assert "lost.yaml: expected a YAML file, got no such file" in bag.import_errors["lost.yaml.py"]
 
 
+@pytest.mark.parametrize("length", [240, 250])
+def test_a_recipe_whose_name_fills_the_disks_limit_keeps_no_other_from_its_dag(
+    recipes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, length: int
+) -> None:
+    name = "n" * length
+    write(recipes, name, name=name)
+    assert sorted(parsed(recipes, tmp_path / "bundles", monkeypatch).dags) == ["day", "hand", "night", name]
+    (recipes / f"{name}.yaml").unlink()
+    assert sorted(parsed(recipes, tmp_path / "bundles", monkeypatch).dags) == ["day", "hand", "night"]
+
+
 def test_a_bundle_without_its_folder_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AIRFLOW__DAG_PROCESSOR__DAG_BUNDLE_STORAGE_PATH", str(tmp_path / "bundles"))
     with pytest.raises(ConfigError, match="recipes of bundle night: expected a folder, got none at /nowhere"):

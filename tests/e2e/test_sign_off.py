@@ -62,7 +62,7 @@ for name, approval in APPROVALS.items():
 """
 
 STEPS = f"""#!{sys.executable}
-import json, sys
+import json, os, sys
 name, request = sys.argv[4], json.loads(sys.argv[5])
 run, answer = request["run_id"], request["options"].get("answer")
 outputs, figures = {{}}, {{}}
@@ -73,6 +73,8 @@ if name == "gate":
     figures["ask"] = verdict == "cannot_tell"
 elif name == "ask":
     figures = {{"subject": f"Release {{run}}?", "body": "# CANNOT TELL {{{{ 7 * 7 }}}}"}}
+    if os.path.exists(LOG + ".changed"):
+        figures["subject"] = "Release another?"
 elif name == "promote":
     with open(LOG, "a") as log:
         log.write(json.dumps([run, answer]) + "\\n")
@@ -159,6 +161,17 @@ def _answer_and_wait(api: Api, log: Path) -> None:
     assert promotions["approve"] == {"approved": True, "by": "admin", "reason": "checked by hand"}
     assert promotions["reject"] == {"approved": False, "by": "admin", "reason": "too close"}
     assert promotions["late"] == {"approved": False, "by": None, "reason": ""}
+
+    # Of a task that is cleared Airflow keeps the question: nobody answers that for another one.
+    log.with_suffix(".jsonl.changed").touch()
+    dag, run = "reject", runs["reject"].rpartition("/")[2]
+    cleared = {"dag_run_id": run, "task_ids": ["sign_off"], "include_downstream": True}
+    cleared |= {"dry_run": False, "only_failed": False, "reset_dag_runs": True}
+    api.ask(f"/api/v2/dags/{dag}/clearTaskInstances", cleared)
+    state, states = _ended(api, runs[dag])
+    assert (state, states["sign_off"], states["promote"]) == ("failed", "failed", "upstream_failed")
+    assert [asked["subject"] for asked in _questions(api, dag)] == ["Release reject?"]
+    assert len(log.read_text(encoding="utf-8").splitlines()) == len(promotions) + 1
 
 
 def _answer(api: Api, run: str, chosen: str, reason: str) -> None:

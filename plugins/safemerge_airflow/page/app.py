@@ -15,11 +15,11 @@ from starlette.exceptions import HTTPException as StarletteHTTPException
 from safemerge_airflow import OPEN_RUN_TASK
 from safemerge_airflow.mlflow_link import mlflow_run_url
 from safemerge_airflow.page import login_path, page_path, views
-from safemerge_airflow.page.access import ReadableDags, may_read_runs
+from safemerge_airflow.page.access import Readable, ReadableDags, may_read_runs
 from safemerge_airflow.page.chart import RUNS, charts
 from safemerge_airflow.page.history import NEWEST, History
 from safemerge_airflow.page.mlflow_api import MlflowUnavailableError
-from safemerge_airflow.page.records import PipelineRun
+from safemerge_airflow.page.records import ModelVersion, PipelineRun
 from safemerge_airflow.page.unopened import UnopenedRuns
 
 HERE = Path(__file__).parent
@@ -129,6 +129,11 @@ def pipeline(name: str, readable: ReadableDags, unopened: UnopenedRuns, history:
     if not rows:
         raise HTTPException(404, "There is no run of such a pipeline, or none that you may see.")
     model = next((run.registered_model for run in runs if run.registered_model), None)
+    seen = {run.run_id for run in runs}
+    versions = [
+        one if one.pipeline_run_id in seen or _may_see(one, readable, history) else one.withheld()
+        for one in (history.versions(model) if model else [])
+    ]
     return _page(
         "pipeline.html",
         name=name,
@@ -136,7 +141,7 @@ def pipeline(name: str, readable: ReadableDags, unopened: UnopenedRuns, history:
         run_count=len(runs),
         model=model,
         champion=history.champion(model) if model else None,
-        versions=history.versions(model) if model else [],
+        versions=versions,
         charts=charts(runs),
     )
 
@@ -208,6 +213,14 @@ def _run(run_id: str, readable: ReadableDags, history: History) -> PipelineRun:
     if found is None or not readable.allows(found):
         raise HTTPException(404, "There is no such run, or none that you may see.")
     return found
+
+
+def _may_see(version: ModelVersion, readable: Readable, history: History) -> bool:
+    """Whether the user may see the run that released a version: another DAG may release the same model."""
+    if readable.all_dags or version.pipeline_run_id is None:
+        return readable.all_dags
+    found = history.run(version.pipeline_run_id)
+    return found is not None and readable.allows(found)
 
 
 def _page(template: str, status: int = 200, policy: str = PAGE_POLICY, **values: Any) -> HTMLResponse:

@@ -18,7 +18,7 @@ import httpx
 
 from safemerge.tracking import tags
 from safemerge.tracking.champions import ALIAS
-from safemerge_airflow.page.mlflow_api import MlflowApi, MlflowUnavailableError, connect
+from safemerge_airflow.page.mlflow_api import Json, MlflowApi, MlflowUnavailableError, connect
 from safemerge_airflow.page.records import ModelVersion, PipelineRun, champions, model_version, pipeline_run
 
 logger = logging.getLogger(__name__)
@@ -92,7 +92,15 @@ class History:
 
     def champions(self) -> dict[str, str]:
         """Registered model to the version that is its champion."""
-        return self._cache.get("champions", FRESH_S, lambda: champions(self._api.registered_models()))
+
+        def read() -> dict[str, str]:
+            return {
+                model: version
+                for page in _pages(self._api.registered_models)
+                for model, version in champions(page).items()
+            }
+
+        return self._cache.get("champions", FRESH_S, read)
 
     def champion(self, model: str) -> str | None:
         """The version of one registered model that is its champion; None where there is none."""
@@ -137,14 +145,11 @@ class History:
         return FoundRuns(runs, answer.get("next_page_token") or None)
 
     def _experiments(self) -> list[str]:
-        ids: list[str] = []
-        page_token: str | None = None
-        while True:
-            answer = self._api.search_experiments(page_token)
-            ids += [experiment["experiment_id"] for experiment in answer.get("experiments", [])]
-            page_token = answer.get("next_page_token") or None
-            if page_token is None:
-                return ids
+        return [
+            experiment["experiment_id"]
+            for page in _pages(self._api.search_experiments)
+            for experiment in page.get("experiments", [])
+        ]
 
     def _start_reading_older(self, page_token: str) -> None:
         if self._older_reading.acquire(blocking=False):
@@ -214,6 +219,17 @@ class Cache:
                 if time.monotonic() > kept.until_s:
                     self._answers.pop(key, None)
                     self._locks.pop(key, None)
+
+
+def _pages(ask: Callable[[str | None], Json]) -> Iterator[Json]:
+    """Everything that is found, a page after the other."""
+    page_token: str | None = None
+    while True:
+        page = ask(page_token)
+        yield page
+        page_token = page.get("next_page_token") or None
+        if page_token is None:
+            return
 
 
 def _started_ms(run: PipelineRun) -> int:

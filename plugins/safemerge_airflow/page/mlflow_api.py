@@ -11,10 +11,14 @@ import httpx
 from airflow.sdk import conf
 from airflow.sdk.exceptions import AirflowException
 
+from safemerge.errors import without_login
 from safemerge_airflow.connections import MlflowHook
 
 TIMEOUT = httpx.Timeout(10, connect=3)
 """Seconds: a page that waits longer is of no use to anyone."""
+
+MODELS_AT_ONCE = 1000
+"""As many as MLflow gives."""
 
 Json = dict[str, Any]
 
@@ -52,7 +56,7 @@ class MlflowApi:
     def __init__(self, settings: Mapping[str, str], transport: httpx.BaseTransport | None = None) -> None:
         address = settings.get("MLFLOW_TRACKING_URI", "")
         if not address.startswith(("http://", "https://")):
-            shown = f"it is {address!r}" if address else "it is not set"
+            shown = f"it is {without_login(address)!r}" if address else "it is not set"
             raise MlflowUnavailableError(
                 "This page reads MLflow's server, and the api-server does not know where that is. Set "
                 "MLFLOW_TRACKING_URI in the api-server's environment to the server's address, such as "
@@ -60,9 +64,10 @@ class MlflowApi:
                 "MLFLOW_TRACKING_PASSWORD where it asks for them, or name a connection of type mlflow in "
                 "[safemerge] mlflow_conn_id; then restart the api-server."
             )
-        self.address = address.rstrip("/")
+        self.address = without_login(address).rstrip("/")
+        """As people are told it."""
         self._http = httpx.Client(
-            base_url=self.address,
+            base_url=address,
             timeout=TIMEOUT,
             headers=_headers(settings),
             auth=_auth(settings),
@@ -92,9 +97,12 @@ class MlflowApi:
         found = self._get("runs/get", {"run_id": run_id})
         return None if found is None else found["run"]
 
-    def registered_models(self) -> Json:
-        """Registered models with their aliases."""
-        return self._get("registered-models/search", {"max_results": 1000}) or {}
+    def registered_models(self, page_token: str | None = None) -> Json:
+        """One page of all registered models, with their aliases."""
+        asked: dict[str, str | int] = {"max_results": MODELS_AT_ONCE}
+        if page_token is not None:
+            asked["page_token"] = page_token
+        return self._get("registered-models/search", asked) or {}
 
     def version_by_alias(self, name: str, alias: str) -> Json | None:
         """The version of a registered model that an alias points to; None where there is none."""
@@ -148,9 +156,11 @@ class MlflowApi:
     def _json(self, response: httpx.Response) -> Json:
         try:
             answer: Json = self._checked(response).json()
+            if not isinstance(answer, dict):
+                raise ValueError(f"expected an object, got {answer!r}")
         except ValueError as error:
             raise MlflowUnavailableError(
-                f"What answers at {self.address} is not MLflow: expected JSON from "
+                f"What answers at {self.address} is not MLflow: expected an object in JSON from "
                 f"{response.request.url.path}, got {response.headers.get('content-type', 'something else')}."
             ) from error
         return answer

@@ -66,6 +66,12 @@ class ModelVersion(NamedTuple):
     approval_reason: str
     moves: tuple[str, ...]
     """What people did with it later: that it was taken back, or put in another's place."""
+    is_told: bool = True
+    """Whether more is told of it than that it is there."""
+
+    def withheld(self) -> ModelVersion:
+        """The same without what a run that a user may not see came to, and people said of it."""
+        return ModelVersion(self.version, self.created_ms, None, "", "", None, None, "", (), is_told=False)
 
 
 def pipeline_run(run: Json) -> PipelineRun | None:

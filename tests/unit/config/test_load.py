@@ -332,7 +332,10 @@ def test_a_problem_without_a_line_is_still_named(write):
         ("? [a]\n: b\n", "line 1: not valid YAML: found unhashable key"),
         ("a: 1\n---\nb: 1\n", "line 2: not valid YAML: but found another document"),
         ("a: !!python/object:os.system x\n", "line 1: not valid YAML: could not determine a constructor"),
-        ("a: \x00\n", "not valid YAML:"),
+        ("a: \x00\n", "not valid YAML: .*not allowed$"),
+        ("a: 1\nb: {c: 2026-02-30}\n", "line 2: not valid YAML: day is out of range for month"),
+        (f"a: {'9' * 5000}\n", "line 1: not valid YAML: Exceeds the limit"),
+        (f"a: {'[' * 2000}{']' * 2000}\n", "not valid YAML: maximum recursion depth exceeded"),
     ],
 )
 def test_what_is_not_strict_yaml_is_refused(write, text, message):

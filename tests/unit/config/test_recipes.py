@@ -94,6 +94,17 @@ def test_its_name_is_that_of_its_file(tmp_path: Path) -> None:
     assert load_recipe(path, any_name=True).name == "night"
 
 
+def test_a_recipe_of_two_files_is_neither(tmp_path: Path) -> None:
+    path = write(tmp_path)
+    other = path.rename(path.with_suffix(".yml"))
+    assert load_recipe(other).name == "night"
+    write(tmp_path)
+    for file, twin in ((path, other), (other, path)):
+        message = rf"{file.name}: expected one file for the recipe night, got {twin.name}, too"
+        with pytest.raises(ConfigError, match=message):
+            load_recipe(file)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -102,6 +113,7 @@ def test_its_name_is_that_of_its_file(tmp_path: Path) -> None:
         ({"schedule": {"cron": "0 99 * * *"}}, "schedule.cron: expected a cron expression, got '0 99"),
         ({"schedule": {"timezone": "Berlin"}}, "schedule.timezone: expected a time zone, such as Europe/Ber"),
         ({"schedule": {"timezone": "../etc"}}, "schedule.timezone: expected a time zone"),
+        ({"schedule": {"cron": "0 2 30 2 *"}}, "schedule.cron: expected a time that comes, got '0 2 30 2"),
         ({"schedule": {"crom": "0 2 * * *"}}, "schedule.crom: unknown key; did you mean cron?"),
         ({"schedul": {}}, "schedul: unknown key; did you mean schedule?"),
         ({"approval": {"timeout_hours": 0}}, "approval.timeout_hours: expected"),

@@ -90,6 +90,19 @@ def test_runs_in_their_order_each_release(
     assert champion(context.ledger) == ("2", "b")
 
 
+def test_a_release_that_is_started_again_is_one_though_the_alias_was_moved_by_hand(
+    context: StepContext, config: PipelineConfig, tmp_path: Path
+) -> None:
+    first, second = (opened(context.ledger, config, letter, at) for letter, at in (("a", 1000), ("b", 2000)))
+    promoted(context, first, "a", tmp_path)
+    promoted(context, second, "b", tmp_path)
+    assert promoted(context, second, "b", tmp_path).reused
+    context.ledger.client.set_registered_model_alias("tiny-lora", "champion", "1")
+    again = promoted(context, second, "b", tmp_path)
+    assert (again.outputs["model_version"].uri, again.reused) == ("models:/tiny-lora/2", False)
+    assert champion(context.ledger) == ("2", "b")
+
+
 def test_a_release_that_was_taken_back_still_counts(
     context: StepContext, config: PipelineConfig, tmp_path: Path
 ) -> None:
@@ -125,6 +138,34 @@ def test_of_two_releases_at_the_same_moment_the_later_runs_stays(
     assert promoted(context, early, "a", tmp_path).outputs == {}
 
 
+@pytest.mark.parametrize("moment", ["register", "create_model_version"])
+def test_one_adapter_released_twice_at_the_same_moment_is_one_version_of_the_later_run(
+    context: StepContext,
+    config: PipelineConfig,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    moment: str,
+) -> None:
+    ledger = context.ledger
+    early, late = opened(ledger, config, "a", 1000), opened(ledger, config, "b", 2000)
+    owner = ledger.champions if moment == "register" else ledger.client
+    call = getattr(owner, moment)
+
+    def overtaken(*arguments: object, **named: object) -> object:
+        with monkeypatch.context() as patch:
+            patch.setattr(owner, moment, call)
+            promoted(context, late, "a", tmp_path)
+        return call(*arguments, **named)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, moment, overtaken)
+        with pytest.raises(MismatchError, match=f"MLflow run {late.run_id}, which was opened after this one"):
+            promoted(context, early, "a", tmp_path)
+    (version,) = ledger.client.search_model_versions("name = 'tiny-lora'")
+    assert champion(ledger) == (str(version.version), "a")
+    assert ledger.champions.released_after("tiny-lora", 0) == (str(version.version), late.run_id, 2000)
+
+
 def test_an_adapter_released_again_belongs_to_the_run_that_did(
     context: StepContext, config: PipelineConfig, tmp_path: Path
 ) -> None:
@@ -149,6 +190,22 @@ def test_going_on_with_a_run_opens_it_no_later_but_taking_it_over_does(
     assert over.run_id == run.run_id
     assert over.opened_at_ms > 1000
     assert ledger.pipeline_run(run.run_id) == over
+
+
+def test_a_run_whose_record_another_took_over_is_no_newer_for_being_started_again(
+    context: StepContext, config: PipelineConfig, tmp_path: Path
+) -> None:
+    ledger = context.ledger
+    opened(ledger, config, "a", 1000, "dag/first")
+    over = opened(ledger, config, "a", 2000, "dag/second")
+    promoted(context, over, "a", tmp_path)
+    promoted(context, opened(ledger, config, "b", 3000, "dag/third"), "b", tmp_path)
+    for at_ms, key in ((1000, "dag/first"), (2000, "dag/second")):
+        again = ledger.open_pipeline_run(config, plan("a" * 64), key)
+        assert again.opened_at_ms == at_ms
+        assert "nothing is promoted" in str(promoted(context, again, "a", tmp_path).figures["note"])
+    assert champion(ledger) == ("2", "b")
+    assert ledger.open_pipeline_run(config, plan("a" * 64), "dag/fourth").opened_at_ms > 3000
 
 
 def test_a_run_of_an_earlier_release_of_safemerge_was_opened_when_it_was_made(

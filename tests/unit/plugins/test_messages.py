@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from types import SimpleNamespace
 from typing import Any
 
@@ -33,6 +34,8 @@ class Recorder(BaseNotifier):
         SENT.append({name: getattr(self, name) for name in ("subject", "text", "html_content", "plain")})
         if self.plain == "fail":
             raise RuntimeError("no such server")
+        if self.plain == "exit":
+            sys.exit("no such server")
 
 
 @pytest.fixture(autouse=True)
@@ -108,7 +111,14 @@ def test_only_what_is_wanted_is_sent(context: dict[str, Any]) -> None:
     assert len(SENT) == 1
 
 
-@pytest.mark.parametrize("bad", [wanted("pass", plain="fail"), wanted("pass", notifier="no.such.Notifier")])
+@pytest.mark.parametrize(
+    "bad",
+    [
+        wanted("pass", plain="fail"),
+        wanted("pass", plain="exit"),
+        wanted("pass", notifier="no.such.Notifier"),
+    ],
+)
 def test_a_notifier_that_fails_stops_nothing(
     context: dict[str, Any], bad: NotificationConfig, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -13,6 +13,7 @@ from safemerge_airflow.mlflow_link import ReportLink, mlflow_run_url
         (None, None, "http://127.0.0.1:5000/#/runs/ab"),
         (None, "sqlite:///mlflow.db", "http://127.0.0.1:5000/#/runs/ab"),
         (None, "https://mlflow.example/", "https://mlflow.example/#/runs/ab"),
+        (None, "https://me:secret@mlflow.example/", "https://mlflow.example/#/runs/ab"),
         ("https://public.example", "http://mlflow:5000", "https://public.example/#/runs/ab"),
     ],
 )

@@ -5,10 +5,12 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
 from typing import Any
+from uuid import UUID
 
 import pytest
-from airflow.providers.standard.operators import hitl
-from airflow.sdk.exceptions import AirflowSkipException, TaskAwaitingInput
+from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException, TaskAwaitingInput
+from airflow.sdk.execution_time import task_runner
+from airflow.sdk.execution_time.comms import HITLDetailRequestResult
 
 from safemerge.config.people import ApprovalConfig
 from safemerge_airflow.operators import PromoteOperator
@@ -23,7 +25,7 @@ HOSTILE = "# CANNOT TELL {{ dag.dag_id }} {% raw %}"
 class TaskInstance:
     """Keeps what a task pushes, through a wait, too."""
 
-    id = "ti"
+    id = UUID(int=1)
 
     def __init__(self) -> None:
         self.xcoms: dict[str, Any] = {}
@@ -46,7 +48,14 @@ def context() -> dict[str, Any]:
 def request_made(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """What Airflow is told to show."""
     shown: dict[str, Any] = {}
-    monkeypatch.setattr(hitl, "upsert_hitl_detail", lambda **detail: shown.update(detail))
+
+    def send(msg: Any) -> HITLDetailRequestResult:
+        for name, value in msg.model_dump(exclude={"type"}).items():
+            shown.setdefault(name, value)  # as Airflow: a task instance has one question, and keeps it
+        return HITLDetailRequestResult.model_validate(shown)
+
+    comms = SimpleNamespace(send=send)
+    monkeypatch.setattr(task_runner, "SUPERVISOR_COMMS", comms, raising=False)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     return shown
 
@@ -117,7 +126,26 @@ def test_everybody_may_answer_where_nobody_is_named(
     command: Any, context: Any, request_made: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert asked(operator(), command, context, monkeypatch).timeout == timedelta(hours=24)
-    assert request_made["assigned_users"] is None
+    assert request_made["assigned_users"] == []
+
+
+def test_an_earlier_question_is_not_answered_for_a_later_one(
+    command: Any, context: Any, request_made: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked(operator(approvers=["alice"]), command, context, monkeypatch)
+    # Cleared, with nothing else: the same question.
+    asked(operator(approvers=["alice"]), command, context, monkeypatch)
+    others = operator(approvers=["bob"])
+    put_into_words(others, command, monkeypatch)
+    with pytest.raises(AirflowFailException, match=r"to ask 'Release\?', but it still shows"):
+        others.execute(context)
+    for part in ("subject", "body"):
+        monkeypatch.setitem(request_made, part, "of an earlier decision")
+        another = operator(approvers=["alice"])
+        put_into_words(another, command, monkeypatch)
+        with pytest.raises(AirflowFailException, match="Start a new run"):
+            another.execute(context)
+        monkeypatch.setitem(request_made, part, getattr(another, part))
 
 
 def test_a_trial_without_a_scheduler_does_not_wait(

@@ -23,3 +23,12 @@ def test_mlflow_errors_name_the_server() -> None:
         raise MlflowException("no")
     with pytest.raises(KeyError), tracking_errors("http://there"):
         raise KeyError
+
+
+def test_mlflow_errors_tell_no_password() -> None:
+    from mlflow.exceptions import MlflowException
+
+    address = "https://me:sec@ret@there:5000"
+    said = "MLflow at https://there:5000: API request to https://there:5000/api/a@b failed"
+    with pytest.raises(TrackingError, match=f"^{said}$"), tracking_errors(address):
+        raise MlflowException(f"API request to {address}/api/a@b failed")

@@ -413,6 +413,27 @@ def test_runs_of_other_dags_are_not_there(visit: Any, mlflow: Mlflow) -> None:
     assert visitor.get(f"/runs/{theirs}/report.html").status_code == 404
 
 
+def test_a_version_that_another_dag_released_is_there_and_no_more(visit: Any, mlflow: Mlflow) -> None:
+    shared = config("alpha")
+    other = config("beta").model_copy(update={"tracking": shared.tracking})
+    mine = judged_run(mlflow.ledger, shared, "mine/1", REPORTS)
+    theirs = judged_run(mlflow.ledger, other, "theirs/1", REPORTS)
+    promote(mlflow.ledger, "alpha-lora", mine, approved_by="Ann")
+    promote(mlflow.ledger, "alpha-lora", theirs, approved_by="Zoe")
+    # Of no run: nobody's but who may see all.
+    stray = promote(mlflow.ledger, "alpha-lora", theirs, approved_by="Uri")
+    mlflow.ledger.client.delete_model_version_tag("alpha-lora", stray, tags.PIPELINE_RUN)
+    text = visit(mlflow.history()).get("/pipelines/alpha").text
+    assert all(said in text for said in ("Ann", "Zoe", "Uri", f"/runs/{theirs}"))
+    readable = Readable(frozenset({"mine"}), all_dags=False)
+    text = visit(mlflow.history(), readable=readable).get("/pipelines/alpha").text
+    assert '<th scope="row">3 <span class="badge champion">champion</span>' in text
+    assert text.count("a run that you may not see") == 2
+    assert "Ann" in text
+    assert f"/runs/{mine}" in text
+    assert not any(said in text for said in ("Zoe", "Uri", theirs))
+
+
 def test_names_are_text(visit: Any, mlflow: Mlflow) -> None:
     reports = {"candidate": evaluation("safemerge", 8, 120, harm=HOSTILE)}
     run_id = judged_run(mlflow.ledger, config("alpha"), "dag/1", reports, Verdict.BLOCK, HOSTILE)
@@ -469,7 +490,9 @@ def test_an_empty_mlflow_is_no_fault(visit: Any, mlflow: Mlflow) -> None:
     [
         ("", "Set MLFLOW_TRACKING_URI in the api-server"),
         ("sqlite:///mlflow.db", "such as http://mlflow:5000 (it is &#39;sqlite:///mlflow.db&#39;)"),
+        ("postgresql://me:secret@db/mlflow", "(it is &#39;postgresql://db/mlflow&#39;)"),
         ("http://127.0.0.1:9", "MLflow at http://127.0.0.1:9 does not answer"),
+        ("http://me:secret@127.0.0.1:9", "MLflow at http://127.0.0.1:9 does not answer"),
     ],
 )
 def test_without_mlflow_the_page_says_what_to_do(visit: Any, address: str, said: str) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import httpx
 import pytest
 
-from safemerge_airflow.page import history
+from safemerge_airflow.page import history, mlflow_api
 from safemerge_airflow.page.history import Cache, History
 from safemerge_airflow.page.mlflow_api import MlflowApi, MlflowUnavailableError, connect
 from tests.unit.plugins.page.conftest import Mlflow
@@ -38,6 +38,15 @@ def test_runs_that_fit_one_answer_are_complete(mlflow: Mlflow) -> None:
     run_id = open_run(mlflow.ledger, config("alpha"), "dag/1").run_id
     assert [run.run_id for run in read.recent_runs()] == [run_id]
     assert read.is_complete
+
+
+def test_champions_are_those_of_all_models(mlflow: Mlflow, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mlflow_api, "MODELS_AT_ONCE", 2)
+    run_id = open_run(mlflow.ledger, config("alpha"), "dag/1").run_id
+    names = [f"{letter}-lora" for letter in "abcde"]
+    for name in names:
+        promote(mlflow.ledger, name, run_id)
+    assert mlflow.history().champions() == dict.fromkeys(names, "1")
 
 
 def test_a_model_without_champion_or_not_there_has_none(mlflow: Mlflow) -> None:
@@ -117,7 +126,8 @@ def answering(answer: httpx.Response) -> MlflowApi:
         (httpx.Response(401), "refuses this page .status 401.*MLFLOW_TRACKING_USERNAME"),
         (httpx.Response(403), "allowed-hosts"),
         (httpx.Response(500), "answered with status 500 to /api/2.0/mlflow/experiments/search"),
-        (httpx.Response(200, html="<p>hello</p>"), "is not MLflow: expected JSON .* got text/html"),
+        (httpx.Response(200, html="<p>hello</p>"), "is not MLflow: expected an object .* got text/html"),
+        (httpx.Response(200, json=[]), "is not MLflow: expected an object in JSON .* got application/json"),
     ],
 )
 def test_what_is_wrong_with_mlflow_is_said(answer: httpx.Response, said: str) -> None:
@@ -129,6 +139,7 @@ def test_what_is_wrong_with_mlflow_is_said(answer: httpx.Response, said: str) ->
     ("settings", "sent"),
     [
         ({"MLFLOW_TRACKING_USERNAME": "u", "MLFLOW_TRACKING_PASSWORD": "p"}, "Basic dTpw"),
+        ({"MLFLOW_TRACKING_URI": "http://u:p@mlflow:5000"}, "Basic dTpw"),
         ({"MLFLOW_TRACKING_TOKEN": "t"}, "Bearer t"),
         ({}, None),
     ],
