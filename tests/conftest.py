@@ -19,6 +19,15 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
+TERMINAL_SETTINGS = (
+    "FORCE_COLOR",
+    "PY_COLORS",
+    "GITHUB_ACTIONS",
+    "TTY_COMPATIBLE",
+    "TERMINAL_WIDTH",
+    "COLUMNS",
+)
+
 CHAT_TEMPLATE = (
     "{% for message in messages %}"
     "{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n' }}"
@@ -49,6 +58,15 @@ def pytest_configure(config: pytest.Config) -> None:
         "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
         "AIRFLOW__CORE__EXECUTOR": "LocalExecutor",
     }
+
+
+def pytest_sessionstart() -> None:
+    """Forget what is set for the terminal that shows the tests: what commands print is looked at in them.
+
+    Not before pytest has read it, and before Typer, which reads it when it is imported.
+    """
+    for name in TERMINAL_SETTINGS:
+        os.environ.pop(name, None)
 
 
 class TinyPair(NamedTuple):
