@@ -195,7 +195,7 @@ def test_the_key_comes_from_the_environment_and_is_seen_nowhere(server, monkeypa
 
 
 def test_many_requests_are_under_way_at_once(server):
-    meeting = threading.Barrier(4, timeout=10)
+    meeting = threading.Barrier(4, timeout=60)
     handler = server.RequestHandlerClass
     server.RequestHandlerClass = type(
         "Meeting", (handler,), {"do_POST": lambda self: (meeting.wait(), handler.do_POST(self))}
