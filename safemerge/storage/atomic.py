@@ -161,6 +161,7 @@ def _flush(path: Path) -> None:
 
 
 def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+    """The process's own, read of Linux: ``os.umask`` would change it, for other threads too."""
+    status = Path("/proc/self/status").read_text(encoding="utf-8", errors="replace")
+    (mask,) = (line.split()[1] for line in status.splitlines() if line.startswith("Umask:"))
+    return int(mask, 8)
