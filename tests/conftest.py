@@ -47,12 +47,17 @@ AdapterFactory = Callable[..., Path]
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Give Airflow a home of its own before it is imported, which is when it makes one."""
+    """Give Airflow and the hub's libraries a home of their own before they are imported and look for one."""
     repository = Path(__file__).resolve().parents[1]
-    home = tempfile.TemporaryDirectory(prefix="safemerge-airflow-")
+    home = tempfile.TemporaryDirectory(prefix="safemerge-tests-")
     config.add_cleanup(home.cleanup)
+    for name in list(os.environ):
+        # Of an Airflow in use here, and of a proxy, which knows nothing of this machine's own servers.
+        if name.startswith("AIRFLOW_") or name.lower().endswith("_proxy"):
+            del os.environ[name]
     os.environ |= {
-        "AIRFLOW_HOME": home.name,
+        "AIRFLOW_HOME": f"{home.name}/airflow",
+        "HF_HOME": f"{home.name}/huggingface",
         "AIRFLOW__CORE__DAGS_FOLDER": str(repository / "dags"),
         "AIRFLOW__CORE__PLUGINS_FOLDER": str(repository / "plugins"),
         "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
