@@ -14,6 +14,7 @@ that ``inspect`` or ``recipe validate`` found; 5 adapters that differ, where ``d
 from __future__ import annotations
 
 import errno
+import io
 import os
 import sys
 import traceback
@@ -140,4 +141,7 @@ def main() -> None:
         # tqdm reads it when it is first imported. Bars of other libraries litter logs; our progress
         # comes in lines there.
         os.environ.setdefault("TQDM_DISABLE", "1")
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # As on stderr: what a locale such as Latin-1 has no character for is no error.
+        sys.stdout.reconfigure(errors="backslashreplace")
     sys.exit(app(prog_name="safemerge"))
