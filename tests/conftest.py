@@ -19,6 +19,15 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
+TERMINAL_SETTINGS = (
+    "FORCE_COLOR",
+    "PY_COLORS",
+    "GITHUB_ACTIONS",
+    "TTY_COMPATIBLE",
+    "TERMINAL_WIDTH",
+    "COLUMNS",
+)
+
 CHAT_TEMPLATE = (
     "{% for message in messages %}"
     "{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n' }}"
@@ -38,17 +47,31 @@ AdapterFactory = Callable[..., Path]
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Give Airflow a home of its own before it is imported, which is when it makes one."""
+    """Give Airflow and the hub's libraries a home of their own before they are imported and look for one."""
     repository = Path(__file__).resolve().parents[1]
-    home = tempfile.TemporaryDirectory(prefix="safemerge-airflow-")
+    home = tempfile.TemporaryDirectory(prefix="safemerge-tests-")
     config.add_cleanup(home.cleanup)
+    for name in list(os.environ):
+        # Of an Airflow in use here, and of a proxy, which knows nothing of this machine's own servers.
+        if name.startswith("AIRFLOW_") or name.lower().endswith("_proxy"):
+            del os.environ[name]
     os.environ |= {
-        "AIRFLOW_HOME": home.name,
+        "AIRFLOW_HOME": f"{home.name}/airflow",
+        "HF_HOME": f"{home.name}/huggingface",
         "AIRFLOW__CORE__DAGS_FOLDER": str(repository / "dags"),
         "AIRFLOW__CORE__PLUGINS_FOLDER": str(repository / "plugins"),
         "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
         "AIRFLOW__CORE__EXECUTOR": "LocalExecutor",
     }
+
+
+def pytest_sessionstart() -> None:
+    """Forget what is set for the terminal that shows the tests: what commands print is looked at in them.
+
+    Not before pytest has read it, and before Typer, which reads it when it is imported.
+    """
+    for name in TERMINAL_SETTINGS:
+        os.environ.pop(name, None)
 
 
 class TinyPair(NamedTuple):

@@ -55,7 +55,7 @@ class StepLog:
         self._log = log
         self._rest = b""
         self._progress = ""
-        self._progress_logged_s = -PROGRESS_S
+        self._progress_logged_s = float("-inf")
 
     def feed(self, chunk: bytes) -> None:
         """Take the next bytes of the output."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from enum import StrEnum
@@ -156,7 +157,6 @@ def _progress() -> Iterator[tuple[ProgressCallback, ProgressCallback]]:
     from rich.markup import escape
     from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
-    console = Console(stderr=True)
     columns = (
         TextColumn("{task.fields[what]}"),
         BarColumn(),
@@ -164,7 +164,8 @@ def _progress() -> Iterator[tuple[ProgressCallback, ProgressCallback]]:
         TimeRemainingColumn(),
         TextColumn("[dim]{task.description}[/dim]"),
     )
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:
+    stderr = Console(stderr=True)
+    with Progress(*columns, console=stderr, transient=True, disable=not sys.stderr.isatty()) as bars:
 
         def stage(what: str) -> ProgressCallback:
             task = bars.add_task("", total=None, what=what, visible=False)

@@ -15,6 +15,7 @@ that may be tried again; 130 interrupted.
 from __future__ import annotations
 
 import errno
+import io
 import os
 import sys
 import traceback
@@ -143,6 +144,9 @@ def main() -> None:
         # tqdm reads it when it is first imported. Bars of other libraries litter logs; our progress
         # comes in lines there.
         os.environ.setdefault("TQDM_DISABLE", "1")
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # As on stderr: what a locale such as Latin-1 has no character for is no error.
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         sys.exit(app(prog_name="safemerge"))
     except Exception:

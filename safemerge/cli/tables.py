@@ -6,6 +6,7 @@ Colours never carry a meaning alone, and there are none where stdout is no termi
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from statistics import median
@@ -257,8 +258,7 @@ def waiting(what: str) -> Iterator[None]:
     """Say on stderr what takes a few seconds; nothing where stderr is no terminal."""
     from rich.console import Console
 
-    stderr = Console(stderr=True)
-    with stderr.status(what) if stderr.is_terminal else nullcontext():
+    with Console(stderr=True).status(what) if sys.stderr.isatty() else nullcontext():
         yield
 
 
@@ -269,7 +269,6 @@ def progress_bar() -> Iterator[Callable[[int, int, str], None]]:
     from rich.markup import escape
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    stderr = Console(stderr=True)
     columns = (
         TextColumn("scoring layers"),
         BarColumn(),
@@ -277,7 +276,8 @@ def progress_bar() -> Iterator[Callable[[int, int, str], None]]:
         TimeRemainingColumn(),
         TextColumn("{task.description}"),
     )
-    with Progress(*columns, console=stderr, transient=True, disable=not stderr.is_terminal) as bar:
+    stderr = Console(stderr=True)
+    with Progress(*columns, console=stderr, transient=True, disable=not sys.stderr.isatty()) as bar:
         layers = bar.add_task("", total=None)
 
         def advance(done: int, total: int, module: str) -> None:

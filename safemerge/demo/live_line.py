@@ -26,8 +26,8 @@ class LiveLine:
 
     def __init__(self, console: Console, text: str = "") -> None:
         self.console = console
-        self._status = console.status(text) if console.is_terminal else None
-        self._printed_s = 0.0
+        self._status = console.status(text) if console.file.isatty() else None
+        self._printed_s = float("-inf")
 
     def __enter__(self) -> Self:
         """Show it."""

@@ -6,6 +6,7 @@ import json
 import shutil
 import time
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -138,7 +139,7 @@ def run_dag(
     Raises:
         StepError: it ended without a verdict.
     """
-    run_key = f"demo/{time.strftime('%Y-%m-%d %H:%M:%S')}"
+    run_key = f"demo/{datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC"
     conf = json.dumps({**params, "run_key": run_key})
     log_file = home.logs / "dag.log"
     view = DagView(console, log_file)

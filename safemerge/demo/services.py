@@ -27,6 +27,8 @@ from safemerge.storage.atomic import atomic_file
 HOST = "127.0.0.1"
 START_TIMEOUT_S = 180
 STOP_TIMEOUT_S = 30
+ANSWER_TIMEOUT_S = 20
+"""A server on a busy machine is not taken for one that does not run: another would be started beside it."""
 DAG_BUNDLE = "airflow.dag_processing.bundles.local.LocalDagBundle"
 RECIPE_BUNDLE = "safemerge_airflow.recipe_bundle.RecipeBundle"
 
@@ -297,7 +299,7 @@ def _started_at(pid: int) -> str:
 
 def _answers(url: str) -> bool:
     try:
-        with urllib.request.urlopen(url, timeout=3) as response:  # noqa: S310 - our own loopback URL
+        with urllib.request.urlopen(url, timeout=ANSWER_TIMEOUT_S) as response:  # noqa: S310 - our own loopback URL
             return bool(response.status == 200)
     except (urllib.error.URLError, TimeoutError, ConnectionError, OSError):
         return False

@@ -18,6 +18,7 @@ import urllib.request
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
+from datetime import UTC
 from typing import Any, NamedTuple, TypeVar
 
 from safemerge.config.endpoints import EndpointSettings
@@ -225,9 +226,11 @@ def _retry_after_s(header: str | None) -> float | None:
     except ValueError:
         pass
     try:
-        return max(0.0, email.utils.parsedate_to_datetime(header).timestamp() - time.time())
+        date = email.utils.parsedate_to_datetime(header)
     except ValueError:
         return None
+    # A date of HTTP is in GMT, be it said or not, and never in the time zone of this machine.
+    return max(0.0, (date if date.tzinfo else date.replace(tzinfo=UTC)).timestamp() - time.time())
 
 
 def wait_s(attempt: int, after_s: float | None) -> float:

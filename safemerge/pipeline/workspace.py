@@ -5,6 +5,7 @@ Everything here may be lost at any time; the record of the pipeline is in MLflow
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import time
@@ -46,11 +47,18 @@ class Workspace:
         deleted = []
         for room, days in (("work", checkpoints_days), ("cache", cache_days)):
             for path in sorted((self.home / room).glob("*")):
-                if now_s - _last_touched_s(path) > days * SECONDS_A_DAY:
-                    shutil.rmtree(path) if path.is_dir() else path.unlink()
-                    deleted.append(path)
+                # Other steps of this machine delete what is theirs, and tidy up, at the same time.
+                with contextlib.suppress(FileNotFoundError):
+                    if now_s - _last_touched_s(path) > days * SECONDS_A_DAY:
+                        shutil.rmtree(path) if path.is_dir() else path.unlink()
+                        deleted.append(path)
         return deleted
 
 
 def _last_touched_s(path: Path) -> float:
-    return max(p.stat().st_mtime for p in (path, *path.rglob("*")))
+    found = [path.stat().st_mtime]
+    for folder, folders, files in os.walk(path):
+        for name in (*folders, *files):
+            with contextlib.suppress(FileNotFoundError):
+                found.append(Path(folder, name).lstat().st_mtime)
+    return max(found)

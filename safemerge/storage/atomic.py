@@ -10,7 +10,8 @@ import fcntl
 import glob
 import os
 import shutil
-import tempfile
+import stat
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -54,12 +55,15 @@ def atomic_folder(output: Path) -> Iterator[Path]:
     """
     check_absent(output)
     _prepare_parent(output)
-    partial, lock = _locked(Path(tempfile.mkdtemp(dir=output.parent, prefix=".new-")), output)
+    new = _new_name(output)
+    new.mkdir()
+    mode = _mode(new)
+    partial, lock = _locked(new, output)
     try:
         yield partial
         for path in (*partial.rglob("*"), partial):
             # safetensors writes files for their owner alone; servers run as somebody else.
-            path.chmod((0o777 if path.is_dir() else 0o666) & ~_umask())
+            path.chmod(mode if path.is_dir() else mode & 0o666)
             _flush(path)
         check_absent(output)  # a rename would replace an empty folder silently
         try:
@@ -92,12 +96,13 @@ def atomic_file(output: Path, *, replace: bool = False) -> Iterator[Path]:
     if not replace:
         check_absent(output)
     _prepare_parent(output)
-    handle, name = tempfile.mkstemp(dir=output.parent, prefix=".new-")
-    os.close(handle)
-    partial, lock = _locked(Path(name), output)
+    new = _new_name(output)
+    new.touch(exist_ok=False)
+    mode = _mode(new)
+    partial, lock = _locked(new, output)
     try:
         yield partial
-        partial.chmod(0o666 & ~_umask())
+        partial.chmod(mode)
         _flush(partial)
         if not replace:
             check_absent(output)
@@ -108,6 +113,15 @@ def atomic_file(output: Path, *, replace: bool = False) -> Iterator[Path]:
     finally:
         os.close(lock)
     _flush(output.parent)
+
+
+def _new_name(output: Path) -> Path:
+    return output.with_name(f".new-{uuid.uuid4().hex}")
+
+
+def _mode(new: Path) -> int:
+    """Who may read and write what was made just now: by it the umask is known without changing it."""
+    return stat.S_IMODE(new.stat().st_mode)
 
 
 def _partial_prefix(output: Path) -> str:
@@ -158,9 +172,3 @@ def _flush(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

@@ -144,10 +144,12 @@ class Champions:
             how: why.
             about: what else is known of the move: ``by``, ``reason``, ``left``, ``run_id``.
         """
-        now_ms = time.time_ns() // 1_000_000
+        # Later than every move there is, whatever the clocks of the machines that made them say.
+        last_ms = max((move.at_ms for move in self.history(name)), default=0)
+        at_ms = max(time.time_ns() // 1_000_000, last_ms + 1)
         # What is not yet the champion may stand in its history; a champion without one may not.
         move = history.write(
-            self.client, name, Move.model_validate(about | {"version": version, "at_ms": now_ms, "how": how})
+            self.client, name, Move.model_validate(about | {"version": version, "at_ms": at_ms, "how": how})
         )
         self.client.set_registered_model_alias(name, ALIAS, version)
         return move

@@ -89,7 +89,7 @@ class DagRun:
             self._wait(self.runs, "the MLflow run of the pipeline")
         self.process.kill()
         self.finish()
-        _, alive = psutil.wait_procs(step, timeout=10)
+        _, alive = psutil.wait_procs(step, timeout=60)
         assert alive == [], "the step outlived its task"
 
     def runs(self) -> dict[str, Any]:

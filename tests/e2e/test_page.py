@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -158,7 +159,7 @@ def site(tmp_path_factory: pytest.TempPathFactory, airflow_database: Path) -> It
             yield site
         finally:
             server.terminate()
-            server.wait(30)
+            server.wait(120)
     finally:
         mlflow_service(home).stop()
 
@@ -167,11 +168,10 @@ def wait_until_it_answers(site: Site, server: subprocess.Popen[bytes]) -> None:
     deadline_s = time.monotonic() + 180
     while time.monotonic() < deadline_s:
         assert server.poll() is None, (site.home.logs / "airflow.log").read_text()
-        try:
+        with contextlib.suppress(OSError):
             if site.get("/api/v2/monitor/health")[0] == 200:
                 return
-        except OSError:
-            time.sleep(0.5)
+        time.sleep(0.5)
     pytest.fail("the api-server did not answer: " + (site.home.logs / "airflow.log").read_text())
 
 

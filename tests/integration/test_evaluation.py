@@ -189,11 +189,23 @@ def test_an_adapter_that_does_not_fit_is_refused_before_the_first_arm_is_asked(
 # --- what a killed evaluation keeps -------------------------------------------------
 
 EVALUATE = """
-import sys
+import sys, time
 from pathlib import Path
 from safemerge.config.evaluation import EvaluationConfig
 from safemerge.evaluation.evaluating import evaluate_arms
+from safemerge.evaluation.transformers_arm import TransformersArm
 
+answer, asked = TransformersArm.answer, []
+
+
+def answer_16_batches(*arguments):
+    asked.append(1)
+    if len(asked) > 16:
+        time.sleep(600)
+    return answer(*arguments)
+
+
+TransformersArm.answer = answer_16_batches
 model, adapter, settings, work = sys.argv[1:]
 evaluate_arms(
     Path(model),
@@ -211,7 +223,7 @@ def test_a_killed_evaluation_goes_on_and_gives_the_same_bytes(
 ):
     from safemerge.evaluation.transformers_arm import TransformersArm
 
-    # Twelve batches of each arm, each of them a tenth of a second.
+    # Twelve batches of each arm: it hangs in the second one, so that it is killed there on any machine.
     suite = tmp_path / "many.jsonl"
     rows = [{"id": f"p{n}", "prompt": f"What is {n}? {'Well? ' * (n % 7)}"} for n in range(24)]
     suite.write_text("\n".join(json.dumps(row) for row in rows), encoding="utf-8")

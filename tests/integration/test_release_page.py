@@ -41,7 +41,7 @@ def opened(browser: Any, text: str, folder: Path, **context: Any) -> Opened:
     file = folder / "report.html"
     file.write_text(text, encoding="utf-8")
     page = browser.new_context(offline=True, **context).new_page()
-    page.set_default_timeout(5_000)  # ms
+    page.set_default_timeout(30_000)  # ms
     noise: list[str] = []
     page.on("console", lambda message: noise.append(f"console: {message.text}"))
     page.on("pageerror", lambda error: noise.append(f"error: {error}"))

@@ -192,7 +192,7 @@ def test_killing_the_command_ends_both_processes(
     assert said is not None
     assert len(training) == 2
     assert groups == {running.pid}
-    _, alive = psutil.wait_procs(training, timeout=20)
+    _, alive = psutil.wait_procs(training, timeout=60)
     assert alive == []
 
 

@@ -34,6 +34,12 @@ def _run(*arguments: str, **options) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, check=False, **options)
 
 
+def test_a_locale_that_lacks_our_characters_ends_no_command() -> None:
+    helped = _run("merge", "--help", env={**os.environ, "PYTHONIOENCODING": "latin-1"}, encoding="latin-1")
+    assert (helped.returncode, helped.stderr) == (0, "")
+    assert r"\u03b1·\u0394W_task" in helped.stdout  # alpha and Delta; the dot is of Latin-1
+
+
 @pytest.mark.parametrize(
     "arguments",
     [["--help"], ["merge", "--help"], ["sweep", "--help"], ["schema", "merge"], ["--version"]],

@@ -94,7 +94,10 @@ def test_markup_in_names_is_shown_as_it_is() -> None:
     assert "[red]x" in "".join(shown(tables.table(["a"], [("[red]x",)])))
 
 
-def test_progress_is_silent_where_stderr_is_no_terminal(capsys: pytest.CaptureFixture[str]) -> None:
-    with tables.progress_bar() as progress:
+def test_progress_is_silent_where_stderr_is_no_terminal(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")  # as many CI systems do: colours make no terminal of a log
+    with tables.waiting("reading"), tables.progress_bar() as progress:
         progress(1, 2, "layers.[0].q")
     assert capsys.readouterr() == ("", "")

@@ -105,7 +105,7 @@ def test_weights_are_asked_for_once_and_progress_told_in_order(workers: int):
 
 
 def test_layers_are_read_side_by_side():
-    weights, met = models(), threading.Barrier(2, timeout=20)
+    weights, met = models(), threading.Barrier(2, timeout=60)
 
     def read(module: str) -> WeightPair:
         met.wait()  # breaks unless two layers are read at once

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import logging
 
 import pytest
@@ -12,9 +13,10 @@ from safemerge.demo.live_line import LiveLine, showing_logs
 
 
 def test_lines_come_only_so_often(monkeypatch: pytest.MonkeyPatch) -> None:
-    now_s = [1000.0]
+    now_s = [0.0]  # of a machine that was just started
     monkeypatch.setattr(live_line.time, "monotonic", lambda: now_s[0])
-    console = Console(record=True, width=80, force_terminal=False)
+    monkeypatch.setenv("FORCE_COLOR", "1")  # as many CI systems do: colours make no terminal of a log
+    console = Console(record=True, width=80)
     with LiveLine(console) as line:
         for progress in ("step 1/9", "step 2/9"):
             line.update("train", progress)
@@ -23,8 +25,13 @@ def test_lines_come_only_so_often(monkeypatch: pytest.MonkeyPatch) -> None:
     assert console.export_text() == "    train  step 1/9\n    train  step 3/9 [x]\n"
 
 
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
 def test_a_terminal_shows_the_line_in_place() -> None:
-    console = Console(record=True, width=80, force_terminal=True)
+    console = Console(file=Terminal(), record=True, width=80)
     with LiveLine(console, "starts") as line:
         line.update("train", "step 1/9")
     assert "    train" not in console.export_text()

@@ -98,6 +98,16 @@ def test_a_version_is_named_back_and_forth(champions: Champions, back: Any) -> N
     assert champions.withdrawn(NAME, "c") is None
 
 
+def test_a_clock_that_is_behind_puts_no_move_before_those_it_follows(
+    champions: Champions, back: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr("safemerge.tracking.champions.time.time_ns", lambda: 0)
+        back()
+    assert [move.version for move in champions.history(NAME)] == ["1", "2", "3", "2"]
+    assert champions.withdrawn(NAME, "c") is not None
+
+
 def test_versions_that_cannot_be_gone_back_to(
     champions: Champions, back: Any, ledger: Ledger, run: PipelineRun
 ) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import time
 from pathlib import Path
 
@@ -43,6 +44,23 @@ def test_a_folder_with_one_young_file_stays(tmp_path: Path) -> None:
     (folder / "checkpoint").write_text("new")
     os.utime(folder, (0, 0))
     assert Workspace(tmp_path).prune(3, 14) == []
+
+
+def test_what_others_delete_meanwhile_breaks_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first, second = (aged(tmp_path / "work" / name, 10) for name in ("a", "b"))
+    (second / "of a checkpoint that is gone").symlink_to(second / "gone")
+    rmtree = shutil.rmtree
+
+    def both_delete(path: Path) -> None:
+        rmtree(first)
+        rmtree(path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("safemerge.pipeline.workspace.shutil.rmtree", both_delete)
+        assert Workspace(tmp_path).prune(3, 14) == []
+    os.utime(second, (0, 0))
+    os.utime(second / "of a checkpoint that is gone", (0, 0), follow_symlinks=False)
+    assert Workspace(tmp_path).prune(3, 14) == [second]
 
 
 def test_home_is_read_from_the_environment_when_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -28,7 +28,7 @@ def result(**parts):
 
 def start_child():
     """A grandchild of the test, with our output open."""
-    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
     print("pids", os.getpid(), child.pid)
 
 
@@ -70,7 +70,7 @@ match args.name:
         if options.get("stubborn"):
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
         start_child()
-        time.sleep(60)
+        time.sleep(600)
 '''
 
 

@@ -131,6 +131,31 @@ def test_a_recipe_that_is_new_waits_for_its_time(
     assert run.run_after == pendulum.parse(f"2026-11-{first}:00+00:00")
 
 
+@pytest.mark.parametrize(
+    ("before", "runs"),
+    [
+        ("2026-03-28T03:00", ["2026-03-29T03:30:00+02:00", "2026-03-30T02:30:00+02:00"]),
+        ("2026-10-24T03:00", ["2026-10-25T02:30:00+01:00", "2026-10-26T02:30:00+01:00"]),
+    ],
+    ids=["spring", "autumn"],
+)
+def test_a_nightly_recipe_runs_once_a_night_where_clocks_change(
+    before: str, runs: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    schedule = ScheduleConfig(cron="30 2 * * *", timezone="Europe/Berlin")
+    timetable = coerce_to_core_timetable(schedule_of(schedule))
+    now, last, seen = pendulum.parse(before, tz=schedule.timezone), None, []
+    monkeypatch.setattr("airflow.timetables.trigger.utcnow", lambda: now)
+    for _ in runs:
+        run = timetable.next_dagrun_info(
+            last_automated_data_interval=last, restriction=TimeRestriction(None, None, catchup=False)
+        )
+        assert run is not None
+        now, last = run.run_after, run.data_interval
+        seen.append(now.in_timezone(schedule.timezone).isoformat())
+    assert seen == runs
+
+
 def test_a_promotion_says_what_became_the_champion() -> None:
     version = ArtifactRef(uri="models:/m/3", digest="ab")
     result = StepResult(

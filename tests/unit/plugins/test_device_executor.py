@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 from airflow.executors import local_executor
 
@@ -49,9 +48,9 @@ def start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Start]:
 
 def seen(executor: DeviceLocalExecutor, folder: Path) -> list[str]:
     """What the workers that live now see, once all have said so."""
-    for pid in executor.workers:
+    for pid, worker in executor.workers.items():
         while not (folder / str(pid)).exists():
-            assert psutil.pid_exists(pid)
+            assert worker.is_alive()  # a dead one keeps its number until somebody asks
             time.sleep(0.02)
     return sorted((folder / str(pid)).read_text(encoding="utf-8") for pid in executor.workers)
 

@@ -50,6 +50,12 @@ def test_others_may_read_as_the_umask_says(tmp_path: Path):
     assert stat.S_IMODE((tmp_path / "file").stat().st_mode) == 0o644
 
 
+def test_the_umask_is_not_changed_for_other_threads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(os, "umask", lambda _: pytest.fail("what other threads write is for everybody"))
+    with atomic_folder(tmp_path / "folder"), atomic_file(tmp_path / "file"):
+        pass
+
+
 @pytest.mark.parametrize("writer", [atomic_folder, atomic_file])
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
 def test_an_error_leaves_nothing(tmp_path: Path, writer, error: type[BaseException]):

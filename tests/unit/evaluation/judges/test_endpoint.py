@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import threading
+import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
@@ -194,7 +195,7 @@ def test_the_key_comes_from_the_environment_and_is_seen_nowhere(server, monkeypa
 
 
 def test_many_requests_are_under_way_at_once(server):
-    meeting = threading.Barrier(4, timeout=10)
+    meeting = threading.Barrier(4, timeout=60)
     handler = server.RequestHandlerClass
     server.RequestHandlerClass = type(
         "Meeting", (handler,), {"do_POST": lambda self: (meeting.wait(), handler.do_POST(self))}
@@ -265,6 +266,18 @@ def test_waits_double_and_a_servers_wish_goes_before():
     assert endpoint_client.wait_s(0, 1e9) == endpoint_client.LONGEST_WAIT_S
     assert 2.0 <= endpoint_client.wait_s(3, None) <= 4.0
     assert 15.0 <= endpoint_client.wait_s(99, None) <= 30.0
+
+
+@pytest.mark.parametrize("zone", [" GMT", ""])
+def test_a_servers_date_is_in_gmt_wherever_the_client_is(zone, monkeypatch):
+    try:
+        with monkeypatch.context() as patch:
+            patch.setenv("TZ", "Asia/Kolkata")
+            patch.setattr(endpoint_client.time, "time", lambda: 1_445_412_480 - 20)
+            time.tzset()
+            assert endpoint_client._retry_after_s("Wed, 21 Oct 2015 07:28:00" + zone) == 20
+    finally:
+        time.tzset()
 
 
 def test_the_record_follows_rubric_place_and_threshold(monkeypatch):
