@@ -46,13 +46,15 @@ def demo(
     mlflow_port: MlflowPort = 5000,
 ) -> None:
     """Fine-tune, repair, evaluate, gate and record a small real model, through Airflow and MLflow."""
+    from safemerge.demo.services import DemoHome, pass_by_proxies
+
+    pass_by_proxies()
     if context.invoked_subcommand is not None:
         return
     plain_logs()
     from rich.console import Console
 
     from safemerge.demo.run import run_demo
-    from safemerge.demo.services import DemoHome
 
     with resumable(home):
         run_demo(DemoHome(home), Console(), seed=seed, mlflow_port=mlflow_port)

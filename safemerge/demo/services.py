@@ -189,6 +189,14 @@ class Service:
             return None
 
 
+def pass_by_proxies() -> None:
+    """Have this process, and those it starts, reach the servers themselves: no proxy can."""
+    for name in ("NO_PROXY", "no_proxy"):
+        hosts = [host for host in os.environ.get(name, "").split(",") if host]
+        if hosts != ["*"] and HOST not in hosts:
+            os.environ[name] = ",".join([*hosts, HOST])
+
+
 def mlflow_service(home: DemoHome) -> Service:
     """MLflow's tracking server, artifacts proxied."""
     return Service(home, "mlflow", "/health", signal.SIGTERM)
