@@ -10,6 +10,7 @@ import typer
 from safemerge.cli.flags import epilog
 from safemerge.cli.interrupts import resumable
 from safemerge.cli.logs import plain_logs
+from safemerge.errors import ConfigError
 
 EPILOG = epilog(
     "Run it; the first time takes about a quarter of an hour on two cores:",
@@ -21,10 +22,14 @@ EPILOG = epilog(
     "safemerge demo down",
 )
 
+DEFAULT_HOME = Path("var/demo")
+
 Home = Annotated[Path, typer.Option("--home", help="The demo's folder: models, databases, logs.")]
+SameHome = Annotated[
+    Path | None, typer.Option("--home", help="The demo's folder.", show_default=str(DEFAULT_HOME))
+]
 MlflowPort = Annotated[int, typer.Option(help="Port of MLflow; another free one where it is taken.")]
 AirflowPort = Annotated[int, typer.Option(help="Port of Airflow; another free one where it is taken.")]
-DEFAULT_HOME = Path("var/demo")
 
 app = typer.Typer(
     epilog=EPILOG, help="Run the whole pipeline on a small real model.", rich_markup_mode="rich"
@@ -49,6 +54,7 @@ def demo(
     from safemerge.demo.services import DemoHome, pass_by_proxies
 
     pass_by_proxies()
+    context.obj = home
     if context.invoked_subcommand is not None:
         return
     plain_logs()
@@ -61,11 +67,20 @@ def demo(
 
 
 @app.command()
-def up(home: Home = DEFAULT_HOME, mlflow_port: MlflowPort = 5000, airflow_port: AirflowPort = 8080) -> None:
+def up(
+    context: typer.Context,
+    home: SameHome = None,
+    mlflow_port: MlflowPort = 5000,
+    airflow_port: AirflowPort = 8080,
+) -> None:
     """Serve the demo's Airflow and MLflow on 127.0.0.1."""
     from safemerge.demo.services import DemoHome, airflow_password, start_airflow, start_mlflow
 
-    folder = DemoHome(home)
+    folder = DemoHome(home or context.obj)
+    if not folder.pipeline.exists():
+        typer.echo(
+            f"{folder.root} holds no demo yet, which safemerge demo makes: nothing to see but your recipes"
+        )
     typer.echo("MLflow starts (about half a minute) …")
     mlflow_url = start_mlflow(folder, mlflow_port)
     typer.echo(f"MLflow:  {mlflow_url}")
@@ -75,15 +90,19 @@ def up(home: Home = DEFAULT_HOME, mlflow_port: MlflowPort = 5000, airflow_port: 
     if login := airflow_password(folder):
         typer.echo(f"         user {login[0]}, password {login[1]}")
     typer.echo(f"Recipes: each YAML file in {folder.recipes} is a DAG")
-    typer.echo("Stop both: make down")
+    is_default = folder.root == DEFAULT_HOME.resolve()
+    typer.echo(f"Stop both: {'make down' if is_default else f'safemerge demo down --home {folder.root}'}")
 
 
 @app.command()
-def down(home: Home = DEFAULT_HOME) -> None:
+def down(context: typer.Context, home: SameHome = None) -> None:
     """Stop what safemerge demo up started."""
     from safemerge.demo.services import DemoHome, airflow_service, mlflow_service
 
-    folder = DemoHome(home)
+    root: Path = home or context.obj
+    if not root.is_dir():
+        raise ConfigError(f"{root}: expected the demo's folder, got no such folder")
+    folder = DemoHome(root)
     for service in (airflow_service(folder), mlflow_service(folder)):
         stopped = service.stop()
         typer.echo(f"{service.name}: {'stopped' if stopped else 'was not running'}")
