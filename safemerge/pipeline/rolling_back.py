@@ -85,15 +85,16 @@ def rollback(
             be told of what was.
         MismatchError: there is no champion, none before it, or the version was never one; or the alias was
             moved meanwhile.
-        TrackingError: MLflow refused.
+        TrackingError: MLflow refused, or cannot be reached.
     """
     from safemerge.tracking.ledger import Ledger
-    from safemerge.tracking.server import tracking_address, tracking_errors
+    from safemerge.tracking.server import check_reachable, tracking_address, tracking_errors
 
     if not printable(reason):
         raise ConfigError("rollback: expected a reason, got none")
     address = tracking_address(tracking_uri)
     who = by or getpass.getuser()
+    check_reachable(address)
     asset = ChampionAsset(airflow, name) if airflow else None
     with tracking_errors(address):
         champions = Ledger(address).champions

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import socket
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from safemerge.errors import ConfigError, MismatchError
+from safemerge.errors import ConfigError, MismatchError, TrackingError
 from safemerge.pipeline import rolling_back
 from safemerge.pipeline.rolling_back import rollback
 from safemerge.tracking import tags
@@ -129,6 +130,13 @@ def test_what_is_missing_is_named(back: Any, ledger: Ledger, monkeypatch: pytest
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     with pytest.raises(ConfigError, match="MLFLOW_TRACKING_URI: expected the address"):
         back(tracking_uri=None)
+
+
+def test_nothing_is_asked_of_a_server_that_gives_no_answer(back: Any) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))  # but never listens
+        with pytest.raises(TrackingError, match=r"cannot be reached: .*Connection refused"):
+            back(tracking_uri=f"http://127.0.0.1:{taken.getsockname()[1]}")
 
 
 def test_the_only_champion_has_no_other(ledger: Ledger, run: PipelineRun, tmp_path: Path, back: Any) -> None:
