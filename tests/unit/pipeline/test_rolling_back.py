@@ -123,6 +123,13 @@ def test_versions_that_cannot_be_gone_back_to(
 
 
 def test_what_is_missing_is_named(back: Any, ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
+    unknown = "rollback of tiny-lora: expected a registered model, got none of that name"
+    with pytest.raises(MismatchError, match=f"^{unknown}$"):
+        back()
+    ledger.client.create_registered_model("tiny-lota")
+    with pytest.raises(MismatchError, match=rf"^{unknown}; did you mean tiny-lota\?$"):
+        back()
+    ledger.client.create_registered_model(NAME)
     with pytest.raises(MismatchError, match="rollback of tiny-lora: expected a champion, got none"):
         back()
     with pytest.raises(ConfigError, match="expected a reason, got none"):
