@@ -266,7 +266,8 @@ def test_the_schema_explains_every_key_of_the_pipeline():
         (
             "    ordinary: 0.15",
             "    ordinary: 1.5",
-            "line 32, gate.max_over_refusal_rate.ordinary: expected less than or equal to 1, got 1.5",
+            "line 32, gate.max_over_refusal_rate.ordinary: expected less than or equal to 1, got 1.5; "
+            "as a share, 1.5 % is 0.015",
         ),
         (
             "  max_over_refusal_rate:\n    ordinary: 0.15",
