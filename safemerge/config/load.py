@@ -380,7 +380,13 @@ def _problems(model: type[BaseModel], data: Any, error: ValidationError) -> dict
         for key, details in found.items()
         if not any(other != key and other[: len(key)] == key for other in found)
     }
-    return {key: _problem(model, data, key, details) for key, details in deepest.items()}
+    unknown = [key for key, details in deepest.items() if details[0]["type"] == "extra_forbidden"]
+    mistyped = {(*key[:-1], near) for key in unknown for near in _near(_names_at(model, data, key), key)}
+    return {
+        key: _problem(model, data, key, details)
+        for key, details in deepest.items()
+        if details[0]["type"] != "missing" or key not in mistyped
+    }
 
 
 def _key_in(data: Any, detail: ErrorDetails) -> Key:
@@ -400,13 +406,23 @@ def _key_in(data: Any, detail: ErrorDetails) -> Key:
 def _problem(model: type[BaseModel], data: Any, key: Key, details: list[ErrorDetails]) -> str:
     kind = details[0]["type"]
     if kind == "extra_forbidden":
-        names = sorted(_model_at(model, data, key[:-1]).model_fields)
-        near = difflib.get_close_matches(str(key[-1]), names, n=1)
+        names = _names_at(model, data, key)
+        near = _near(names, key)
         hint = f"did you mean {near[0]}?" if near else f"expected one of {', '.join(names)}"
         return f"unknown key; {hint}"
     if kind == "missing":
         return "expected a value, got nothing"
     return problem(details)
+
+
+def _names_at(model: type[BaseModel], data: Any, key: Key) -> list[str]:
+    """Keys that may stand where one stands."""
+    return sorted(_model_at(model, data, key[:-1]).model_fields)
+
+
+def _near(names: list[str], key: Key) -> list[str]:
+    """The name that a mistyped key may have meant, if any."""
+    return difflib.get_close_matches(str(key[-1]), names, n=1)
 
 
 def _model_at(model: type[BaseModel], data: Any, key: Key) -> type[BaseModel]:

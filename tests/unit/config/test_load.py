@@ -296,6 +296,15 @@ def test_all_problems_are_said_at_once(write):
     assert "; line 16, merge.quantil: unknown key" in said
 
 
+def test_a_mistyped_key_is_not_missed_too(write):
+    said = problem(write, PIPELINE.replace("gate:", "gates:").replace("steps: 60", "stesp: 60"))
+    assert ": 2 problems: " in said
+    assert "task_training.stesp: unknown key; did you mean steps?" in said
+    assert "gates: unknown key; did you mean gate?" in said
+    # What is missing and was not mistyped is said as ever.
+    assert "gate: expected a value, got nothing" in problem(write, PIPELINE.replace("gate:", "colour:"))
+
+
 def test_a_long_value_is_cut(write):
     said = problem(write, PIPELINE.replace("steps: 60", f"steps: {'x' * 500}"))
     assert said.endswith("x…")
