@@ -93,11 +93,11 @@ def named_paths(
 
 
 def _named(text: str) -> tuple[str, Path]:
-    from safemerge.records import EvaluationReport
+    from safemerge.reports.evaluation import read_evaluation_report
 
     arm, equals, path = text.partition("=")
     if Path(text).exists():
-        return EvaluationReport.read(report_file(Path(text))).arm, Path(text)
+        return read_evaluation_report(Path(text)).arm, Path(text)
     if not equals or not arm or not path:
         raise typer.BadParameter(f"expected a path or ARM=PATH, got {text!r}")
     known = arm.replace("-", "_")
@@ -112,13 +112,6 @@ def check_champion(arms: Iterable[str], no_champion: bool) -> None:
     """
     if no_champion and CHAMPION in arms:
         raise typer.BadParameter("expected a champion's report or --no-champion, got both")
-
-
-def report_file(path: Path) -> Path:
-    """The report in a folder of ``safemerge evaluate``, or the file that was named."""
-    from safemerge.records import EVALUATION_REPORT_FILE
-
-    return path / EVALUATION_REPORT_FILE if path.is_dir() else path
 
 
 def verdict(

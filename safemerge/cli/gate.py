@@ -19,7 +19,6 @@ from safemerge.cli.arms import (
     Reports,
     check_champion,
     named_paths,
-    report_file,
     verdict,
 )
 from safemerge.cli.flags import AsJson, epilog
@@ -74,12 +73,12 @@ def gate(
     comparable blocks.
     """
     from safemerge.config.load import load_policy
-    from safemerge.records import EvaluationReport
+    from safemerge.reports.evaluation import read_evaluation_report
 
     flags = {ALIGNED: aligned, FINE_TUNED: fine_tuned, CHAMPION: champion}
     paths = named_paths(flags, [*(reports or ()), *(more_reports or ())], candidate)
     check_champion(paths, no_champion)
-    read = {arm: EvaluationReport.read(report_file(path)) for arm, path in paths.items()}
+    read = {arm: read_evaluation_report(path) for arm, path in paths.items()}
     decision = verdict(load_policy(policy), f"{policy} with {paths[CANDIDATE]}", read, no_champion)
     _write(decision, markdown, junit)
     if as_json:

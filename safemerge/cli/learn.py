@@ -210,6 +210,7 @@ def learning_config(given: dict[str, Any], configured: LearningConfig | None) ->
     from pydantic import ValidationError
 
     from safemerge.config.learning import LearningConfig
+    from safemerge.config.problems import problem
     from safemerge.errors import ConfigError
 
     try:
@@ -217,12 +218,11 @@ def learning_config(given: dict[str, Any], configured: LearningConfig | None) ->
         return LearningConfig(**usual | {name: value for name, value in given.items() if value is not None})
     except ValidationError as error:
         said: dict[str, str] = {}
-        for problem in error.errors():
+        for detail in error.errors():
             # What is no single setting's is that two λ cannot be told apart.
-            setting = str(problem["loc"][0]) if problem["loc"] else "harm_weights"
+            setting = str(detail["loc"][0]) if detail["loc"] else "harm_weights"
             name = "harm_weight" if setting == "harm_weights" else setting  # one flag for each of them
-            got = f", got {problem['input']}" if problem["loc"] else ""
-            said.setdefault(flags.flag(name), f"{problem['msg'].removeprefix('Value error, ')}{got}")
+            said.setdefault(flags.flag(name), problem([detail]))
         raise ConfigError("; ".join(f"{name}: {what}" for name, what in said.items())) from error
 
 

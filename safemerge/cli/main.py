@@ -83,12 +83,17 @@ class CleanErrors(TyperGroup):
 
         Raises:
             typer.Exit: with ``EXIT_ERROR`` after an expected failure, 130 after Ctrl-C.
+            typer.BadParameter: a flag's value cannot be used.
         """
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt as stop:
             typer.echo(f"interrupted: {stop}" if str(stop) else "interrupted", err=True)
             raise typer.Exit(EXIT_INTERRUPTED) from None
+        except typer.BadParameter as error:
+            if error.__cause__ is not None:
+                error.message = _in_our_words(error)
+            raise
         except (SafemergeError, OSError) as error:
             if isinstance(error, OSError) and error.errno == errno.EPIPE:
                 raise  # the reader of our output left, as `head` does: no fault of ours
@@ -99,6 +104,20 @@ class CleanErrors(TyperGroup):
 
                 typer.echo(f"error: {printable(str(error))}", err=True)
             raise typer.Exit(EXIT_ERROR) from error
+
+
+def _in_our_words(error: typer.BadParameter) -> str:
+    """A flag's error as those of config files: what was expected and what was got."""
+    from pydantic import ValidationError
+
+    from safemerge.config.problems import problem
+
+    if not isinstance(error.__cause__, ValidationError):
+        return error.message
+    first = error.__cause__.errors()[0]
+    if first["type"] == "value_error":  # typer's own words, which say both
+        return first["msg"].removeprefix("Value error, ")
+    return problem([first])
 
 
 def _print_version(wanted: bool) -> None:

@@ -22,6 +22,7 @@ from pydantic_core import ErrorDetails
 from safemerge.config.commands import Inputs, MergeFileConfig, SweepFileConfig
 from safemerge.config.pipeline import PipelineConfig
 from safemerge.config.places import Key, Place, model_for, model_source, places, with_places_from
+from safemerge.config.problems import problem, shown
 from safemerge.config.recipes import VERSION, RecipeConfig
 from safemerge.config.suites import SuiteSpec
 from safemerge.errors import ConfigError
@@ -293,7 +294,7 @@ def _read_yaml(path: Path) -> tuple[dict[str, Any], dict[Key, int]]:
         problem = getattr(error, "problem", None) or str(error).splitlines()[0]
         raise ConfigError(f"{path}: {where}not valid YAML: {problem}") from error
     if node is None or not isinstance(data, dict):
-        raise ConfigError(f"{path}: expected keys and values, got {_shown(data)}")
+        raise ConfigError(f"{path}: expected keys and values, got {shown(data)}")
     # By now a merged section holds what it merges, before its own keys, which win.
     return data, {key: named.start_mark.line + 1 for key, named, _ in _keys(node, (), set())}
 
@@ -360,11 +361,11 @@ def _validated(
     except ValidationError as error:
         problems = _problems(model, data, error)
     said = []
-    for key, problem in problems.items():
+    for key, what in problems.items():
         full = prefix + key
         line = next((lines[full[:size]] for size in range(len(full), 0, -1) if full[:size] in lines), None)
         place = ", ".join(part for part in (line and f"line {line}", _dotted(full)) if part)
-        said.append(f"{place}: {problem}" if place else problem)
+        said.append(f"{place}: {what}" if place else what)
     count = "" if len(said) == 1 else f"{len(said)} problems: "
     raise ConfigError(f"{path}: {count}{'; '.join(said)}")
 
@@ -379,7 +380,13 @@ def _problems(model: type[BaseModel], data: Any, error: ValidationError) -> dict
         for key, details in found.items()
         if not any(other != key and other[: len(key)] == key for other in found)
     }
-    return {key: _problem(model, data, key, details) for key, details in deepest.items()}
+    unknown = [key for key, details in deepest.items() if details[0]["type"] == "extra_forbidden"]
+    mistyped = {(*key[:-1], near) for key in unknown for near in _near(_names_at(model, data, key), key)}
+    return {
+        key: _problem(model, data, key, details)
+        for key, details in deepest.items()
+        if details[0]["type"] != "missing" or key not in mistyped
+    }
 
 
 def _key_in(data: Any, detail: ErrorDetails) -> Key:
@@ -399,22 +406,23 @@ def _key_in(data: Any, detail: ErrorDetails) -> Key:
 def _problem(model: type[BaseModel], data: Any, key: Key, details: list[ErrorDetails]) -> str:
     kind = details[0]["type"]
     if kind == "extra_forbidden":
-        names = sorted(_model_at(model, data, key[:-1]).model_fields)
-        near = difflib.get_close_matches(str(key[-1]), names, n=1)
+        names = _names_at(model, data, key)
+        near = _near(names, key)
         hint = f"did you mean {near[0]}?" if near else f"expected one of {', '.join(names)}"
         return f"unknown key; {hint}"
     if kind == "missing":
         return "expected a value, got nothing"
-    expected = " or ".join(dict.fromkeys(_expectation(detail["msg"]) for detail in details))
-    got = "" if kind == "value_error" else f", got {_shown(details[0]['input'])}"
-    return f"expected {expected}{got}"
+    return problem(details)
 
 
-def _expectation(message: str) -> str:
-    """Pydantic's message without its beginning, so that it can follow the word *expected*."""
-    message = message.replace("String should match pattern", "a text that matches")
-    message = re.sub(r"^(Value error, expected|\w+ should (be|have)) ", "", message)
-    return re.sub(r" after validation, not \d+|, unable to parse .*", "", message)
+def _names_at(model: type[BaseModel], data: Any, key: Key) -> list[str]:
+    """Keys that may stand where one stands."""
+    return sorted(_model_at(model, data, key[:-1]).model_fields)
+
+
+def _near(names: list[str], key: Key) -> list[str]:
+    """The name that a mistyped key may have meant, if any."""
+    return difflib.get_close_matches(str(key[-1]), names, n=1)
 
 
 def _model_at(model: type[BaseModel], data: Any, key: Key) -> type[BaseModel]:
@@ -430,8 +438,3 @@ def _model_at(model: type[BaseModel], data: Any, key: Key) -> type[BaseModel]:
 
 def _dotted(key: Key) -> str:
     return ".".join(str(part) for part in key)
-
-
-def _shown(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:59]}…"

@@ -70,13 +70,19 @@ class NewData(Config):
 
     @model_validator(mode="after")
     def _keys_of_data(self) -> Self:
-        for key, value in self.sets.items():
-            if not _SET_BY_EVENTS.fullmatch(key):
-                raise ValueError(
-                    f"expected sets to name keys of data, such as task_training.data.0.revision, got {key}"
-                )
-            if VERSION not in value:
-                raise ValueError(f"expected sets.{key} to hold {VERSION}, got {value!r}")
+        wrong = []
+        if others := [key for key in self.sets if not _SET_BY_EVENTS.fullmatch(key)]:
+            wrong.append(
+                "expected sets to name keys of data, such as task_training.data.0.revision, got "
+                f"{', '.join(others)}"
+            )
+        wrong += [
+            f"expected sets.{key} to hold {VERSION}, got {value!r}"
+            for key, value in self.sets.items()
+            if key not in others and VERSION not in value
+        ]
+        if wrong:
+            raise ValueError("; ".join(wrong))
         return self
 
     def overrides(self, version: str) -> dict[str, str]:
@@ -131,11 +137,14 @@ class RecipeConfig(PipelineConfig):
             "safety_training": len(self.safety_training.data),
             "suites": len(self.evaluation.suites),
         }
+        wrong = []
         for key in (key for data in self.schedule.data for key in data.sets):
             found = _SET_BY_EVENTS.fullmatch(key)
             part, number = (found[1] or found[4], found[2] or found[5]) if found else ("", "0")
             if int(number) >= have.get(part, 0):
-                raise ValueError(f"expected schedule.data to set one of {have.get(part)}, got {key}")
+                wrong.append(f"expected schedule.data to set one of {have.get(part)}, got {key}")
+        if wrong:
+            raise ValueError("; ".join(wrong))
         return self
 
     def pipeline(self) -> PipelineConfig:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import getpass
 from datetime import UTC, datetime
+from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from safemerge.errors import AirflowApiError, ConfigError, MismatchError
@@ -83,17 +84,18 @@ def rollback(
         ConfigError: there is no reason, or no address; or no login for Airflow.
         AirflowApiError: Airflow has no such asset, or cannot be asked, and nothing was moved; or it could not
             be told of what was.
-        MismatchError: there is no champion, none before it, or the version was never one; or the alias was
-            moved meanwhile.
-        TrackingError: MLflow refused.
+        MismatchError: there is no such model, no champion, none before it, or the version was never one;
+            or the alias was moved meanwhile.
+        TrackingError: MLflow refused, or cannot be reached.
     """
     from safemerge.tracking.ledger import Ledger
-    from safemerge.tracking.server import tracking_address, tracking_errors
+    from safemerge.tracking.server import check_reachable, tracking_address, tracking_errors
 
     if not printable(reason):
         raise ConfigError("rollback: expected a reason, got none")
     address = tracking_address(tracking_uri)
     who = by or getpass.getuser()
+    check_reachable(address)
     asset = ChampionAsset(airflow, name) if airflow else None
     with tracking_errors(address):
         champions = Ledger(address).champions
@@ -132,7 +134,7 @@ def plan_rollback(champions: Champions, name: str, to: str | None) -> Plan:
     """
     current = champions.current(name)
     if current is None:
-        raise MismatchError(f"rollback of {name}: expected a champion, got none")
+        raise MismatchError(f"rollback of {name}: {_why_no_champion(champions, name)}")
     left = str(current.version)
     seen = champions.history(name)
     # The alias may have been moved by hand, which leaves no trace but itself.
@@ -153,6 +155,15 @@ def plan_rollback(champions: Champions, name: str, to: str | None) -> Plan:
             f"{listed}; got {to}"
         )
     return Plan(left, to, seen)
+
+
+def _why_no_champion(champions: Champions, name: str) -> str:
+    names = {model.name for model in champions.client.search_registered_models(max_results=1000)}
+    if name in names:
+        return "expected a champion, got none"
+    near = get_close_matches(name, names, n=1)
+    hint = f"; did you mean {near[0]}?" if near else ""
+    return f"expected a registered model, got none of that name{hint}"
 
 
 def describe_rollback(name: str, move: Move) -> str:

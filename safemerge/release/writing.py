@@ -11,6 +11,7 @@ from safemerge.release.card import MARK, card
 from safemerge.release.html import html
 from safemerge.release.markdown import markdown
 from safemerge.release.transcripts import Rows, lines, read_rows
+from safemerge.reports.evaluation import evaluation_file, read_evaluation_report
 from safemerge.reports.release import RELEASE_PAGE_FILE, RELEASE_REPORT_FILE, ReleaseReport, Transcript
 from safemerge.storage.atomic import atomic_file
 
@@ -71,8 +72,7 @@ def read_evaluation(path: Path) -> tuple[EvaluationReport, Rows]:
     Raises:
         DataError: there is no report, or a file cannot be read.
     """
-    file = path / EVALUATION_REPORT_FILE if path.is_dir() else path
-    report = EvaluationReport.read(file)
+    report, file = read_evaluation_report(path), evaluation_file(path)
     answers = file.with_name(RESPONSES_FILE)
     # A lone file may lie among those of other arms, whose answers these would not be.
     return report, read_rows(answers) if file.name == EVALUATION_REPORT_FILE and answers.exists() else ()

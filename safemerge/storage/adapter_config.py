@@ -67,7 +67,8 @@ def read_config(folder: Path, *, dora: bool = False) -> dict[str, Any]:
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise AdapterError(f"{folder}: expected a PEFT adapter with {CONFIG_FILE}, got none") from error
+        got = "a model (config.json)" if (folder / "config.json").exists() else "none"
+        raise AdapterError(f"{folder}: expected a PEFT adapter with {CONFIG_FILE}, got {got}") from error
     except (OSError, ValueError) as error:
         raise AdapterError(f"{path}: expected JSON, got {error}") from error
     if not isinstance(config, dict):

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from safemerge.errors import CheckpointError, MismatchError, UnsupportedAdapterError
 from safemerge.records import json_digest
+from safemerge.storage.adapter_config import CONFIG_FILE as ADAPTER_CONFIG
 from safemerge.storage.architectures import text_config
 from safemerge.storage.digests import file_digest
 from safemerge.storage.hub import MODEL_FILES
@@ -65,8 +66,10 @@ class Checkpoint:
 
         Raises:
             CheckpointError: a file is missing, truncated or not what its name says; the
-                weights are pickled or quantised.
+                weights are pickled or quantised; or it is an adapter.
         """
+        if (folder / ADAPTER_CONFIG).exists() and not (folder / "config.json").exists():
+            raise CheckpointError(f"{folder}: expected a model, got an adapter ({ADAPTER_CONFIG})")
         config = read_json(folder / "config.json")
         quantization = config.get("quantization_config") or text_config(config).get("quantization_config")
         if quantization:

@@ -70,7 +70,10 @@ def resolve(source: str | Path, kind: Kind = "model", *, here: bool = True) -> P
             f"mlflow artifacts download --artifact-uri {source} --dst-path DIR"
         )
     if not isinstance(source, str) or not HUB_ID.fullmatch(source):
-        raise error_class(f"{source}: expected a folder or a hub id such as org/name@revision, got neither")
+        found = ": there is no such folder" if counts else ""
+        raise error_class(
+            f"{source}: expected a folder or a hub id such as org/name@revision, got neither{found}"
+        )
     name, _, revision = source.partition("@")
     return _download(name, revision or None, kind, error_class)
 

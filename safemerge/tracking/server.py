@@ -8,6 +8,9 @@ from contextlib import contextmanager
 
 from safemerge.errors import ConfigError, TrackingError
 
+_ANSWERS_WITHIN_S = 10
+"""How long a person waits to hear that no server answers, in seconds."""
+
 
 def tracking_address(given: str | None = None) -> str:
     """The server's address: the one given, else that of ``MLFLOW_TRACKING_URI``.
@@ -22,6 +25,37 @@ def tracking_address(given: str | None = None) -> str:
     return address
 
 
+def check_reachable(address: str) -> None:
+    """Check by one short request that a server answers, before MLflow tries for minutes.
+
+    For calls that a person waits for; a step of a pipeline keeps MLflow's patience.
+
+    Args:
+        address: the server's; a database or a folder is not asked.
+
+    Raises:
+        TrackingError: it gives no answer. Any answer will do, a refusal as well.
+    """
+    if not address.startswith(("http://", "https://")):
+        return
+    from mlflow.exceptions import MlflowException
+    from mlflow.utils.credentials import get_default_host_creds
+    from mlflow.utils.rest_utils import http_request
+
+    try:
+        # By MLflow's own client, for its proxies and certificates.
+        http_request(
+            get_default_host_creds(address),
+            "/health",
+            "GET",
+            max_retries=0,
+            timeout=_ANSWERS_WITHIN_S,
+            raise_on_status=False,
+        )
+    except MlflowException as error:
+        raise TrackingError(f"MLflow at {address} cannot be reached: {_cause(error)}") from error
+
+
 @contextmanager
 def tracking_errors(address: str) -> Iterator[None]:
     """Whatever MLflow raises, as one error that names the server."""
@@ -31,3 +65,10 @@ def tracking_errors(address: str) -> Iterator[None]:
         if not type(error).__module__.startswith("mlflow."):
             raise
         raise TrackingError(f"MLflow at {address}: {error}") from error
+
+
+def _cause(error: BaseException) -> BaseException:
+    """What an error goes back to, such as *Connection refused*."""
+    while cause := error.__cause__ or error.__context__:
+        error = cause
+    return error

@@ -384,7 +384,7 @@ def test_flags_out_of_bounds_are_named(made: Made, tiny_pipeline: Any, tmp_path:
         *("--safety-adapter", made.safety, "--learning-rate", 0, "--output", tmp_path / "learned"),
     )
     assert result.exit_code == 4
-    assert "--learning-rate: Input should be greater than 0, got 0.0" in result.stderr
+    assert "--learning-rate: expected greater than 0, got 0.0" in result.stderr
 
 
 def test_a_loaded_model_takes_coefficients_too(made: Made):

@@ -223,6 +223,13 @@ def test_an_input_that_cannot_be_used_is_one_line_and_code_4(files, broken, mess
     assert result.stdout == ""
 
 
+def test_another_report_is_told_from_an_evaluations(files):
+    (files / "decision.json").write_text(run(files, "safemerge", "--json").stdout)
+    result = run(files, "decision")
+    assert result.exit_code == 4
+    assert "decision.json: expected an evaluation report, got a gate's decision\n" in result.stderr
+
+
 def test_a_missing_report_is_code_4_and_a_missing_flag_code_2(files):
     assert run(files, "gone").exit_code == 4
     assert CliRunner().invoke(app, ["gate"]).exit_code == 2

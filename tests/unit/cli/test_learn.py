@@ -19,8 +19,8 @@ def test_flags_that_are_not_given_leave_the_defaults() -> None:
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"harm_weights": (1.0, float("inf"))}, "--harm-weight: Input should be a finite number, got inf"),
-        ({"steps": 0}, "--steps: Input should be greater than 0, got 0"),
+        ({"harm_weights": (1.0, float("inf"))}, "--harm-weight: expected a finite number, got inf"),
+        ({"steps": 0}, "--steps: expected greater than 0, got 0"),
         (
             {"harm_weights": (1.0, 1.0 + 1e-9)},
             "--harm-weight: expected harm_weights that differ in six digits, got several 1",

@@ -409,3 +409,17 @@ def test_equal_models_are_refused_where_nothing_would_be_merged(
     assert (tmp_path / "o").exists() is (code == 0)
     if code:
         assert "got two that are equal in all 4 layers of the adapter" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("flag", "value", "said"),
+    [
+        ("--quantile", "50", "expected less than or equal to 1, got '50'; as a share, 50 % is 0.5"),
+        ("--rank", "x", "expected a valid integer, got 'x'"),
+        ("--on-undefined", "x", "'x' is not one of 'keep', 'merge', 'fail'"),
+    ],
+)
+def test_a_value_of_a_flag_is_told_as_one_of_a_config(flag: str, value: str, said: str) -> None:
+    result = invoke("merge", flag, value, width=200)
+    assert result.exit_code == 2
+    assert f"Invalid value for '{flag}': {said}" in result.stderr

@@ -266,7 +266,8 @@ def test_the_schema_explains_every_key_of_the_pipeline():
         (
             "    ordinary: 0.15",
             "    ordinary: 1.5",
-            "line 32, gate.max_over_refusal_rate.ordinary: expected less than or equal to 1, got 1.5",
+            "line 32, gate.max_over_refusal_rate.ordinary: expected less than or equal to 1, got 1.5; "
+            "as a share, 1.5 % is 0.015",
         ),
         (
             "  max_over_refusal_rate:\n    ordinary: 0.15",
@@ -293,6 +294,15 @@ def test_all_problems_are_said_at_once(write):
     said = problem(write, text)
     assert ": 2 problems: line 9, task_training.steps: " in said
     assert "; line 16, merge.quantil: unknown key" in said
+
+
+def test_a_mistyped_key_is_not_missed_too(write):
+    said = problem(write, PIPELINE.replace("gate:", "gates:").replace("steps: 60", "stesp: 60"))
+    assert ": 2 problems: " in said
+    assert "task_training.stesp: unknown key; did you mean steps?" in said
+    assert "gates: unknown key; did you mean gate?" in said
+    # What is missing and was not mistyped is said as ever.
+    assert "gate: expected a value, got nothing" in problem(write, PIPELINE.replace("gate:", "colour:"))
 
 
 def test_a_long_value_is_cut(write):

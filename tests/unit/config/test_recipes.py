@@ -136,6 +136,36 @@ def test_a_recipe_of_two_files_is_neither(tmp_path: Path) -> None:
             "schedule.data.0: expected sets.task_training.data.0.path to hold {version}, got 'x.jsonl'",
         ),
         (
+            {
+                "schedule": {
+                    "data": [
+                        {
+                            "asset": "a",
+                            "sets": {
+                                "gate.sign_off": "{version}",
+                                "task_training.data.0.path": "x",
+                                "name": "{version}",
+                                "task_training.data.0.revision": "y",
+                            },
+                        }
+                    ]
+                }
+            },
+            "got gate.sign_off, name; expected sets.task_training.data.0.path to hold {version}, got 'x'; "
+            "expected sets.task_training.data.0.revision to hold {version}, got 'y'$",
+        ),
+        (
+            {
+                "schedule": {
+                    "data": [
+                        {"asset": "a", "sets": {"task_training.data.1.path": "{version}"}},
+                        {"asset": "b", "sets": {"evaluation.suites.9.path": "{version}"}},
+                    ]
+                }
+            },
+            "of 1, got task_training.data.1.path; expected .* of 2, got evaluation.suites.9.path$",
+        ),
+        (
             {"schedule": {"data": [{"asset": "a", "sets": {"task_training.data.1.path": "{version}"}}]}},
             "expected schedule.data to set one of 1, got task_training.data.1.path",
         ),

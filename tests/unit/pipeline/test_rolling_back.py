@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import socket
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from safemerge.errors import ConfigError, MismatchError
+from safemerge.errors import ConfigError, MismatchError, TrackingError
 from safemerge.pipeline import rolling_back
 from safemerge.pipeline.rolling_back import rollback
 from safemerge.tracking import tags
@@ -122,6 +123,13 @@ def test_versions_that_cannot_be_gone_back_to(
 
 
 def test_what_is_missing_is_named(back: Any, ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
+    unknown = "rollback of tiny-lora: expected a registered model, got none of that name"
+    with pytest.raises(MismatchError, match=f"^{unknown}$"):
+        back()
+    ledger.client.create_registered_model("tiny-lota")
+    with pytest.raises(MismatchError, match=rf"^{unknown}; did you mean tiny-lota\?$"):
+        back()
+    ledger.client.create_registered_model(NAME)
     with pytest.raises(MismatchError, match="rollback of tiny-lora: expected a champion, got none"):
         back()
     with pytest.raises(ConfigError, match="expected a reason, got none"):
@@ -129,6 +137,13 @@ def test_what_is_missing_is_named(back: Any, ledger: Ledger, monkeypatch: pytest
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     with pytest.raises(ConfigError, match="MLFLOW_TRACKING_URI: expected the address"):
         back(tracking_uri=None)
+
+
+def test_nothing_is_asked_of_a_server_that_gives_no_answer(back: Any) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))  # but never listens
+        with pytest.raises(TrackingError, match=r"cannot be reached: .*Connection refused"):
+            back(tracking_uri=f"http://127.0.0.1:{taken.getsockname()[1]}")
 
 
 def test_the_only_champion_has_no_other(ledger: Ledger, run: PipelineRun, tmp_path: Path, back: Any) -> None:

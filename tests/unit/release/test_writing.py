@@ -42,6 +42,10 @@ def test_an_evaluation_is_read_from_its_folder_or_its_report(tmp_path: Path) -> 
     assert read_evaluation(tmp_path / "scale.json") == (report, ())
     with pytest.raises(DataError, match="no such file"):
         read_evaluation(tmp_path / "gone")
+    (tmp_path / "report.json").write_text(release().to_json())
+    said = r"report\.json: expected an evaluation report, got a release report, which is made from them$"
+    with pytest.raises(DataError, match=said):
+        read_evaluation(tmp_path)
 
 
 def test_a_card_changes_nothing_of_the_adapter(merge_files: MergeFiles) -> None:

@@ -185,6 +185,9 @@ def test_missing_files_are_named(folder: Path):
         AdapterError, match=r"task: expected a PEFT adapter with adapter_config.json, got none"
     ):
         read_adapter(folder)
+    (folder / "config.json").write_text("{}")
+    with pytest.raises(AdapterError, match=r"adapter_config.json, got a model \(config\.json\)$"):
+        read_adapter(folder)
 
 
 @pytest.mark.parametrize(

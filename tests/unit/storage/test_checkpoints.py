@@ -149,6 +149,13 @@ def test_a_pickled_checkpoint_is_refused(folder: Path):
         Checkpoint.open(folder)
 
 
+def test_an_adapter_is_told_from_a_model(merge_files):
+    with pytest.raises(
+        CheckpointError, match=r"task: expected a model, got an adapter \(adapter_config\.json\)$"
+    ):
+        Checkpoint.open(merge_files.task)
+
+
 def test_a_folder_without_weights_is_refused(folder: Path):
     (folder / "model.safetensors").unlink()
     with pytest.raises(

@@ -41,10 +41,12 @@ def test_a_file_is_refused(tmp_path: Path, kind: str, error: type[Exception]):
     "source", ["./missing", "a/b/c", "missing", "/no/such/folder", "../org/name", "org/name@"]
 )
 def test_a_path_that_is_not_there_is_not_taken_for_a_hub_id(source: str):
-    with pytest.raises(
-        CheckpointError, match="expected a folder or a hub id such as org/name@revision, got neither"
-    ):
+    neither = "expected a folder or a hub id such as org/name@revision, got neither"
+    with pytest.raises(CheckpointError, match=f"^{source}: {neither}: there is no such folder$"):
         resolve(source)
+    folder = Path(source).is_absolute()
+    with pytest.raises(CheckpointError, match=f"{neither}{': there is no such folder' if folder else ''}$"):
+        resolve(source, here=False)
 
 
 @pytest.mark.parametrize("source", ["models:/bot-lora@champion", "runs:/0a1b/adapter"])
