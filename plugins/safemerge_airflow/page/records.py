@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from pydantic import ValidationError
 
-from safemerge.records import Verdict, printable
+from safemerge.records import SMOKE_MARK, Verdict, printable
 from safemerge.tracking import tags
 from safemerge.tracking.champions import ALIAS
 from safemerge.tracking.figures import ArmFigures, RunFigures, SuiteFigure
@@ -42,6 +42,11 @@ class PipelineRun(NamedTuple):
     """``models:/<name>/<version>`` that this run made the champion; None where it made none."""
 
     @property
+    def by_smoke_judge(self) -> bool:
+        """Whether its summary says so of its verdict."""
+        return _by_smoke_judge(self.summary)
+
+    @property
     def dag_id(self) -> str:
         """The DAG that ran it; the whole key where it names none."""
         return self.run_key.partition("/")[0]
@@ -68,6 +73,11 @@ class ModelVersion(NamedTuple):
     """What people did with it later: that it was taken back, or put in another's place."""
     is_told: bool = True
     """Whether more is told of it than that it is there."""
+
+    @property
+    def by_smoke_judge(self) -> bool:
+        """Whether its summary says so of its verdict."""
+        return _by_smoke_judge(self.summary)
 
     def withheld(self) -> ModelVersion:
         """The same without what a run that a user may not see came to, and people said of it."""
@@ -144,6 +154,11 @@ def _time_ms(text: str) -> int | None:
     """Only a time that can be written as a date: a tag may hold anything."""
     found = re.fullmatch(r"[0-9]{1,13}", text)
     return found and int(found[0])
+
+
+def _by_smoke_judge(summary: str) -> bool:
+    # Not only at its beginning: of a version, what a person answered comes first.
+    return f"{SMOKE_MARK}: " in summary
 
 
 def _verdict(tagged: Mapping[str, str]) -> Verdict | None:

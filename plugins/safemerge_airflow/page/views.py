@@ -13,7 +13,7 @@ from safemerge.tracking.figures import ArmFigures, SuiteFigure, UtilityFigure
 from safemerge_airflow import OPEN_RUN_TASK
 from safemerge_airflow.page import airflow_path
 from safemerge_airflow.page.history import PIPELINE_NAME
-from safemerge_airflow.page.records import PipelineRun
+from safemerge_airflow.page.records import ModelVersion, PipelineRun
 from safemerge_airflow.page.unopened import UnopenedRun
 
 STRIP = 10
@@ -37,6 +37,13 @@ class Outcome(NamedTuple):
     sign: str
     style: str
     """Class of the badge."""
+    note: str = ""
+    """What a reader must know of it."""
+
+    @property
+    def says(self) -> str:
+        """Word and note as one text."""
+        return f"{self.word} ({self.note})" if self.note else self.word
 
 
 PASS = Outcome("pass", "✓", "pass")
@@ -207,14 +214,13 @@ def outcome(run: PipelineRun) -> Outcome:
         return WAITING
     if run.status in ("RUNNING", "SCHEDULED"):
         return RUNNING
-    return of_verdict(run.verdict)
+    return of_verdict(run)
 
 
-def of_verdict(verdict: Verdict | None) -> Outcome:
-    """The verdict in words; no verdict where a run failed before it came to one."""
-    return {Verdict.PASS: PASS, Verdict.BLOCK: BLOCK, Verdict.CANNOT_TELL: CANNOT_TELL, None: NO_VERDICT}[
-        verdict
-    ]
+def of_verdict(told: PipelineRun | ModelVersion) -> Outcome:
+    """The verdict in words, a smoke judge's called so; none where a run failed before it came to one."""
+    said = {Verdict.PASS: PASS, Verdict.BLOCK: BLOCK, Verdict.CANNOT_TELL: CANNOT_TELL, None: NO_VERDICT}
+    return said[told.verdict]._replace(note="smoke judge" if told.by_smoke_judge else "")
 
 
 def highest_harm(arm: ArmFigures) -> tuple[str, Figure] | None:

@@ -124,7 +124,9 @@ def judged_run(
     return run.run_id
 
 
-def promote(ledger: Ledger, model: str, run_id: str, approved_by: str | None = None) -> str:
+def promote(
+    ledger: Ledger, model: str, run_id: str, approved_by: str | None = None, summary: str = ""
+) -> str:
     """The run's adapter as a new version and the champion; the version's number."""
     client = ledger.client
     if not client.search_registered_models(f"name = '{model}'"):
@@ -133,6 +135,7 @@ def promote(ledger: Ledger, model: str, run_id: str, approved_by: str | None = N
         tags.ADAPTER_DIGEST: hashlib.sha256(run_id.encode()).hexdigest(),
         tags.PIPELINE_RUN: run_id,
         tags.VERDICT: "pass",
+        tags.VERDICT_SUMMARY: summary,
     }
     if approved_by:
         labels[tags.APPROVED_BY] = approved_by

@@ -150,6 +150,21 @@ def test_pipeline_has_charts_champions_and_runs(visit: Any, mlflow: Mlflow) -> N
     assert "made version 2 the champion" in text
 
 
+def test_a_verdict_of_a_smoke_judge_is_called_so_wherever_it_shows(visit: Any, mlflow: Mlflow) -> None:
+    said = "PASS (smoke judge): safemerge met all 7 rules"
+    first = judged_run(mlflow.ledger, config("alpha"), "dag/1", REPORTS, summary=said)
+    judged_run(mlflow.ledger, config("beta"), "dag/2", REPORTS)
+    promote(mlflow.ledger, "alpha-lora", first, summary=said)
+    promote(mlflow.ledger, "alpha-lora", first, approved_by="ada", summary=f"approved by ada: fine; {said}")
+    promote(mlflow.ledger, "alpha-lora", first)  # of a version that kept no summary it is not known
+    visitor = visit(mlflow.history())
+    label = 'pass</span> <span class="of">smoke judge</span>'
+    shown = {path: visitor.get(path).text.count(label) for path in ("/", f"/runs/{first}", "/pipelines/beta")}
+    assert shown == {"/": 1, f"/runs/{first}": 1, "/pipelines/beta": 0}
+    assert visitor.get("/pipelines/alpha").text.count(label) == 3  # its run and two of its versions
+    assert 'title="pass (smoke judge)"' in visitor.get("/").text
+
+
 def unopened(dag_run: str, ended_ms: int, failed: bool = True, given_key: str | None = None) -> UnopenedRun:
     dag_id, _, run_id = dag_run.partition("/")
     return UnopenedRun(dag_id, run_id, ended_ms, failed, given_key)
