@@ -14,7 +14,8 @@ from airflow.api_fastapi.core_api.security import get_user, is_safe_url
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
-from safemerge.records import Verdict
+from safemerge.records import Estimate, Verdict
+from safemerge.release import words
 from safemerge.tracking import tags
 from safemerge_airflow.page import app as page
 from safemerge_airflow.page import login_path
@@ -380,6 +381,15 @@ def test_run_has_figures_links_and_report(
     assert f'src="/safemerge/runs/{run_id}/report.html" sandbox="allow-scripts"' in text
     report = visitor.get(f"/runs/{run_id}/report.html")
     assert (report.status_code, report.text) == (200, "<!doctype html><h1>Report</h1>")
+
+
+def test_a_run_has_the_figures_of_its_report(visit: Any, mlflow: Mlflow) -> None:
+    measured = evaluation("safemerge", 25, 90, n=130)
+    run_id = judged_run(mlflow.ledger, config("alpha"), "dag/1", {"candidate": measured})
+    interval = measured.suites[0].interval
+    assert interval.high == pytest.approx(0.268489, abs=1e-6)  # to four decimals 0.2685, and that 26.9 %
+    assert words.rate(Estimate(value=25 / 130, interval=interval, n=130)) == "19.2 % [13.4–26.8]"
+    assert "(13.4 % to 26.8 %)" in visit(mlflow.history()).get(f"/runs/{run_id}").text
 
 
 def test_a_run_says_how_many_prompts_were_asked(visit: Any, mlflow: Mlflow) -> None:
