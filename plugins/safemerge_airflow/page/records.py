@@ -30,6 +30,7 @@ class PipelineRun(NamedTuple):
     last_started_ms: int
     """Later than that where it was started again, or another run was given its key: the record goes on."""
     ended_ms: int | None
+    """None where it goes on, or waits for a person."""
     verdict: Verdict | None
     summary: str
     report: tuple[str, str] | None
@@ -97,8 +98,7 @@ def pipeline_run(run: Json) -> PipelineRun | None:
         status=info["status"],
         started_ms=started_ms,
         last_started_ms=_time_ms(tagged.get(tags.STARTED, "")) or started_ms,
-        # Of a run that goes on, MLflow keeps the end of the attempt before.
-        ended_ms=int(info["end_time"]) if info.get("end_time") and info["status"] != "RUNNING" else None,
+        ended_ms=int(info["end_time"]) if info.get("end_time") and not _goes_on(info, tagged) else None,
         verdict=_verdict(tagged),
         summary=tagged.get(tags.VERDICT_SUMMARY, ""),
         report=_report(tagged.get(tags.REPORT, "")),
@@ -154,6 +154,11 @@ def _time_ms(text: str) -> int | None:
     """Only a time that can be written as a date: a tag may hold anything."""
     found = re.fullmatch(r"[0-9]{1,13}", text)
     return found and int(found[0])
+
+
+def _goes_on(info: Json, tagged: Mapping[str, str]) -> bool:
+    """Whether an end that MLflow has is that of the attempt before, or the gate's, which a person follows."""
+    return info["status"] == "RUNNING" or tagged.get(tags.SIGN_OFF) == "waiting"
 
 
 def _by_smoke_judge(summary: str) -> bool:

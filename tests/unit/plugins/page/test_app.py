@@ -166,6 +166,17 @@ def test_a_verdict_of_a_smoke_judge_is_called_so_wherever_it_shows(visit: Any, m
     assert 'title="pass (smoke judge)"' in visitor.get("/").text
 
 
+def test_a_run_that_waits_for_a_person_has_not_ended(visit: Any, mlflow: Mlflow) -> None:
+    run_id = judged_run(mlflow.ledger, config("alpha"), "dag/1", REPORTS)
+    for state, ended in {"waiting": 0, "approved": 1}.items():
+        mlflow.ledger.client.set_tag(run_id, tags.SIGN_OFF, state)
+        visitor = visit(mlflow.history())
+        (alpha,) = visitor.get("/pipelines.json").json()
+        assert (alpha["underway"] is None, alpha["ended"] is not None) == (ended, ended)
+        assert visitor.get("/").text.count("<time ") == ended
+        assert visitor.get(f"/runs/{run_id}").text.count("<dt>Took</dt>") == ended
+
+
 def unopened(dag_run: str, ended_ms: int, failed: bool = True, given_key: str | None = None) -> UnopenedRun:
     dag_id, _, run_id = dag_run.partition("/")
     return UnopenedRun(dag_id, run_id, ended_ms, failed, given_key)
