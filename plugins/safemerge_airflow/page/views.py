@@ -64,6 +64,8 @@ class Pipeline(NamedTuple):
     """Its newest run with a verdict, or its newest where none has one; None where MLflow holds no run."""
     failed_start: UnopenedRun | None
     """The newest run, where that failed at its first task."""
+    why: str
+    """What kept its latest verdict from being a pass; empty where that is one, or there is none."""
     underway: Outcome | None
     """Where its newest run stands, if that has not ended."""
     outcomes: Sequence[Outcome]
@@ -194,12 +196,18 @@ def _pipeline(
         has_page=has_page(name),
         latest=latest,
         failed_start=failed_start,
+        why=_why(latest) if latest else "",
         underway=now if now in (RUNNING, WAITING) else None,
         outcomes=[outcome(run) for run in reversed(runs[:STRIP])],
         harm=figures and figures.harm,
         utility=figures and figures.utility,
         champion=champions.get(latest.registered_model or "") if latest else None,
     )
+
+
+def _why(run: PipelineRun) -> str:
+    """The summary without the verdict that it begins with, which stands beside it."""
+    return run.summary.partition(": ")[2] or run.summary if run.verdict is not Verdict.PASS else ""
 
 
 def _last_start_ms(pipeline: str, dag_id: str, runs: Sequence[PipelineRun]) -> int:

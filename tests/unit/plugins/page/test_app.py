@@ -177,6 +177,28 @@ def test_a_run_that_waits_for_a_person_has_not_ended(visit: Any, mlflow: Mlflow)
         assert visitor.get(f"/runs/{run_id}").text.count("<dt>Took</dt>") == ended
 
 
+@pytest.mark.parametrize(
+    ("verdict", "summary", "why"),
+    [
+        (
+            Verdict.BLOCK,
+            "BLOCK (smoke judge): safemerge: over-refusal: 20.3 %",
+            "safemerge: over-refusal: 20.3 %",
+        ),
+        (Verdict.CANNOT_TELL, "CANNOT TELL: safemerge: too few prompts", "safemerge: too few prompts"),
+        (Verdict.BLOCK, "of a time with other words", "of a time with other words"),
+        (Verdict.PASS, "PASS: safemerge met all 7 rules", None),
+    ],
+)
+def test_overview_says_why_a_verdict_is_no_pass(
+    visit: Any, mlflow: Mlflow, verdict: Verdict, summary: str, why: str | None
+) -> None:
+    judged_run(mlflow.ledger, config("alpha"), "dag/1", REPORTS, verdict, summary)
+    text = visit(mlflow.history()).get("/").text
+    assert (f'<span class="why of" title="{summary}">{why}</span>' in text) == (why is not None)
+    assert text.count("why") == (why is not None)
+
+
 def unopened(dag_run: str, ended_ms: int, failed: bool = True, given_key: str | None = None) -> UnopenedRun:
     dag_id, _, run_id = dag_run.partition("/")
     return UnopenedRun(dag_id, run_id, ended_ms, failed, given_key)
