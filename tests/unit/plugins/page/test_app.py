@@ -18,6 +18,7 @@ from safemerge.records import Estimate, Verdict
 from safemerge.release import words
 from safemerge.tracking import tags
 from safemerge_airflow.page import app as page
+from safemerge_airflow.page import history as page_history
 from safemerge_airflow.page import login_path
 from safemerge_airflow.page.access import Readable, readable_dags
 from safemerge_airflow.page.history import History
@@ -197,6 +198,19 @@ def test_overview_says_why_a_verdict_is_no_pass(
     text = visit(mlflow.history()).get("/").text
     assert (f'<span class="why of" title="{summary}">{why}</span>' in text) == (why is not None)
     assert text.count("why") == (why is not None)
+
+
+def test_a_history_that_may_go_on_in_mlflow_says_so(
+    visit: Any, mlflow: Mlflow, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(page_history, "VERSIONS", 2)
+    monkeypatch.setitem(page.templates.globals, "most_versions", 2)
+    run_id = judged_run(mlflow.ledger, config("alpha"), "dag/1", REPORTS)
+    for made in (1, 2, 3):
+        promote(mlflow.ledger, "alpha-lora", run_id)
+        text = visit(mlflow.history()).get("/pipelines/alpha").text
+        assert text.count('<td data-label="Made">') == min(made, 2)
+        assert ("The newest 2 versions; MLflow has them all." in text) == (made >= 2)
 
 
 def unopened(dag_run: str, ended_ms: int, failed: bool = True, given_key: str | None = None) -> UnopenedRun:
