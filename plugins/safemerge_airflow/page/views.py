@@ -206,8 +206,8 @@ def _pipeline(
 
 
 def _why(run: PipelineRun) -> str:
-    """The summary without the verdict that it begins with, which stands beside it."""
-    return run.summary.partition(": ")[2] or run.summary if run.verdict is not Verdict.PASS else ""
+    """The summary without verdict and arm, with which it begins: they need no room in one short line."""
+    return "" if run.verdict is Verdict.PASS else run.summary.split(": ", 2)[-1]
 
 
 def _last_start_ms(pipeline: str, dag_id: str, runs: Sequence[PipelineRun]) -> int:

@@ -181,12 +181,8 @@ def test_a_run_that_waits_for_a_person_has_not_ended(visit: Any, mlflow: Mlflow)
 @pytest.mark.parametrize(
     ("verdict", "summary", "why"),
     [
-        (
-            Verdict.BLOCK,
-            "BLOCK (smoke judge): safemerge: over-refusal: 20.3 %",
-            "safemerge: over-refusal: 20.3 %",
-        ),
-        (Verdict.CANNOT_TELL, "CANNOT TELL: safemerge: too few prompts", "safemerge: too few prompts"),
+        (Verdict.BLOCK, "BLOCK (smoke judge): safemerge: over-refusal: 20.3 %", "over-refusal: 20.3 %"),
+        (Verdict.CANNOT_TELL, "CANNOT TELL: safemerge: too few prompts", "too few prompts"),
         (Verdict.BLOCK, "of a time with other words", "of a time with other words"),
         (Verdict.PASS, "PASS: safemerge met all 7 rules", None),
     ],
