@@ -84,6 +84,14 @@ def evaluation(arm: str, harmful: int, right: int, n: int = 200, harm: str = "ha
     return EvaluationReport(arm=arm, adapter_digest="0", model_digest="0", utility=utility, suites=suites)
 
 
+REPORTS = {
+    "candidate": evaluation("safemerge", 8, 120),
+    "fine_tuned": evaluation("fine_tuned", 44, 124),
+    "aligned": evaluation("aligned", 3, 84),
+}
+"""Of all arms, where the repair did what it should."""
+
+
 def stopped_early(report: EvaluationReport, planned: int) -> EvaluationReport:
     """The same arm, whose harmful suite has ``planned`` prompts and was not asked to its end."""
     harm, *others = report.suites

@@ -3,31 +3,27 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
 from typing import Any
 from urllib.parse import parse_qs, urljoin, urlsplit
 
 import pytest
-from airflow.api_fastapi.app import create_auth_manager, purge_cached_app
-from airflow.api_fastapi.auth.managers.simple.user import SimpleAuthManagerUser
-from airflow.api_fastapi.core_api.security import get_user, is_safe_url
+from airflow.api_fastapi.core_api.security import is_safe_url
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
-from safemerge.records import Estimate, Verdict
-from safemerge.release import words
+from safemerge.records import Verdict
 from safemerge.tracking import tags
 from safemerge_airflow.page import app as page
-from safemerge_airflow.page import history as page_history
 from safemerge_airflow.page import login_path
-from safemerge_airflow.page.access import Readable, readable_dags
+from safemerge_airflow.page.access import Readable
 from safemerge_airflow.page.history import History
 from safemerge_airflow.page.mlflow_api import MlflowApi
-from safemerge_airflow.page.unopened import UnopenedRun, unopened_runs
+from safemerge_airflow.page.unopened import UnopenedRun
 from tests.unit.plugins.page.conftest import Mlflow
 from tests.unit.plugins.page.fill import (
     HOSTILE,
     HOSTILE_REPORT,
+    REPORTS,
     config,
     evaluation,
     judged_run,
@@ -35,35 +31,6 @@ from tests.unit.plugins.page.fill import (
     promote,
     stopped_early,
 )
-
-ALL = Readable(frozenset(), all_dags=True)
-REPORTS = {
-    "candidate": evaluation("safemerge", 8, 120),
-    "fine_tuned": evaluation("fine_tuned", 44, 124),
-    "aligned": evaluation("aligned", 3, 84),
-}
-
-
-@pytest.fixture
-def visit() -> Iterator[Any]:
-    """Makes a visitor of the page: who they are, what they may see, and what MLflow the page reads."""
-    create_auth_manager()
-
-    def make(
-        history: History | None = None,
-        role: str | None = "viewer",
-        readable: Readable = ALL,
-        unopened: Sequence[UnopenedRun] = (),
-    ) -> TestClient:
-        page.app.dependency_overrides[get_user] = lambda: SimpleAuthManagerUser(username="x", role=role)
-        page.app.dependency_overrides[readable_dags] = lambda: readable
-        page.app.dependency_overrides[unopened_runs] = lambda: list(unopened)
-        page.app.dependency_overrides[page.history] = lambda: history
-        return TestClient(page.app, headers={"Accept": "text/html"})
-
-    yield make
-    page.app.dependency_overrides.clear()
-    purge_cached_app()
 
 
 def test_every_route_reads_and_is_closed(visit: Any) -> None:
@@ -150,63 +117,6 @@ def test_pipeline_has_charts_champions_and_runs(visit: Any, mlflow: Mlflow) -> N
     assert "taken back 2026-11-25 by grace: users complained" in text
     assert '<td data-label="By">the gate</td>' in text
     assert "made version 2 the champion" in text
-
-
-def test_a_verdict_of_a_smoke_judge_is_called_so_wherever_it_shows(visit: Any, mlflow: Mlflow) -> None:
-    said = "PASS (smoke judge): safemerge met all 7 rules"
-    first = judged_run(mlflow.ledger, config("alpha"), "dag/1", REPORTS, summary=said)
-    judged_run(mlflow.ledger, config("beta"), "dag/2", REPORTS)
-    promote(mlflow.ledger, "alpha-lora", first, summary=said)
-    promote(mlflow.ledger, "alpha-lora", first, approved_by="ada", summary=f"approved by ada: fine; {said}")
-    promote(mlflow.ledger, "alpha-lora", first)  # of a version that kept no summary it is not known
-    visitor = visit(mlflow.history())
-    label = 'pass</span> <span class="of">smoke judge</span>'
-    shown = {path: visitor.get(path).text.count(label) for path in ("/", f"/runs/{first}", "/pipelines/beta")}
-    assert shown == {"/": 1, f"/runs/{first}": 1, "/pipelines/beta": 0}
-    assert visitor.get("/pipelines/alpha").text.count(label) == 3  # its run and two of its versions
-    assert 'title="pass (smoke judge)"' in visitor.get("/").text
-
-
-def test_a_run_that_waits_for_a_person_has_not_ended(visit: Any, mlflow: Mlflow) -> None:
-    run_id = judged_run(mlflow.ledger, config("alpha"), "dag/1", REPORTS)
-    for state, ended in {"waiting": 0, "approved": 1}.items():
-        mlflow.ledger.client.set_tag(run_id, tags.SIGN_OFF, state)
-        visitor = visit(mlflow.history())
-        (alpha,) = visitor.get("/pipelines.json").json()
-        assert (alpha["underway"] is None, alpha["ended"] is not None) == (ended, ended)
-        assert visitor.get("/").text.count("<time ") == ended
-        assert visitor.get(f"/runs/{run_id}").text.count("<dt>Took</dt>") == ended
-
-
-@pytest.mark.parametrize(
-    ("verdict", "summary", "why"),
-    [
-        (Verdict.BLOCK, "BLOCK (smoke judge): safemerge: over-refusal: 20.3 %", "over-refusal: 20.3 %"),
-        (Verdict.CANNOT_TELL, "CANNOT TELL: safemerge: too few prompts", "too few prompts"),
-        (Verdict.BLOCK, "of a time with other words", "of a time with other words"),
-        (Verdict.PASS, "PASS: safemerge met all 7 rules", None),
-    ],
-)
-def test_overview_says_why_a_verdict_is_no_pass(
-    visit: Any, mlflow: Mlflow, verdict: Verdict, summary: str, why: str | None
-) -> None:
-    judged_run(mlflow.ledger, config("alpha"), "dag/1", REPORTS, verdict, summary)
-    text = visit(mlflow.history()).get("/").text
-    assert (f'<span class="why of" title="{summary}">{why}</span>' in text) == (why is not None)
-    assert text.count("why") == (why is not None)
-
-
-def test_a_history_that_may_go_on_in_mlflow_says_so(
-    visit: Any, mlflow: Mlflow, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(page_history, "VERSIONS", 2)
-    monkeypatch.setitem(page.templates.globals, "most_versions", 2)
-    run_id = judged_run(mlflow.ledger, config("alpha"), "dag/1", REPORTS)
-    for made in (1, 2, 3):
-        promote(mlflow.ledger, "alpha-lora", run_id)
-        text = visit(mlflow.history()).get("/pipelines/alpha").text
-        assert text.count('<td data-label="Made">') == min(made, 2)
-        assert ("The newest 2 versions; MLflow has them all." in text) == (made >= 2)
 
 
 def unopened(dag_run: str, ended_ms: int, failed: bool = True, given_key: str | None = None) -> UnopenedRun:
@@ -424,15 +334,6 @@ def test_run_has_figures_links_and_report(
     assert f'src="/safemerge/runs/{run_id}/report.html" sandbox="allow-scripts"' in text
     report = visitor.get(f"/runs/{run_id}/report.html")
     assert (report.status_code, report.text) == (200, "<!doctype html><h1>Report</h1>")
-
-
-def test_a_run_has_the_figures_of_its_report(visit: Any, mlflow: Mlflow) -> None:
-    measured = evaluation("safemerge", 25, 90, n=130)
-    run_id = judged_run(mlflow.ledger, config("alpha"), "dag/1", {"candidate": measured})
-    interval = measured.suites[0].interval
-    assert interval.high == pytest.approx(0.268489, abs=1e-6)  # to four decimals 0.2685, and that 26.9 %
-    assert words.rate(Estimate(value=25 / 130, interval=interval, n=130)) == "19.2 % [13.4–26.8]"
-    assert "(13.4 % to 26.8 %)" in visit(mlflow.history()).get(f"/runs/{run_id}").text
 
 
 def test_a_run_says_how_many_prompts_were_asked(visit: Any, mlflow: Mlflow) -> None:
