@@ -347,6 +347,8 @@ class RuleOutcome(Record):
 
 
 MAIN_RULES = ("max_harmful_rate", "max_over_refusal_rate", "min_utility", "min_gain_kept")
+SMOKE_MARK = " (smoke judge)"
+"""Follows a verdict in words where a smoke judge gave any of the flags that it rests on."""
 SUMMARY_LENGTH = 2000
 """Characters of a verdict's one line: it becomes a tag, a description and the message of a failed task."""
 
@@ -411,7 +413,7 @@ class GateDecision(Record):
             r.explanation for r in self.rules if r.outcome not in (Outcome.PASS, Outcome.NOT_APPLICABLE)
         )
         said = self.verdict.replace("_", " ").upper()
-        verdict = f"{said}{' (smoke judge)' if self.smoke_judge else ''}"
+        verdict = f"{said}{SMOKE_MARK if self.smoke_judge else ''}"
         idle = sum(r.outcome is Outcome.NOT_APPLICABLE for r in self.rules)
         met = f"met all {len(self.rules) - idle} rules{f' ({idle} not applicable)' if idle else ''}"
         signature = "; the policy wants a person's signature" if self.wants_person else ""

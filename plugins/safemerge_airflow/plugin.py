@@ -25,6 +25,7 @@ class SafemergePlugin(AirflowPlugin):
             "destination": "nav",
             "url_route": "safemerge",
             "nav_top_level": True,
+            # Filled, as it stands on pale tiles and, where it is active, on a dark one.
             "icon": page_path("/icon.svg"),
             "icon_dark_mode": page_path("/icon-dark.svg"),
         }

@@ -161,7 +161,8 @@ class SignOffOperator(SafemergeStepOperator, HITLOperator):
         return " · ".join(f"[{name}]({address})" for name, address in links.items())
 
     def _terms(self) -> str:
-        hours = f"{self.approval.timeout_hours:g} hours"
+        count = self.approval.timeout_hours
+        hours = f"{count:g} hour{'' if count == 1 else 's'}"
         return f"Approve with a reason: without one nothing is released. After {hours} it counts as rejected."
 
 

@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterator
 from xml.etree import ElementTree as ET
 
-from safemerge.records import GateDecision, Outcome, RuleOutcome, Verdict, printable
+from safemerge.records import SMOKE_MARK, GateDecision, Outcome, RuleOutcome, Verdict, printable
 
 SAYS = {
     Verdict.PASS: "PASS: may ship",
@@ -55,7 +55,7 @@ def headline(decision: GateDecision) -> str:
 
 def marked(said: str, decision: GateDecision) -> str:
     """A headline that tells where a smoke judge gave any of the flags."""
-    return f"{said} (smoke judge)" if decision.smoke_judge else said
+    return f"{said}{SMOKE_MARK}" if decision.smoke_judge else said
 
 
 def markdown(decision: GateDecision) -> str:

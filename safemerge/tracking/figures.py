@@ -1,7 +1,8 @@
 """The few figures of a pipeline run that lists and charts of runs show, as one tag of its MLflow run.
 
 One tag and no metrics: a search takes MLflow about as long as the rows it reads, and a metric
-of every suite and end of an interval would double what a list of runs costs.
+of every suite and end of an interval would double what a list of runs costs. The figures are not
+rounded: what shows them does that, and one that is rounded twice differs from the report's.
 """
 
 from __future__ import annotations
@@ -70,8 +71,8 @@ def _arm_figures(report: EvaluationReport) -> ArmFigures:
         suites={
             suite.suite: SuiteFigure(
                 kind=suite.kind,
-                rate=_rounded(suite.rate),
-                interval=_shortened(suite.interval),
+                rate=suite.rate,
+                interval=suite.interval,
                 n=suite.n,
                 planned=suite.planned if suite.stopped else None,
             )
@@ -88,16 +89,6 @@ def _utility_figure(utility: UtilityReport) -> UtilityFigure:
     return UtilityFigure(
         task=utility.task,
         metric=utility.metric,
-        value=_rounded(utility.value),
-        interval=_shortened(interval),
+        value=utility.value,
+        interval=interval,
     )
-
-
-def _rounded(value: float | None) -> float | None:
-    return None if value is None else round(value, 4)
-
-
-def _shortened(interval: Interval | None) -> Interval | None:
-    if interval is None:
-        return None
-    return interval.model_copy(update={"low": round(interval.low, 4), "high": round(interval.high, 4)})

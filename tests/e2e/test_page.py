@@ -44,6 +44,7 @@ pytestmark = [
 
 SECRET = "0123456789abcdef" * 4
 LAST_NIGHT = "scheduled__2026-11-13T02:00:00+00:00"
+PASSED = "PASS (smoke judge): safemerge met all 7 rules"
 SCREENSHOTS = os.environ.get("SAFEMERGE_SCREENSHOTS")
 """Folder to keep pictures of the pages in, for those who want to look at them."""
 
@@ -95,17 +96,16 @@ def fill(database: Path) -> dict[str, str]:
             f"safemerge_pipeline/scheduled__2026-11-{night + 1:02d}T02:00:00+00:00",
             reports,
             Verdict.PASS if good else Verdict.BLOCK,
-            "PASS: safemerge met all 7 rules"
+            PASSED
             if good
-            else f"BLOCK: safemerge: harm: {harmful} of 200 harmful requests answered, at most 5 % allowed",
+            else f"BLOCK (smoke judge): safemerge: harm: {harmful} of 200 answered, at most 5 % allowed",
         )
         if good:
-            promote(ledger, "llama-gsm8k-lora", run_id, "ada" if night % 3 == 1 else None)
+            promote(ledger, "llama-gsm8k-lora", run_id, "ada" if night % 3 == 1 else None, PASSED)
     other = config("qwen-pubmedqa")
     asked = {"candidate": evaluation("safemerge", 8, 140), "fine_tuned": evaluation("fine_tuned", 31, 151)}
-    undecided = judged_run(
-        ledger, other, "qwen/manual__1", asked, Verdict.CANNOT_TELL, "CANNOT TELL: too few prompts"
-    )
+    too_few = "CANNOT TELL: safemerge: harm: 8 of 200 harmful requests answered, too few prompts to tell"
+    undecided = judged_run(ledger, other, "qwen/manual__1", asked, Verdict.CANNOT_TELL, too_few)
     open_run(ledger, other, "qwen/manual__2")
     hostile_reports = {"candidate": evaluation("safemerge", 8, 140, harm=HOSTILE)}
     hostile = judged_run(
@@ -236,6 +236,8 @@ def test_the_page_stands_in_airflows_frame(site: Site, window: Any) -> None:
     frame = window.frame_locator("iframe[title=Releases]")
     frame.get_by_role("heading", name="SafeMERGE pipelines").wait_for()
     assert frame.locator("tbody tr").count() == 5
+    why = frame.locator(".why[title^=CANNOT]")
+    assert why.evaluate("e => [e.scrollWidth > e.clientWidth, e.getClientRects().length]") == [True, 1]
     keep_picture(window, "overview")
     frame.get_by_role("link", name="llama-gsm8k").click()
     frame.get_by_role("heading", name="Champions of llama-gsm8k-lora").wait_for()

@@ -17,7 +17,7 @@ from safemerge_airflow.mlflow_link import mlflow_run_url
 from safemerge_airflow.page import login_path, page_path, views
 from safemerge_airflow.page.access import Readable, ReadableDags, may_read_runs
 from safemerge_airflow.page.chart import RUNS, charts
-from safemerge_airflow.page.history import NEWEST, History
+from safemerge_airflow.page.history import NEWEST, VERSIONS, History
 from safemerge_airflow.page.mlflow_api import MlflowUnavailableError
 from safemerge_airflow.page.records import ModelVersion, PipelineRun
 from safemerge_airflow.page.unopened import UnopenedRuns
@@ -73,6 +73,7 @@ templates.globals |= {
     "arm_titles": views.ARMS,
     "chart_runs": RUNS,
     "most_runs": NEWEST,
+    "most_versions": VERSIONS,
 }
 templates.filters |= {
     "when": views.when,

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from pydantic import ValidationError
 
-from safemerge.records import Verdict, printable
+from safemerge.records import SMOKE_MARK, Verdict, printable
 from safemerge.tracking import tags
 from safemerge.tracking.champions import ALIAS
 from safemerge.tracking.figures import ArmFigures, RunFigures, SuiteFigure
@@ -30,6 +30,7 @@ class PipelineRun(NamedTuple):
     last_started_ms: int
     """Later than that where it was started again, or another run was given its key: the record goes on."""
     ended_ms: int | None
+    """None where it goes on, or waits for a person."""
     verdict: Verdict | None
     summary: str
     report: tuple[str, str] | None
@@ -40,6 +41,11 @@ class PipelineRun(NamedTuple):
     """What became of the question to a person, such as ``waiting``; None where nobody was asked."""
     model_version: str | None
     """``models:/<name>/<version>`` that this run made the champion; None where it made none."""
+
+    @property
+    def by_smoke_judge(self) -> bool:
+        """Whether its summary says so of its verdict."""
+        return _by_smoke_judge(self.summary)
 
     @property
     def dag_id(self) -> str:
@@ -69,6 +75,11 @@ class ModelVersion(NamedTuple):
     is_told: bool = True
     """Whether more is told of it than that it is there."""
 
+    @property
+    def by_smoke_judge(self) -> bool:
+        """Whether its summary says so of its verdict."""
+        return _by_smoke_judge(self.summary)
+
     def withheld(self) -> ModelVersion:
         """The same without what a run that a user may not see came to, and people said of it."""
         return ModelVersion(self.version, self.created_ms, None, "", "", None, None, "", (), is_told=False)
@@ -87,8 +98,7 @@ def pipeline_run(run: Json) -> PipelineRun | None:
         status=info["status"],
         started_ms=started_ms,
         last_started_ms=_time_ms(tagged.get(tags.STARTED, "")) or started_ms,
-        # Of a run that goes on, MLflow keeps the end of the attempt before.
-        ended_ms=int(info["end_time"]) if info.get("end_time") and info["status"] != "RUNNING" else None,
+        ended_ms=int(info["end_time"]) if info.get("end_time") and not _goes_on(info, tagged) else None,
         verdict=_verdict(tagged),
         summary=tagged.get(tags.VERDICT_SUMMARY, ""),
         report=_report(tagged.get(tags.REPORT, "")),
@@ -144,6 +154,16 @@ def _time_ms(text: str) -> int | None:
     """Only a time that can be written as a date: a tag may hold anything."""
     found = re.fullmatch(r"[0-9]{1,13}", text)
     return found and int(found[0])
+
+
+def _goes_on(info: Json, tagged: Mapping[str, str]) -> bool:
+    """Whether an end that MLflow has is that of the attempt before, or the gate's, which a person follows."""
+    return info["status"] == "RUNNING" or tagged.get(tags.SIGN_OFF) == "waiting"
+
+
+def _by_smoke_judge(summary: str) -> bool:
+    # Not only at its beginning: of a version, what a person answered comes first.
+    return f"{SMOKE_MARK}: " in summary
 
 
 def _verdict(tagged: Mapping[str, str]) -> Verdict | None:

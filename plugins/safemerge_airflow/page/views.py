@@ -13,7 +13,7 @@ from safemerge.tracking.figures import ArmFigures, SuiteFigure, UtilityFigure
 from safemerge_airflow import OPEN_RUN_TASK
 from safemerge_airflow.page import airflow_path
 from safemerge_airflow.page.history import PIPELINE_NAME
-from safemerge_airflow.page.records import PipelineRun
+from safemerge_airflow.page.records import ModelVersion, PipelineRun
 from safemerge_airflow.page.unopened import UnopenedRun
 
 STRIP = 10
@@ -37,6 +37,13 @@ class Outcome(NamedTuple):
     sign: str
     style: str
     """Class of the badge."""
+    note: str = ""
+    """What a reader must know of it."""
+
+    @property
+    def says(self) -> str:
+        """Word and note as one text."""
+        return f"{self.word} ({self.note})" if self.note else self.word
 
 
 PASS = Outcome("pass", "✓", "pass")
@@ -57,6 +64,8 @@ class Pipeline(NamedTuple):
     """Its newest run with a verdict, or its newest where none has one; None where MLflow holds no run."""
     failed_start: UnopenedRun | None
     """The newest run, where that failed at its first task."""
+    why: str
+    """What kept its latest verdict from being a pass; empty where that is one, or there is none."""
     underway: Outcome | None
     """Where its newest run stands, if that has not ended."""
     outcomes: Sequence[Outcome]
@@ -187,12 +196,18 @@ def _pipeline(
         has_page=has_page(name),
         latest=latest,
         failed_start=failed_start,
+        why=_why(latest) if latest else "",
         underway=now if now in (RUNNING, WAITING) else None,
         outcomes=[outcome(run) for run in reversed(runs[:STRIP])],
         harm=figures and figures.harm,
         utility=figures and figures.utility,
         champion=champions.get(latest.registered_model or "") if latest else None,
     )
+
+
+def _why(run: PipelineRun) -> str:
+    """The summary without verdict and arm, with which it begins: they need no room in one short line."""
+    return "" if run.verdict is Verdict.PASS else run.summary.split(": ", 2)[-1]
 
 
 def _last_start_ms(pipeline: str, dag_id: str, runs: Sequence[PipelineRun]) -> int:
@@ -207,14 +222,13 @@ def outcome(run: PipelineRun) -> Outcome:
         return WAITING
     if run.status in ("RUNNING", "SCHEDULED"):
         return RUNNING
-    return of_verdict(run.verdict)
+    return of_verdict(run)
 
 
-def of_verdict(verdict: Verdict | None) -> Outcome:
-    """The verdict in words; no verdict where a run failed before it came to one."""
-    return {Verdict.PASS: PASS, Verdict.BLOCK: BLOCK, Verdict.CANNOT_TELL: CANNOT_TELL, None: NO_VERDICT}[
-        verdict
-    ]
+def of_verdict(told: PipelineRun | ModelVersion) -> Outcome:
+    """The verdict in words, a smoke judge's called so; none where a run failed before it came to one."""
+    said = {Verdict.PASS: PASS, Verdict.BLOCK: BLOCK, Verdict.CANNOT_TELL: CANNOT_TELL, None: NO_VERDICT}
+    return said[told.verdict]._replace(note="smoke judge" if told.by_smoke_judge else "")
 
 
 def highest_harm(arm: ArmFigures) -> tuple[str, Figure] | None:

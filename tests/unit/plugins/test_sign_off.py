@@ -122,6 +122,13 @@ def test_a_person_is_shown_the_decision_with_links(
     assert not {"subject", "body"} & set(task.template_fields)
 
 
+def test_one_hour_is_an_hour(
+    command: Any, context: Any, request_made: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked(operator(timeout_hours=1), command, context, monkeypatch)
+    assert "After 1 hour it counts as rejected." in request_made["body"]
+
+
 def test_everybody_may_answer_where_nobody_is_named(
     command: Any, context: Any, request_made: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -5,20 +5,29 @@ from __future__ import annotations
 import importlib
 import shutil
 import warnings
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import httpx
 import pytest
+from airflow.api_fastapi.app import create_auth_manager, purge_cached_app
+from airflow.api_fastapi.auth.managers.simple.user import SimpleAuthManagerUser
+from airflow.api_fastapi.core_api.security import get_user
+from fastapi.testclient import TestClient
 
 from safemerge.tracking.ledger import Ledger
+from safemerge_airflow.page import app as page
+from safemerge_airflow.page.access import Readable, readable_dags
 from safemerge_airflow.page.history import History
 from safemerge_airflow.page.mlflow_api import MlflowApi
+from safemerge_airflow.page.unopened import UnopenedRun, unopened_runs
 from tests.unit.tracking.conftest import migrated_database
 
 __all__ = ["migrated_database"]
 
 REPOSITORY = Path(__file__).resolve().parents[4]
+ALL = Readable(frozenset(), all_dags=True)
 
 
 class Mlflow(NamedTuple):
@@ -52,3 +61,25 @@ def mlflow(migrated_database: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPa
         monkeypatch.setattr(handlers, store, None)
     handlers.initialize_backend_stores(address, address, str(tmp_path / "artifacts"))
     return Mlflow(Ledger(address), httpx.WSGITransport(app))
+
+
+@pytest.fixture
+def visit() -> Iterator[Any]:
+    """Makes a visitor of the page: who they are, what they may see, and what MLflow the page reads."""
+    create_auth_manager()
+
+    def make(
+        history: History | None = None,
+        role: str | None = "viewer",
+        readable: Readable = ALL,
+        unopened: Sequence[UnopenedRun] = (),
+    ) -> TestClient:
+        page.app.dependency_overrides[get_user] = lambda: SimpleAuthManagerUser(username="x", role=role)
+        page.app.dependency_overrides[readable_dags] = lambda: readable
+        page.app.dependency_overrides[unopened_runs] = lambda: list(unopened)
+        page.app.dependency_overrides[page.history] = lambda: history
+        return TestClient(page.app, headers={"Accept": "text/html"})
+
+    yield make
+    page.app.dependency_overrides.clear()
+    purge_cached_app()

@@ -84,6 +84,14 @@ def evaluation(arm: str, harmful: int, right: int, n: int = 200, harm: str = "ha
     return EvaluationReport(arm=arm, adapter_digest="0", model_digest="0", utility=utility, suites=suites)
 
 
+REPORTS = {
+    "candidate": evaluation("safemerge", 8, 120),
+    "fine_tuned": evaluation("fine_tuned", 44, 124),
+    "aligned": evaluation("aligned", 3, 84),
+}
+"""Of all arms, where the repair did what it should."""
+
+
 def stopped_early(report: EvaluationReport, planned: int) -> EvaluationReport:
     """The same arm, whose harmful suite has ``planned`` prompts and was not asked to its end."""
     harm, *others = report.suites
@@ -124,7 +132,9 @@ def judged_run(
     return run.run_id
 
 
-def promote(ledger: Ledger, model: str, run_id: str, approved_by: str | None = None) -> str:
+def promote(
+    ledger: Ledger, model: str, run_id: str, approved_by: str | None = None, summary: str = ""
+) -> str:
     """The run's adapter as a new version and the champion; the version's number."""
     client = ledger.client
     if not client.search_registered_models(f"name = '{model}'"):
@@ -133,6 +143,7 @@ def promote(ledger: Ledger, model: str, run_id: str, approved_by: str | None = N
         tags.ADAPTER_DIGEST: hashlib.sha256(run_id.encode()).hexdigest(),
         tags.PIPELINE_RUN: run_id,
         tags.VERDICT: "pass",
+        tags.VERDICT_SUMMARY: summary,
     }
     if approved_by:
         labels[tags.APPROVED_BY] = approved_by

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
 from typing import Any
 from urllib.parse import parse_qs, urljoin, urlsplit
 
 import pytest
-from airflow.api_fastapi.app import create_auth_manager, purge_cached_app
-from airflow.api_fastapi.auth.managers.simple.user import SimpleAuthManagerUser
-from airflow.api_fastapi.core_api.security import get_user, is_safe_url
+from airflow.api_fastapi.core_api.security import is_safe_url
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
@@ -18,14 +15,15 @@ from safemerge.records import Verdict
 from safemerge.tracking import tags
 from safemerge_airflow.page import app as page
 from safemerge_airflow.page import login_path
-from safemerge_airflow.page.access import Readable, readable_dags
+from safemerge_airflow.page.access import Readable
 from safemerge_airflow.page.history import History
 from safemerge_airflow.page.mlflow_api import MlflowApi
-from safemerge_airflow.page.unopened import UnopenedRun, unopened_runs
+from safemerge_airflow.page.unopened import UnopenedRun
 from tests.unit.plugins.page.conftest import Mlflow
 from tests.unit.plugins.page.fill import (
     HOSTILE,
     HOSTILE_REPORT,
+    REPORTS,
     config,
     evaluation,
     judged_run,
@@ -33,35 +31,6 @@ from tests.unit.plugins.page.fill import (
     promote,
     stopped_early,
 )
-
-ALL = Readable(frozenset(), all_dags=True)
-REPORTS = {
-    "candidate": evaluation("safemerge", 8, 120),
-    "fine_tuned": evaluation("fine_tuned", 44, 124),
-    "aligned": evaluation("aligned", 3, 84),
-}
-
-
-@pytest.fixture
-def visit() -> Iterator[Any]:
-    """Makes a visitor of the page: who they are, what they may see, and what MLflow the page reads."""
-    create_auth_manager()
-
-    def make(
-        history: History | None = None,
-        role: str | None = "viewer",
-        readable: Readable = ALL,
-        unopened: Sequence[UnopenedRun] = (),
-    ) -> TestClient:
-        page.app.dependency_overrides[get_user] = lambda: SimpleAuthManagerUser(username="x", role=role)
-        page.app.dependency_overrides[readable_dags] = lambda: readable
-        page.app.dependency_overrides[unopened_runs] = lambda: list(unopened)
-        page.app.dependency_overrides[page.history] = lambda: history
-        return TestClient(page.app, headers={"Accept": "text/html"})
-
-    yield make
-    page.app.dependency_overrides.clear()
-    purge_cached_app()
 
 
 def test_every_route_reads_and_is_closed(visit: Any) -> None:
