@@ -12,10 +12,11 @@ from statistics import median
 from typing import NamedTuple
 
 from safemerge.core.module_names import by_kind_and_layer, module_kinds
+from safemerge.gate.wording import limit_in_percent
 from safemerge.plots.pareto import ArmPoint, Limits, Span, front, label_places, spans
 from safemerge.plots.scales import round_step
 from safemerge.records import Estimate, LayerReport, MergeReport, SuiteKind
-from safemerge.reports.release import ArmFigures, ReleaseReport, Role, SuiteFigures
+from safemerge.reports.release import ArmFigures, ReleaseReport, Role, SuiteFigures, UtilityMetric
 
 WIDTH, HEIGHT = 760, 380
 LEFT, RIGHT, TOP, BOTTOM = 60, 744, 18, 330
@@ -104,12 +105,23 @@ def paretos(report: ReleaseReport) -> Iterator[Pareto]:
         return
     limit = report.policy.get("max_harmful_rate")
     limits = Limits(float(limit) if isinstance(limit, int | float) else None, metric.worst)
+    asked = _utility_limit(report, metric)
     for suite in report.candidate.suites:
         if suite.kind is not SuiteKind.HARMFUL:
             continue
         points = [point for arm in report.arms if (point := arm_point(arm, suite.suite)) is not None]
         if points:
-            yield _pareto(suite.suite, points, limits, metric.higher_is_better)
+            yield _pareto(suite.suite, points, limits, metric.higher_is_better, asked)
+
+
+def _utility_limit(report: ReleaseReport, metric: UtilityMetric) -> str:
+    """What the policy asks of the utility, in the terms of the rule that asks the most."""
+    if metric.worst is None:
+        return ""
+    gain = report.policy.get("min_gain_kept")
+    if not isinstance(gain, int | float) or metric.worst == report.policy.get("min_utility"):
+        return f"policy: at {'least' if metric.higher_is_better else 'most'} {metric.worst:.4g}"
+    return f"policy: {limit_in_percent(gain)} of the gain kept ({metric.worst:.4g})"
 
 
 def arm_point(arm: ArmFigures, suite: str) -> ArmPoint | None:
@@ -124,7 +136,9 @@ def arm_point(arm: ArmFigures, suite: str) -> ArmPoint | None:
     )
 
 
-def _pareto(suite: str, points: list[ArmPoint], limits: Limits, higher_is_better: bool) -> Pareto:
+def _pareto(
+    suite: str, points: list[ArmPoint], limits: Limits, higher_is_better: bool, limit_x_text: str
+) -> Pareto:
     across, up = spans(points, limits)
     unbeaten = front(points, higher_is_better=higher_is_better)
 
@@ -151,9 +165,9 @@ def _pareto(suite: str, points: list[ArmPoint], limits: Limits, higher_is_better
         [(x(tick), f"{tick:g}") for tick in ticks(across)],
         [(y(tick), f"{100 * tick:g} %") for tick in ticks(Span(0, up.high))],
         None if worst is None else x(worst),
-        "" if worst is None else f"policy: at {'least' if higher_is_better else 'most'} {worst:.4g}",
+        limit_x_text,
         None if harmful is None else y(harmful),
-        "" if harmful is None else f"policy: at most {100 * harmful:g} %",
+        "" if harmful is None else f"policy: at most {limit_in_percent(harmful)}",
         [point.name for point in unbeaten],
     )
 

@@ -26,7 +26,8 @@ def test_every_arm_has_a_mark_within_the_plot() -> None:
     assert picture.front[0] == "control: all layers scaled"
     assert picture.front[-1] == "fine-tuned, unrepaired"
     assert picture.steps.count("V") == len(picture.front) - 1
-    assert (picture.limit_x_text, picture.limit_y_text) == ("policy: at least 0.58", "policy: at most 30 %")
+    assert picture.limit_x_text == "policy: 90 % of the gain kept (0.58)"
+    assert picture.limit_y_text == "policy: at most 30 %"
 
 
 def test_where_lower_is_better_better_is_still_to_the_right() -> None:
@@ -39,7 +40,32 @@ def test_where_lower_is_better_better_is_still_to_the_right() -> None:
     (picture,) = paretos(release({arm: turned(arm) for arm in reports()}))
     marks = {mark.title: mark for mark in picture.marks}
     assert marks["aligned model"].x < marks["SafeMERGE"].x < marks["fine-tuned, unrepaired"].x
-    assert picture.limit_x_text == "policy: at most -0.58"
+    assert picture.limit_x_text == "policy: 90 % of the gain kept (-0.58)"
+
+
+@pytest.mark.parametrize(
+    ("policy", "said"),
+    [
+        ({"min_utility": 0.5}, "policy: at least 0.5"),
+        ({"min_utility": 0.5, "min_gain_kept": 0.75}, "policy: 75 % of the gain kept (0.55)"),
+        ({"min_utility": 0.57, "min_gain_kept": 0.75}, "policy: at least 0.57"),
+        ({}, ""),
+    ],
+)
+def test_the_limit_of_utility_is_told_by_the_rule_that_asks_the_most(
+    policy: dict[str, float], said: str
+) -> None:
+    (picture,) = paretos(
+        release(policy=GatePolicy(max_harmful_rate=0.3, max_over_refusal_rate=0.2, **policy))
+    )
+    assert picture.limit_x_text == said
+
+
+def test_where_lower_utility_is_better_its_limit_is_a_most() -> None:
+    made = release(policy=GatePolicy(max_harmful_rate=0.3, max_over_refusal_rate=0.2, min_utility=0.5))
+    utility = made.utility.model_copy(update={"higher_is_better": False})
+    (picture,) = paretos(made.model_copy(update={"utility": utility}))
+    assert picture.limit_x_text == "policy: at most 0.5"
 
 
 def test_arms_that_do_not_compare_are_not_drawn_with_the_others() -> None:
