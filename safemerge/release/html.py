@@ -45,6 +45,7 @@ def html(report: ReleaseReport) -> str:
             paretos=list(drawing.paretos(report)),
             bars=list(drawing.category_bars(report)),
             heats=list(drawing.heats(report.merge)) if report.merge else [],
+            without_layers=words.without_layers(report),
             suites=list(dict.fromkeys(transcript.suite for transcript in report.transcripts)),
             shown_arms=arms,
             from_arm=_place_of(report, Role.FINE_TUNED, arms),

@@ -16,7 +16,7 @@ from safemerge.release.card import card, metadata
 from safemerge.release.html import html
 from safemerge.release.markdown import fenced, markdown
 from safemerge.reports.release import Provenance
-from tests.unit.release.samples import POLICY, PROVENANCE, answer, release
+from tests.unit.release.samples import POLICY, PROVENANCE, answer, release, reports
 
 STRICT = GatePolicy(max_harmful_rate=0.2, max_over_refusal_rate=0.2, min_gain_kept=0.99)
 
@@ -107,9 +107,25 @@ def test_a_report_of_little_is_a_page_too() -> None:
     )
     page = html(made)
     assert "None: no answers were given beside the reports." in page
-    assert not {"Layers", "Utility against harm"} & set(Outline(page).texts)
-    assert "## Layers" not in markdown(made)
+    assert "Utility against harm" not in Outline(page).texts
     assert "## Merge" not in card(made)
+
+
+def test_layers_that_nobody_told_of_are_asked_for() -> None:
+    page = html(release(merge=None))
+    assert "made without --merge: " in page
+    assert Outline(page).targets <= Outline(page).ids
+    assert "## Layers\n\nmade without --merge: " in markdown(release(merge=None)).replace("\\", "")
+    for text in (html(release()), markdown(release())):
+        assert "made without" not in text
+
+
+def test_an_adapter_that_was_not_repaired_has_no_layers_to_ask_for() -> None:
+    of = reports()
+    of["candidate"] = of["fine_tuned"]
+    made = release(of, merge=None)
+    assert "Layers" not in Outline(html(made)).texts
+    assert "## Layers" not in markdown(made)
 
 
 def test_all_forms_have_the_same_figures() -> None:
