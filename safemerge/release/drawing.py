@@ -18,9 +18,6 @@ from safemerge.plots.scales import round_step
 from safemerge.records import Estimate, LayerReport, MergeReport, SuiteKind
 from safemerge.reports.release import ArmFigures, ReleaseReport, Role, SuiteFigures, UtilityMetric
 
-WIDTH, HEIGHT = 760, 380
-LEFT, RIGHT, TOP, BOTTOM = 60, 744, 18, 330
-"""Of the plot within the picture."""
 LONGEST_LABEL = 40
 """Characters of an arm's name beside its mark."""
 NONE = (None, None)
@@ -29,10 +26,42 @@ SHADES = 8
 """Colours of a heat map, from low to high; the style sheet has them."""
 
 
+class Frame(NamedTuple):
+    """Size of a Pareto picture and of the plot within it, in pixels of the width that it is made for."""
+
+    width: int
+    height: int
+    left: int
+    right: int
+    top: int
+    bottom: int
+    steps: int
+    """Ticks across, at most."""
+    numbered: bool
+    """Whether arms bear numbers that a list beside explains, for want of room for names."""
+
+    @property
+    def centre(self) -> float:
+        """Of the plot, across."""
+        return (self.left + self.right) / 2
+
+    @property
+    def middle(self) -> float:
+        """Of the plot, up and down."""
+        return (self.top + self.bottom) / 2
+
+
+WIDE = Frame(760, 388, 60, 744, 26, 338, 7, numbered=False)
+NARROW = Frame(340, 366, 66, 334, 26, 300, 4, numbered=True)
+"""For a phone upright; the style sheet tells when."""
+
+
 class Mark(NamedTuple):
     """An arm in the Pareto picture, in pixels."""
 
     title: str
+    label: str
+    """What stands beside the mark: the title, or a number."""
     state: str
     """``chosen``, ``front`` or ``beaten``."""
     x: float
@@ -50,6 +79,7 @@ class Pareto(NamedTuple):
     """Utility against the harmful rate on one suite."""
 
     suite: str
+    frame: Frame
     marks: list[Mark]
     steps: str
     """Path of the front."""
@@ -98,7 +128,7 @@ class CategoryBars(NamedTuple):
 # --- Pareto ---------------------------------------------------------------------
 
 
-def paretos(report: ReleaseReport) -> Iterator[Pareto]:
+def paretos(report: ReleaseReport, frame: Frame = WIDE) -> Iterator[Pareto]:
     """A picture for each harmful suite in which arms have both figures."""
     metric = report.utility
     if metric is None:
@@ -111,7 +141,7 @@ def paretos(report: ReleaseReport) -> Iterator[Pareto]:
             continue
         points = [point for arm in report.arms if (point := arm_point(arm, suite.suite)) is not None]
         if points:
-            yield _pareto(suite.suite, points, limits, metric.higher_is_better, asked)
+            yield _pareto(suite.suite, frame, points, limits, metric.higher_is_better, asked)
 
 
 def _utility_limit(report: ReleaseReport, metric: UtilityMetric) -> str:
@@ -137,21 +167,29 @@ def arm_point(arm: ArmFigures, suite: str) -> ArmPoint | None:
 
 
 def _pareto(
-    suite: str, points: list[ArmPoint], limits: Limits, higher_is_better: bool, limit_x_text: str
+    suite: str,
+    frame: Frame,
+    points: list[ArmPoint],
+    limits: Limits,
+    higher_is_better: bool,
+    limit_x_text: str,
 ) -> Pareto:
     across, up = spans(points, limits)
     unbeaten = front(points, higher_is_better=higher_is_better)
 
     def x(value: float) -> float:
         share = across.share(value)
-        return round(LEFT + (RIGHT - LEFT) * (share if higher_is_better else 1 - share), 1)
+        return round(frame.left + (frame.right - frame.left) * (share if higher_is_better else 1 - share), 1)
 
     def y(value: float) -> float:
-        return round(BOTTOM - (BOTTOM - TOP) * up.share(value), 1)
+        return round(frame.bottom - (frame.bottom - frame.top) * up.share(value), 1)
 
-    places = label_places(points, across, up, higher_is_better)
+    labels = [str(number) if frame.numbered else point.name for number, point in enumerate(points, 1)]
+    labelled = [point._replace(name=label) for point, label in zip(points, labels, strict=True)]
+    places = label_places(labelled, across, up, higher_is_better)
     marks = [
-        _mark(point, place, point in unbeaten, x, y) for point, place in zip(points, places, strict=True)
+        _mark(point, label, place, point in unbeaten, x, y)
+        for point, label, place in zip(points, labels, places, strict=True)
     ]
     steps = "".join(
         f"{f'V{y(p.harmful_rate)}H{x(p.utility)}' if number else f'M{x(p.utility)} {y(p.harmful_rate)}'}"
@@ -160,9 +198,10 @@ def _pareto(
     harmful, worst = limits
     return Pareto(
         suite,
+        frame,
         marks,
         steps,
-        [(x(tick), f"{tick:g}") for tick in ticks(across)],
+        [(x(tick), f"{tick:g}") for tick in ticks(across, frame.steps)],
         [(y(tick), f"{100 * tick:g} %") for tick in ticks(Span(0, up.high))],
         None if worst is None else x(worst),
         limit_x_text,
@@ -173,7 +212,12 @@ def _pareto(
 
 
 def _mark(
-    point: ArmPoint, place: str, unbeaten: bool, x: Callable[[float], float], y: Callable[[float], float]
+    point: ArmPoint,
+    label: str,
+    place: str,
+    unbeaten: bool,
+    x: Callable[[float], float],
+    y: Callable[[float], float],
 ) -> Mark:
     utility, harm = point.utility_interval, point.harmful_interval
     left, right = (x(utility.low), x(utility.high)) if utility else (x(point.utility),) * 2
@@ -182,6 +226,7 @@ def _mark(
     here, there = x(point.utility), y(point.harmful_rate)
     return Mark(
         point.name,
+        label,
         "chosen" if point.chosen else "front" if unbeaten else "beaten",
         here,
         there,
@@ -195,7 +240,7 @@ def _mark(
     )
 
 
-def ticks(span: Span, most: int = 7) -> list[float]:
+def ticks(span: Span, most: int = WIDE.steps) -> list[float]:
     """Round values within a span, at equal steps of 1, 2 or 5 times a power of ten.
 
     >>> ticks(Span(0.0, 0.8))

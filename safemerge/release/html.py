@@ -42,7 +42,7 @@ def html(report: ReleaseReport) -> str:
             missed=words.missed(report.decision),
             marks=MARKS,
             words=words,
-            paretos=list(drawing.paretos(report)),
+            paretos=list(zip(drawing.paretos(report), drawing.paretos(report, drawing.NARROW), strict=True)),
             bars=list(drawing.category_bars(report)),
             heats=list(drawing.heats(report.merge)) if report.merge else [],
             without_layers=words.without_layers(report),

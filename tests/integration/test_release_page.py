@@ -90,6 +90,23 @@ def test_it_fits_a_phone_and_a_dark_room(browser: Any, tmp_path: Path) -> None:
     assert noise == []
 
 
+@pytest.mark.parametrize("width", [360, 1200])
+def test_every_arm_and_the_candidate_lie_on_the_screen(browser: Any, tmp_path: Path, width: int) -> None:
+    page, _ = opened(browser, html(release()), tmp_path, viewport={"width": width, "height": 740})
+    marks = page.locator("svg.pareto .mark:visible")
+    assert marks.count() == 5
+    assert page.locator("svg.pareto .mark.chosen:visible").count() == 1
+    for box in (mark.bounding_box() for mark in marks.all()):
+        assert box["x"] >= 0
+        assert box["x"] + box["width"] <= width
+    # Text of 13 px in the picture is not made smaller than by a tenth, or nobody could read it.
+    drawn = page.locator("svg.pareto:visible").evaluate("svg => svg.getScreenCTM().a")
+    assert drawn >= 0.9
+    assert page.locator(".key li:visible").all_inner_texts() == (
+        [arm.title for arm in release().arms] if width == 360 else []
+    )
+
+
 def test_hostile_text_neither_runs_nor_loads_nor_hides(browser: Any, tmp_path: Path) -> None:
     page, noise = opened(browser, html(hostile_release()), tmp_path)
     page.get_by_label("Show").select_option("all")

@@ -11,8 +11,12 @@ from safemerge.release.drawing import category_bars, heats, layer_rows, paretos,
 from tests.unit.release.samples import evaluation, merge, release, reports
 
 
-def test_every_arm_has_a_mark_within_the_plot() -> None:
-    (picture,) = paretos(release())
+@pytest.mark.parametrize("frame", [drawing.WIDE, drawing.NARROW])
+def test_every_arm_has_a_mark_within_the_plot(frame: drawing.Frame) -> None:
+    (picture,) = paretos(release(), frame)
+    titles = [mark.title for mark in picture.marks]
+    labels = [mark.label for mark in picture.marks]
+    assert labels == (["1", "2", "3", "4", "5"] if frame.numbered else titles)
     assert [(mark.title, mark.state) for mark in picture.marks] == [
         ("aligned model", "beaten"),
         ("fine-tuned, unrepaired", "front"),
@@ -21,8 +25,9 @@ def test_every_arm_has_a_mark_within_the_plot() -> None:
         ("control: same layers scaled", "front"),
     ]
     for mark in picture.marks:
-        assert drawing.LEFT <= mark.left <= mark.x <= mark.right <= drawing.RIGHT
-        assert drawing.TOP <= mark.high <= mark.y <= mark.low <= drawing.BOTTOM + 0.1
+        assert frame.left <= mark.left <= mark.x <= mark.right <= frame.right
+        # Places are rounded to a tenth of a pixel.
+        assert frame.top <= mark.high <= mark.y <= mark.low <= frame.bottom + 0.1
     assert picture.front[0] == "control: all layers scaled"
     assert picture.front[-1] == "fine-tuned, unrepaired"
     assert picture.steps.count("V") == len(picture.front) - 1
