@@ -12,7 +12,7 @@ import pytest
 
 from safemerge.release.html import html
 from tests.integration.hostile import HOSTILE, hostile_release
-from tests.unit.release.samples import release
+from tests.unit.release.samples import release, reports
 
 pytestmark = pytest.mark.integration
 
@@ -105,6 +105,34 @@ def test_every_arm_and_the_candidate_lie_on_the_screen(browser: Any, tmp_path: P
     assert page.locator(".key li:visible").all_inner_texts() == (
         [arm.title for arm in release().arms] if width == 360 else []
     )
+
+
+HINT = "box => getComputedStyle(box, '::before').content"
+
+
+def test_tables_too_wide_for_the_screen_say_that_they_scroll(browser: Any, tmp_path: Path) -> None:
+    text = html(release(reports(tail="_of_regulated_professional_advice_abuse")))
+    page, noise = opened(browser, text, tmp_path, viewport={"width": 360, "height": 740})
+    for label in ("Arms", "Categories of harmful"):
+        table = page.locator(f".scroll[aria-label='{label}']")
+        assert "scrolls sideways" in table.evaluate(HINT)
+        first, last = (table.locator("tbody tr").first.locator("> *").nth(n) for n in (0, -1))
+        # At most two fifths of the screen, so that a column of figures stands beside the names.
+        assert first.bounding_box()["width"] <= 144
+        assert last.bounding_box()["x"] > 360
+        table.evaluate("box => box.scrollLeft = box.scrollWidth")
+        # The page's rim is .6 rem.
+        assert first.bounding_box()["x"] == pytest.approx(9.6, abs=1)
+        assert last.bounding_box()["x"] + last.bounding_box()["width"] <= 360
+    assert table.locator("tbody th").first.inner_text().startswith("category 0_of_regulated_prof")
+    assert page.locator(".scroll", has=page.locator(".rules")).evaluate(HINT) == "none"
+    page.set_viewport_size({"width": 1200, "height": 740})
+    page.wait_for_function("!document.querySelector('.cut')")
+    page.set_viewport_size({"width": 360, "height": 740})
+    page.wait_for_function("document.querySelector('.cut')")
+    page.emulate_media(media="print")
+    assert page.locator(".cut").first.evaluate(HINT) == "none"
+    assert noise == []
 
 
 def test_hostile_text_neither_runs_nor_loads_nor_hides(browser: Any, tmp_path: Path) -> None:

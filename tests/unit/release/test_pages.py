@@ -24,7 +24,7 @@ STRICT = GatePolicy(max_harmful_rate=0.2, max_over_refusal_rate=0.2, min_gain_ke
 class Outline(HTMLParser):
     """Headings and ids of a page; fails on tags that do not match."""
 
-    VOID = frozenset({"meta", "br", "input"})
+    VOID = frozenset({"meta", "br", "input", "wbr"})
 
     def __init__(self, page: str) -> None:
         super().__init__()
