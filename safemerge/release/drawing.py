@@ -20,6 +20,8 @@ from safemerge.reports.release import ArmFigures, ReleaseReport, Role, SuiteFigu
 
 LONGEST_LABEL = 40
 """Characters of an arm's name beside its mark."""
+LETTER_PX = 6.7
+"""Width of a letter of the pictures' text, on average; of a wide typeface, so that others fit, too."""
 NONE = (None, None)
 """Weights of a layer that has none of its own."""
 SHADES = 8
@@ -87,6 +89,8 @@ class Pareto(NamedTuple):
     y_ticks: list[tuple[float, str]]
     limit_x: float | None
     limit_x_text: str
+    limit_x_text_at: float
+    """Its middle: as near its line as the picture's edges let it be."""
     limit_y: float | None
     limit_y_text: str
     front: list[str]
@@ -196,6 +200,7 @@ def _pareto(
         for number, p in enumerate(unbeaten)
     )
     harmful, worst = limits
+    half = LETTER_PX * len(limit_x_text) / 2
     return Pareto(
         suite,
         frame,
@@ -205,6 +210,7 @@ def _pareto(
         [(y(tick), f"{100 * tick:g} %") for tick in ticks(Span(0, up.high))],
         None if worst is None else x(worst),
         limit_x_text,
+        0.0 if worst is None else round(min(max(x(worst), half), frame.width - half), 1),
         None if harmful is None else y(harmful),
         "" if harmful is None else f"policy: at most {limit_in_percent(harmful)}",
         [point.name for point in unbeaten],

@@ -96,7 +96,8 @@ def test_every_arm_and_the_candidate_lie_on_the_screen(browser: Any, tmp_path: P
     marks = page.locator("svg.pareto .mark:visible")
     assert marks.count() == 5
     assert page.locator("svg.pareto .mark.chosen:visible").count() == 1
-    for box in (mark.bounding_box() for mark in marks.all()):
+    texts = page.locator("svg.pareto > text:visible")
+    for box in (drawn.bounding_box() for drawn in (*marks.all(), *texts.all())):
         assert box["x"] >= 0
         assert box["x"] + box["width"] <= width
     # Text of 13 px in the picture is not made smaller than by a tenth, or nobody could read it.

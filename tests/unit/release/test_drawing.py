@@ -66,6 +66,18 @@ def test_the_limit_of_utility_is_told_by_the_rule_that_asks_the_most(
     assert picture.limit_x_text == said
 
 
+@pytest.mark.parametrize("gain", [-1, 0, 0.5, 0.9, 2])
+def test_the_limit_of_utility_is_told_within_the_picture(gain: float) -> None:
+    policy = GatePolicy(max_harmful_rate=0.3, max_over_refusal_rate=0.2, min_gain_kept=gain)
+    for frame in (drawing.WIDE, drawing.NARROW):
+        (picture,) = paretos(release(policy=policy), frame)
+        half = drawing.LETTER_PX * len(picture.limit_x_text) / 2
+        # Places are rounded to a tenth of a pixel.
+        assert half - 0.1 <= picture.limit_x_text_at <= frame.width - half + 0.1
+        if half <= picture.limit_x <= frame.width - half:
+            assert picture.limit_x_text_at == picture.limit_x
+
+
 def test_where_lower_utility_is_better_its_limit_is_a_most() -> None:
     made = release(policy=GatePolicy(max_harmful_rate=0.3, max_over_refusal_rate=0.2, min_utility=0.5))
     utility = made.utility.model_copy(update={"higher_is_better": False})
