@@ -145,8 +145,8 @@ def without_layers(report: ReleaseReport) -> str:
     if report.merge is not None or report.candidate.adapter_digest in unrepaired:
         return ""
     return (
-        "made without --merge: safemerge report shows here which layers were merged, and their cosines, "
-        "once --merge names the candidate's folder or the report of its merge"
+        "Made without --merge: safemerge report shows here which layers were merged, and their cosines, "
+        "once --merge names the candidate's folder or the report of its merge."
     )
 
 

@@ -133,6 +133,8 @@ def test_tables_too_wide_for_the_screen_say_that_they_scroll(browser: Any, tmp_p
     page.wait_for_function("document.querySelector('.cut')")
     page.emulate_media(media="print")
     assert page.locator(".cut").first.evaluate(HINT) == "none"
+    page.set_viewport_size({"width": 718, "height": 1047})  # A4 within Chromium's margins
+    assert page.evaluate("document.documentElement.scrollWidth") <= 718
     assert noise == []
 
 
