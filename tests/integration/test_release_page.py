@@ -128,9 +128,9 @@ def test_tables_too_wide_for_the_screen_say_that_they_scroll(browser: Any, tmp_p
     assert table.locator("tbody th").first.inner_text().startswith("category 0_of_regulated_prof")
     assert page.locator(".scroll", has=page.locator(".rules")).evaluate(HINT) == "none"
     page.set_viewport_size({"width": 1200, "height": 740})
-    page.wait_for_function("!document.querySelector('.cut')")
+    page.locator(".cut").first.wait_for(state="detached")
     page.set_viewport_size({"width": 360, "height": 740})
-    page.wait_for_function("document.querySelector('.cut')")
+    page.locator(".cut").first.wait_for()
     page.emulate_media(media="print")
     assert page.locator(".cut").first.evaluate(HINT) == "none"
     page.set_viewport_size({"width": 718, "height": 1047})  # A4 within Chromium's margins
