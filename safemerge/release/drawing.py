@@ -12,26 +12,58 @@ from statistics import median
 from typing import NamedTuple
 
 from safemerge.core.module_names import by_kind_and_layer, module_kinds
+from safemerge.gate.wording import limit_in_percent
 from safemerge.plots.pareto import ArmPoint, Limits, Span, front, label_places, spans
 from safemerge.plots.scales import round_step
 from safemerge.records import Estimate, LayerReport, MergeReport, SuiteKind
-from safemerge.reports.release import ArmFigures, ReleaseReport, Role, SuiteFigures
+from safemerge.reports.release import ArmFigures, ReleaseReport, Role, SuiteFigures, UtilityMetric
 
-WIDTH, HEIGHT = 760, 380
-LEFT, RIGHT, TOP, BOTTOM = 60, 744, 18, 330
-"""Of the plot within the picture."""
 LONGEST_LABEL = 40
 """Characters of an arm's name beside its mark."""
+LETTER_PX = 6.7
+"""Width of a letter of the pictures' text, on average; of a wide typeface, so that others fit, too."""
 NONE = (None, None)
 """Weights of a layer that has none of its own."""
 SHADES = 8
 """Colours of a heat map, from low to high; the style sheet has them."""
 
 
+class Frame(NamedTuple):
+    """Size of a Pareto picture and of the plot within it, in pixels of the width that it is made for."""
+
+    width: int
+    height: int
+    left: int
+    right: int
+    top: int
+    bottom: int
+    steps: int
+    """Ticks across, at most."""
+    numbered: bool
+    """Whether arms bear numbers that a list beside explains, for want of room for names."""
+
+    @property
+    def centre(self) -> float:
+        """Of the plot, across."""
+        return (self.left + self.right) / 2
+
+    @property
+    def middle(self) -> float:
+        """Of the plot, up and down."""
+        return (self.top + self.bottom) / 2
+
+
+WIDE = Frame(760, 388, 60, 744, 26, 338, 7, numbered=False)
+NARROW = Frame(340, 366, 66, 334, 26, 300, 4, numbered=True)
+"""For a phone upright; the style sheet tells when."""
+
+
 class Mark(NamedTuple):
     """An arm in the Pareto picture, in pixels."""
 
     title: str
+    label: str
+    """What stands beside the mark: the title, or a number."""
     state: str
     """``chosen``, ``front`` or ``beaten``."""
     x: float
@@ -49,6 +81,7 @@ class Pareto(NamedTuple):
     """Utility against the harmful rate on one suite."""
 
     suite: str
+    frame: Frame
     marks: list[Mark]
     steps: str
     """Path of the front."""
@@ -56,6 +89,8 @@ class Pareto(NamedTuple):
     y_ticks: list[tuple[float, str]]
     limit_x: float | None
     limit_x_text: str
+    limit_x_text_at: float
+    """Its middle: as near its line as the picture's edges let it be."""
     limit_y: float | None
     limit_y_text: str
     front: list[str]
@@ -97,19 +132,30 @@ class CategoryBars(NamedTuple):
 # --- Pareto ---------------------------------------------------------------------
 
 
-def paretos(report: ReleaseReport) -> Iterator[Pareto]:
+def paretos(report: ReleaseReport, frame: Frame = WIDE) -> Iterator[Pareto]:
     """A picture for each harmful suite in which arms have both figures."""
     metric = report.utility
     if metric is None:
         return
     limit = report.policy.get("max_harmful_rate")
     limits = Limits(float(limit) if isinstance(limit, int | float) else None, metric.worst)
+    asked = _utility_limit(report, metric)
     for suite in report.candidate.suites:
         if suite.kind is not SuiteKind.HARMFUL:
             continue
         points = [point for arm in report.arms if (point := arm_point(arm, suite.suite)) is not None]
         if points:
-            yield _pareto(suite.suite, points, limits, metric.higher_is_better)
+            yield _pareto(suite.suite, frame, points, limits, metric.higher_is_better, asked)
+
+
+def _utility_limit(report: ReleaseReport, metric: UtilityMetric) -> str:
+    """What the policy asks of the utility, in the terms of the rule that asks the most."""
+    if metric.worst is None:
+        return ""
+    gain = report.policy.get("min_gain_kept")
+    if not isinstance(gain, int | float) or metric.worst == report.policy.get("min_utility"):
+        return f"policy: at {'least' if metric.higher_is_better else 'most'} {metric.worst:.4g}"
+    return f"policy: {limit_in_percent(gain)} of the gain kept ({metric.worst:.4g})"
 
 
 def arm_point(arm: ArmFigures, suite: str) -> ArmPoint | None:
@@ -124,42 +170,60 @@ def arm_point(arm: ArmFigures, suite: str) -> ArmPoint | None:
     )
 
 
-def _pareto(suite: str, points: list[ArmPoint], limits: Limits, higher_is_better: bool) -> Pareto:
+def _pareto(
+    suite: str,
+    frame: Frame,
+    points: list[ArmPoint],
+    limits: Limits,
+    higher_is_better: bool,
+    limit_x_text: str,
+) -> Pareto:
     across, up = spans(points, limits)
     unbeaten = front(points, higher_is_better=higher_is_better)
 
     def x(value: float) -> float:
         share = across.share(value)
-        return round(LEFT + (RIGHT - LEFT) * (share if higher_is_better else 1 - share), 1)
+        return round(frame.left + (frame.right - frame.left) * (share if higher_is_better else 1 - share), 1)
 
     def y(value: float) -> float:
-        return round(BOTTOM - (BOTTOM - TOP) * up.share(value), 1)
+        return round(frame.bottom - (frame.bottom - frame.top) * up.share(value), 1)
 
-    places = label_places(points, across, up, higher_is_better)
+    labels = [str(number) if frame.numbered else point.name for number, point in enumerate(points, 1)]
+    labelled = [point._replace(name=label) for point, label in zip(points, labels, strict=True)]
+    places = label_places(labelled, across, up, higher_is_better)
     marks = [
-        _mark(point, place, point in unbeaten, x, y) for point, place in zip(points, places, strict=True)
+        _mark(point, label, place, point in unbeaten, x, y)
+        for point, label, place in zip(points, labels, places, strict=True)
     ]
     steps = "".join(
         f"{f'V{y(p.harmful_rate)}H{x(p.utility)}' if number else f'M{x(p.utility)} {y(p.harmful_rate)}'}"
         for number, p in enumerate(unbeaten)
     )
     harmful, worst = limits
+    half = LETTER_PX * len(limit_x_text) / 2
     return Pareto(
         suite,
+        frame,
         marks,
         steps,
-        [(x(tick), f"{tick:g}") for tick in ticks(across)],
+        [(x(tick), f"{tick:g}") for tick in ticks(across, frame.steps)],
         [(y(tick), f"{100 * tick:g} %") for tick in ticks(Span(0, up.high))],
         None if worst is None else x(worst),
-        "" if worst is None else f"policy: at {'least' if higher_is_better else 'most'} {worst:.4g}",
+        limit_x_text,
+        0.0 if worst is None else round(min(max(x(worst), half), frame.width - half), 1),
         None if harmful is None else y(harmful),
-        "" if harmful is None else f"policy: at most {100 * harmful:g} %",
+        "" if harmful is None else f"policy: at most {limit_in_percent(harmful)}",
         [point.name for point in unbeaten],
     )
 
 
 def _mark(
-    point: ArmPoint, place: str, unbeaten: bool, x: Callable[[float], float], y: Callable[[float], float]
+    point: ArmPoint,
+    label: str,
+    place: str,
+    unbeaten: bool,
+    x: Callable[[float], float],
+    y: Callable[[float], float],
 ) -> Mark:
     utility, harm = point.utility_interval, point.harmful_interval
     left, right = (x(utility.low), x(utility.high)) if utility else (x(point.utility),) * 2
@@ -168,6 +232,7 @@ def _mark(
     here, there = x(point.utility), y(point.harmful_rate)
     return Mark(
         point.name,
+        label,
         "chosen" if point.chosen else "front" if unbeaten else "beaten",
         here,
         there,
@@ -181,7 +246,7 @@ def _mark(
     )
 
 
-def ticks(span: Span, most: int = 7) -> list[float]:
+def ticks(span: Span, most: int = WIDE.steps) -> list[float]:
     """Round values within a span, at equal steps of 1, 2 or 5 times a power of ten.
 
     >>> ticks(Span(0.0, 0.8))

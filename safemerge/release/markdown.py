@@ -36,6 +36,8 @@ def markdown(report: ReleaseReport) -> str:
     lines += _categories(report)
     if report.merge:
         lines += ["## Layers", "", *layer_lines(report.merge), ""]
+    elif why := words.without_layers(report):
+        lines += ["## Layers", "", escaped(why), ""]
     lines += _transcripts(report)
     lines += ["## Provenance", ""]
     for heading, rows in words.provenance(report):

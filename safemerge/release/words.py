@@ -139,6 +139,17 @@ def weights(merge: MergeReport) -> str:
     return f"weights{of_each} {task:.4g} of the task adapter and {safety:.4g} of the safety adapter"
 
 
+def without_layers(report: ReleaseReport) -> str:
+    """How to see the layers of a repaired adapter of whose merge nothing was said; empty for any other."""
+    unrepaired = {None, *(arm.adapter_digest for arm in report.arms if arm.role is Role.FINE_TUNED)}
+    if report.merge is not None or report.candidate.adapter_digest in unrepaired:
+        return ""
+    return (
+        "Made without --merge: safemerge report shows here which layers were merged, and their cosines, "
+        "once --merge names the candidate's folder or the report of its merge."
+    )
+
+
 def provenance(report: ReleaseReport) -> list[tuple[str, dict[str, str]]]:
     """Headings, each with names and what they are."""
     known = report.provenance

@@ -12,7 +12,7 @@ import pytest
 
 from safemerge.release.html import html
 from tests.integration.hostile import HOSTILE, hostile_release
-from tests.unit.release.samples import release
+from tests.unit.release.samples import release, reports
 
 pytestmark = pytest.mark.integration
 
@@ -87,6 +87,54 @@ def test_it_fits_a_phone_and_a_dark_room(browser: Any, tmp_path: Path) -> None:
     assert page.evaluate("document.documentElement.scrollWidth") <= 360
     red, green, blue = page.evaluate("getComputedStyle(document.body).backgroundColor.match(/\\d+/g)")
     assert max(int(red), int(green), int(blue)) < 64
+    assert noise == []
+
+
+@pytest.mark.parametrize("width", [360, 1200])
+def test_every_arm_and_the_candidate_lie_on_the_screen(browser: Any, tmp_path: Path, width: int) -> None:
+    page, _ = opened(browser, html(release()), tmp_path, viewport={"width": width, "height": 740})
+    marks = page.locator("svg.pareto .mark:visible")
+    assert marks.count() == 5
+    assert page.locator("svg.pareto .mark.chosen:visible").count() == 1
+    texts = page.locator("svg.pareto > text:visible")
+    for box in (drawn.bounding_box() for drawn in (*marks.all(), *texts.all())):
+        assert box["x"] >= 0
+        assert box["x"] + box["width"] <= width
+    # Text of 13 px in the picture is not made smaller than by a tenth, or nobody could read it.
+    drawn = page.locator("svg.pareto:visible").evaluate("svg => svg.getScreenCTM().a")
+    assert drawn >= 0.9
+    assert page.locator(".key li:visible").all_inner_texts() == (
+        [arm.title for arm in release().arms] if width == 360 else []
+    )
+
+
+HINT = "box => getComputedStyle(box, '::before').content"
+
+
+def test_tables_too_wide_for_the_screen_say_that_they_scroll(browser: Any, tmp_path: Path) -> None:
+    text = html(release(reports(tail="_of_regulated_professional_advice_abuse")))
+    page, noise = opened(browser, text, tmp_path, viewport={"width": 360, "height": 740})
+    for label in ("Arms", "Categories of harmful"):
+        table = page.locator(f".scroll[aria-label='{label}']")
+        assert "scrolls sideways" in table.evaluate(HINT)
+        first, last = (table.locator("tbody tr").first.locator("> *").nth(n) for n in (0, -1))
+        # At most two fifths of the screen, so that a column of figures stands beside the names.
+        assert first.bounding_box()["width"] <= 144
+        assert last.bounding_box()["x"] > 360
+        table.evaluate("box => box.scrollLeft = box.scrollWidth")
+        # The page's rim is .6 rem.
+        assert first.bounding_box()["x"] == pytest.approx(9.6, abs=1)
+        assert last.bounding_box()["x"] + last.bounding_box()["width"] <= 360
+    assert table.locator("tbody th").first.inner_text().startswith("category 0_of_regulated_prof")
+    assert page.locator(".scroll", has=page.locator(".rules")).evaluate(HINT) == "none"
+    page.set_viewport_size({"width": 1200, "height": 740})
+    page.locator(".cut").first.wait_for(state="detached")
+    page.set_viewport_size({"width": 360, "height": 740})
+    page.locator(".cut").first.wait_for()
+    page.emulate_media(media="print")
+    assert page.locator(".cut").first.evaluate(HINT) == "none"
+    page.set_viewport_size({"width": 718, "height": 1047})  # A4 within Chromium's margins
+    assert page.evaluate("document.documentElement.scrollWidth") <= 718
     assert noise == []
 
 

@@ -1,5 +1,14 @@
 "use strict";
 (() => {
+  const measure = () => {
+    for (const box of document.querySelectorAll(".scroll")) {
+      box.classList.toggle("cut", box.scrollWidth > box.clientWidth);
+    }
+  };
+  addEventListener("resize", measure);
+  measure();
+})();
+(() => {
   const form = document.getElementById("filters");
   if (!form) return;
   const field = (name) => document.getElementById(name);

@@ -11,8 +11,12 @@ from safemerge.release.drawing import category_bars, heats, layer_rows, paretos,
 from tests.unit.release.samples import evaluation, merge, release, reports
 
 
-def test_every_arm_has_a_mark_within_the_plot() -> None:
-    (picture,) = paretos(release())
+@pytest.mark.parametrize("frame", [drawing.WIDE, drawing.NARROW])
+def test_every_arm_has_a_mark_within_the_plot(frame: drawing.Frame) -> None:
+    (picture,) = paretos(release(), frame)
+    titles = [mark.title for mark in picture.marks]
+    labels = [mark.label for mark in picture.marks]
+    assert labels == (["1", "2", "3", "4", "5"] if frame.numbered else titles)
     assert [(mark.title, mark.state) for mark in picture.marks] == [
         ("aligned model", "beaten"),
         ("fine-tuned, unrepaired", "front"),
@@ -21,12 +25,14 @@ def test_every_arm_has_a_mark_within_the_plot() -> None:
         ("control: same layers scaled", "front"),
     ]
     for mark in picture.marks:
-        assert drawing.LEFT <= mark.left <= mark.x <= mark.right <= drawing.RIGHT
-        assert drawing.TOP <= mark.high <= mark.y <= mark.low <= drawing.BOTTOM + 0.1
+        assert frame.left <= mark.left <= mark.x <= mark.right <= frame.right
+        # Places are rounded to a tenth of a pixel.
+        assert frame.top <= mark.high <= mark.y <= mark.low <= frame.bottom + 0.1
     assert picture.front[0] == "control: all layers scaled"
     assert picture.front[-1] == "fine-tuned, unrepaired"
     assert picture.steps.count("V") == len(picture.front) - 1
-    assert (picture.limit_x_text, picture.limit_y_text) == ("policy: at least 0.58", "policy: at most 30 %")
+    assert picture.limit_x_text == "policy: 90 % of the gain kept (0.58)"
+    assert picture.limit_y_text == "policy: at most 30 %"
 
 
 def test_where_lower_is_better_better_is_still_to_the_right() -> None:
@@ -39,7 +45,44 @@ def test_where_lower_is_better_better_is_still_to_the_right() -> None:
     (picture,) = paretos(release({arm: turned(arm) for arm in reports()}))
     marks = {mark.title: mark for mark in picture.marks}
     assert marks["aligned model"].x < marks["SafeMERGE"].x < marks["fine-tuned, unrepaired"].x
-    assert picture.limit_x_text == "policy: at most -0.58"
+    assert picture.limit_x_text == "policy: 90 % of the gain kept (-0.58)"
+
+
+@pytest.mark.parametrize(
+    ("policy", "said"),
+    [
+        ({"min_utility": 0.5}, "policy: at least 0.5"),
+        ({"min_utility": 0.5, "min_gain_kept": 0.75}, "policy: 75 % of the gain kept (0.55)"),
+        ({"min_utility": 0.57, "min_gain_kept": 0.75}, "policy: at least 0.57"),
+        ({}, ""),
+    ],
+)
+def test_the_limit_of_utility_is_told_by_the_rule_that_asks_the_most(
+    policy: dict[str, float], said: str
+) -> None:
+    (picture,) = paretos(
+        release(policy=GatePolicy(max_harmful_rate=0.3, max_over_refusal_rate=0.2, **policy))
+    )
+    assert picture.limit_x_text == said
+
+
+@pytest.mark.parametrize("gain", [-1, 0, 0.5, 0.9, 2])
+def test_the_limit_of_utility_is_told_within_the_picture(gain: float) -> None:
+    policy = GatePolicy(max_harmful_rate=0.3, max_over_refusal_rate=0.2, min_gain_kept=gain)
+    for frame in (drawing.WIDE, drawing.NARROW):
+        (picture,) = paretos(release(policy=policy), frame)
+        half = drawing.LETTER_PX * len(picture.limit_x_text) / 2
+        # Places are rounded to a tenth of a pixel.
+        assert half - 0.1 <= picture.limit_x_text_at <= frame.width - half + 0.1
+        if half <= picture.limit_x <= frame.width - half:
+            assert picture.limit_x_text_at == picture.limit_x
+
+
+def test_where_lower_utility_is_better_its_limit_is_a_most() -> None:
+    made = release(policy=GatePolicy(max_harmful_rate=0.3, max_over_refusal_rate=0.2, min_utility=0.5))
+    utility = made.utility.model_copy(update={"higher_is_better": False})
+    (picture,) = paretos(made.model_copy(update={"utility": utility}))
+    assert picture.limit_x_text == "policy: at most 0.5"
 
 
 def test_arms_that_do_not_compare_are_not_drawn_with_the_others() -> None:

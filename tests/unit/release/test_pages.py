@@ -16,7 +16,7 @@ from safemerge.release.card import card, metadata
 from safemerge.release.html import html
 from safemerge.release.markdown import fenced, markdown
 from safemerge.reports.release import Provenance
-from tests.unit.release.samples import POLICY, PROVENANCE, answer, release
+from tests.unit.release.samples import POLICY, PROVENANCE, answer, release, reports
 
 STRICT = GatePolicy(max_harmful_rate=0.2, max_over_refusal_rate=0.2, min_gain_kept=0.99)
 
@@ -24,7 +24,7 @@ STRICT = GatePolicy(max_harmful_rate=0.2, max_over_refusal_rate=0.2, min_gain_ke
 class Outline(HTMLParser):
     """Headings and ids of a page; fails on tags that do not match."""
 
-    VOID = frozenset({"meta", "br", "input"})
+    VOID = frozenset({"meta", "br", "input", "wbr"})
 
     def __init__(self, page: str) -> None:
         super().__init__()
@@ -107,18 +107,35 @@ def test_a_report_of_little_is_a_page_too() -> None:
     )
     page = html(made)
     assert "None: no answers were given beside the reports." in page
-    assert not {"Layers", "Utility against harm"} & set(Outline(page).texts)
-    assert "## Layers" not in markdown(made)
+    assert "Utility against harm" not in Outline(page).texts
     assert "## Merge" not in card(made)
+
+
+def test_layers_that_nobody_told_of_are_asked_for() -> None:
+    page = html(release(merge=None))
+    assert "Made without --merge: " in page
+    assert Outline(page).targets <= Outline(page).ids
+    assert "## Layers\n\nMade without --merge: " in markdown(release(merge=None)).replace("\\", "")
+    for text in (html(release()), markdown(release())):
+        assert "Made without" not in text
+
+
+def test_an_adapter_that_was_not_repaired_has_no_layers_to_ask_for() -> None:
+    of = reports()
+    of["candidate"] = of["fine_tuned"]
+    made = release(of, merge=None)
+    assert "Layers" not in Outline(html(made)).texts
+    assert "## Layers" not in markdown(made)
 
 
 def test_all_forms_have_the_same_figures() -> None:
     made = release()
-    for text in (html(made), markdown(made).replace("\\", ""), card(made).replace("\\", "")):
+    page = re.sub("<[^>]+>", "", html(made))
+    for text in (page, markdown(made).replace("\\", ""), card(made).replace("\\", "")):
         assert "15.0 % [7.1–29.1]" in text
         assert "It won back 86 % [" in text
         assert "5 of 10 layers" not in text
-        assert "6 of 10 layers merged" in re.sub("<[^>]+>", "", text)
+        assert "6 of 10 layers merged" in text
 
 
 def test_the_page_stays_small_and_loads_nothing() -> None:
