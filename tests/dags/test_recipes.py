@@ -54,9 +54,8 @@ def test_a_bad_recipe_breaks_its_own_dag_alone(
     ((file, error),) = bag.import_errors.items()
     assert file == "bad.yaml.py"
     last = error.strip().splitlines()[-1]
-    assert last.startswith(f"safemerge.errors.ConfigError: {recipes / 'bad.yaml'}: 2 problems: line ")
-    assert "gate.max_harmful_rate: expected a value, got nothing" in last
-    assert "gate.max_harmful_rat: unknown key; did you mean max_harmful_rate?" in last
+    assert last.startswith(f"safemerge.errors.ConfigError: {recipes / 'bad.yaml'}: line ")
+    assert last.endswith(", gate.max_harmful_rat: unknown key; did you mean max_harmful_rate?")
     assert "pydantic" not in error
 
 
