@@ -6,8 +6,9 @@ from typing import Any
 
 from pydantic import Field
 
+from safemerge.described import Record
 from safemerge.errors import ConfigError
-from safemerge.records import ArtifactRef, Record
+from safemerge.records import ArtifactRef
 
 
 class StepRequest(Record):

@@ -7,9 +7,10 @@ from datetime import UTC, datetime
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from safemerge.described import Record
 from safemerge.errors import AirflowApiError, ConfigError, MismatchError
 from safemerge.pipeline.announcing import ChampionAsset
-from safemerge.records import Printable, Record, printable
+from safemerge.records import Printable, printable
 from safemerge.tracking import history, tags
 from safemerge.tracking.champions import champion_event
 from safemerge.tracking.history import How, Move

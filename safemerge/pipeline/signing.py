@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from pydantic import ValidationError
 
+from safemerge.described import first_problem
 from safemerge.errors import ConfigError, MismatchError
 from safemerge.pipeline.context import StepContext
 from safemerge.pipeline.reporting import store_signed_report
 from safemerge.pipeline.request import StepRequest
 from safemerge.pipeline.rolling_back import describe_rollback
-from safemerge.records import Approval, GateDecision, first_problem
+from safemerge.records import Approval, GateDecision
 from safemerge.tracking.champions import Release
 from safemerge.tracking.ledger import PipelineRun
 

@@ -7,6 +7,7 @@ from difflib import get_close_matches
 
 from pydantic import ValidationError
 
+from safemerge.described import first_problem
 from safemerge.errors import ConfigError
 from safemerge.pipeline.asking import ask
 from safemerge.pipeline.closing import close
@@ -21,7 +22,7 @@ from safemerge.pipeline.promotion import promote
 from safemerge.pipeline.request import StepRequest
 from safemerge.pipeline.tuning import advance, choose, propose, tune_evaluate
 from safemerge.pipeline.workspace import Workspace
-from safemerge.records import StepResult, first_problem
+from safemerge.records import StepResult
 from safemerge.storage.disk import full_disk_errors
 from safemerge.tracking.ledger import Ledger
 from safemerge.tracking.server import tracking_address, tracking_errors

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import Field
 
 from safemerge.arms import ALIGNED, FINE_TUNED
+from safemerge.described import Record
 from safemerge.errors import ConfigError
 from safemerge.pipeline.context import (
     StepContext,
@@ -30,7 +31,7 @@ from safemerge.pipeline.evaluating import Measurement, measure
 from safemerge.pipeline.learning import learned_folder
 from safemerge.pipeline.models import local_model
 from safemerge.pipeline.request import StepRequest
-from safemerge.records import ArtifactRef, EvaluationReport, Record, StepResult
+from safemerge.records import ArtifactRef, EvaluationReport, StepResult
 from safemerge.tracking.ledger import PipelineRun
 
 if TYPE_CHECKING:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import Field, JsonValue
 
-from safemerge.records import FORMAT_VERSION, Record
+from safemerge.described import FORMAT_VERSION, Record
 
 # --- inspect -------------------------------------------------------------
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from safemerge.described import Record
 from safemerge.errors import DataError
-from safemerge.records import EVALUATION_REPORT_FILE, EvaluationReport, GateDecision, MergeReport, Record
+from safemerge.records import EVALUATION_REPORT_FILE, EvaluationReport, GateDecision, MergeReport
 from safemerge.reports.release import ReleaseReport
 
 _OTHERS: dict[str, type[Record]] = {

@@ -7,17 +7,8 @@ from enum import StrEnum
 from pydantic import Field, JsonValue
 
 from safemerge import arms
-from safemerge.records import (
-    FORMAT_VERSION,
-    Approval,
-    Estimate,
-    GateDecision,
-    Interval,
-    JudgeRecord,
-    MergeReport,
-    Record,
-    SuiteKind,
-)
+from safemerge.described import FORMAT_VERSION, Record
+from safemerge.records import Approval, Estimate, GateDecision, Interval, JudgeRecord, MergeReport, SuiteKind
 
 RELEASE_REPORT_FILE = "report.json"
 """In the folder of a release report."""

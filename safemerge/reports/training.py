@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import JsonValue
 
-from safemerge.records import FORMAT_VERSION, Record
+from safemerge.described import FORMAT_VERSION, Record
 
 TRAINING_REPORT_FILE = "safemerge_training.json"
 """In the folder of a fine-tuned adapter."""

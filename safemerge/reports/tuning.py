@@ -6,8 +6,9 @@ from enum import StrEnum
 
 from pydantic import Field, JsonValue
 
+from safemerge.described import FORMAT_VERSION, Record
 from safemerge.errors import DataError
-from safemerge.records import FORMAT_VERSION, Estimate, Interval, Record
+from safemerge.records import Estimate, Interval
 
 CHOSEN_ARM = "chosen"
 """What the choice is called among the arms on the final split, and its folder."""

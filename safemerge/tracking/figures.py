@@ -10,7 +10,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from safemerge.arms import CANDIDATE
-from safemerge.records import EvaluationReport, Interval, Record, SuiteKind, UtilityReport
+from safemerge.described import Record
+from safemerge.records import EvaluationReport, Interval, SuiteKind, UtilityReport
 from safemerge.stats import wilson_interval
 from safemerge.tracking import tags
 

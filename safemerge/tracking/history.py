@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 
 from pydantic import ValidationError
 
-from safemerge.records import Printable, Record
+from safemerge.described import Record
+from safemerge.records import Printable
 from safemerge.tracking import tags
 
 if TYPE_CHECKING:

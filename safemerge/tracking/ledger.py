@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING
 from pydantic import ValidationError
 
 from safemerge.config.pipeline import PipelineConfig
+from safemerge.described import Record
 from safemerge.errors import MismatchError, MissingDependencyError, OutputExistsError, TrackingError
-from safemerge.records import Approval, ArtifactRef, Record, StepResult, Verdict, json_digest
+from safemerge.records import Approval, ArtifactRef, StepResult, Verdict, json_digest
 from safemerge.reports.release import RELEASE_PAGE_FILE
 from safemerge.storage.atomic import atomic_folder
 from safemerge.tracking import tags
