@@ -65,6 +65,14 @@ def champion(ledger: Ledger) -> tuple[str, str]:
     return str(version.version), version.tags[tags.ADAPTER_DIGEST][:1]
 
 
+def released_in_order(context: StepContext, config: PipelineConfig, tmp_path: Path) -> PipelineRun:
+    """Two runs that each released an adapter, a then b; the second of them."""
+    first, second = (opened(context.ledger, config, letter, at) for letter, at in (("a", 1000), ("b", 2000)))
+    promoted(context, first, "a", tmp_path)
+    promoted(context, second, "b", tmp_path)
+    return second
+
+
 def test_a_run_that_a_later_one_has_overtaken_releases_nothing(
     context: StepContext, config: PipelineConfig, tmp_path: Path
 ) -> None:
@@ -84,18 +92,14 @@ def test_a_run_that_a_later_one_has_overtaken_releases_nothing(
 def test_runs_in_their_order_each_release(
     context: StepContext, config: PipelineConfig, tmp_path: Path
 ) -> None:
-    first, second = (opened(context.ledger, config, letter, at) for letter, at in (("a", 1000), ("b", 2000)))
-    promoted(context, first, "a", tmp_path)
-    promoted(context, second, "b", tmp_path)
+    released_in_order(context, config, tmp_path)
     assert champion(context.ledger) == ("2", "b")
 
 
 def test_a_release_that_is_started_again_is_one_though_the_alias_was_moved_by_hand(
     context: StepContext, config: PipelineConfig, tmp_path: Path
 ) -> None:
-    first, second = (opened(context.ledger, config, letter, at) for letter, at in (("a", 1000), ("b", 2000)))
-    promoted(context, first, "a", tmp_path)
-    promoted(context, second, "b", tmp_path)
+    second = released_in_order(context, config, tmp_path)
     assert promoted(context, second, "b", tmp_path).reused
     context.ledger.client.set_registered_model_alias("tiny-lora", "champion", "1")
     again = promoted(context, second, "b", tmp_path)
